@@ -1,0 +1,46 @@
+#include "bindings/bindings.h"
+#include "core/error.h"
+
+namespace py = pybind11;
+
+namespace trt_moe {
+
+namespace {
+
+const char* class_name(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::kInput: return "InputError";
+    case ErrorKind::kQueueFull: return "QueueFullError";
+    case ErrorKind::kRouterClosed: return "RouterClosedError";
+    case ErrorKind::kDevice: return "DeviceError";
+    case ErrorKind::kEngineBuild: return "EngineBuildError";
+    case ErrorKind::kModelOutput: return "ModelOutputError";
+  }
+  return "TrtMoeError";
+}
+
+py::object python_class(ErrorKind kind) { return py::module_::import("trt_moe.errors").attr(class_name(kind)); }
+
+}  // namespace
+
+void register_errors(py::module_&) {
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const Error& e) {
+      PyErr_SetString(python_class(e.kind()).ptr(), e.what());
+    }
+  });
+}
+
+py::object python_error(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const Error& e) {
+    return python_class(e.kind())(e.what());
+  } catch (const std::exception& e) {
+    return py::module_::import("trt_moe.errors").attr("TrtMoeError")(e.what());
+  }
+}
+
+}  // namespace trt_moe

@@ -1,0 +1,422 @@
+#include "core/scheduler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "core/error.h"
+
+namespace trt_moe {
+
+namespace {
+
+std::uint64_t ns_between(Clock::time_point from, Clock::time_point to) {
+  return static_cast<std::uint64_t>(std::max<std::int64_t>(0, std::chrono::nanoseconds(to - from).count()));
+}
+
+float ms_between(Clock::time_point from, Clock::time_point to) {
+  return static_cast<float>(ns_between(from, to)) * 1e-6F;
+}
+
+bool all_finite(std::span<const float> values) {
+  return std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
+}
+
+void softmax(std::span<const float> logits, float* probabilities) {
+  const float largest = *std::max_element(logits.begin(), logits.end());
+  float sum = 0.0F;
+  for (std::size_t i = 0; i < logits.size(); ++i) sum += probabilities[i] = std::exp(logits[i] - largest);
+  for (std::size_t i = 0; i < logits.size(); ++i) probabilities[i] /= sum;
+}
+
+std::string text(const ImageShape& shape) {
+  return std::to_string(shape.height) + "x" + std::to_string(shape.width) + "x" + std::to_string(shape.channels);
+}
+
+Error closed_error() {
+  return {ErrorKind::kRouterClosed, "the router is closed; open a new one with trt_moe.Router(bundle)"};
+}
+
+}  // namespace
+
+// One thread's session and the storage it reuses from batch to batch.
+struct Scheduler::Worker {
+  std::unique_ptr<Session> session;
+  std::vector<Job> batch;
+  RoutePlan plan;
+  StageRecorder stats;
+  std::atomic<std::uint64_t> images{0};
+  std::atomic<std::uint64_t> batches{0};
+  std::thread thread;
+
+  void count(std::size_t done) noexcept {
+    images.store(images.load(std::memory_order_relaxed) + done, std::memory_order_relaxed);
+    batches.store(batches.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  }
+};
+
+struct Scheduler::Station {
+  explicit Station(std::size_t capacity) : queue(capacity) {}
+  JobQueue queue;
+  BatchPolicy policy;
+  std::vector<std::unique_ptr<Worker>> workers;
+};
+
+// The caller's own thread: one latency session a model, used by one caller at a time.
+struct Scheduler::Lane1 {
+  std::mutex mutex;
+  std::unique_ptr<Session> gater;
+  std::vector<std::unique_ptr<Session>> experts;
+  std::vector<std::uint64_t> images;
+  StageRecorder stats;
+};
+
+// A place for some images in the scheduler, given back on destruction.
+class Scheduler::Admission {
+ public:
+  Admission(Scheduler& scheduler, std::size_t images) : scheduler_(scheduler), images_(images) {
+    const std::size_t limit = scheduler.options_.max_queue;
+    std::size_t before = scheduler.in_flight_.load(std::memory_order_relaxed);
+    do {
+      if (before + images > limit) {
+        throw Error(ErrorKind::kQueueFull, "the router holds " + std::to_string(before) + " unfinished images and " +
+                                               std::to_string(images) + " more do not fit in max_queue=" +
+                                               std::to_string(limit) + "; wait for answers or raise max_queue");
+      }
+      // Sequentially consistent with close(): it either sees these images or we see that it is closing.
+    } while (!scheduler.in_flight_.compare_exchange_weak(before, before + images));
+    was_idle_ = before == 0;
+    if (scheduler.closing_.load()) {
+      scheduler.in_flight_.fetch_sub(images);
+      throw closed_error();
+    }
+  }
+  ~Admission() { scheduler_.in_flight_.fetch_sub(images_); }
+  Admission(const Admission&) = delete;
+  Admission& operator=(const Admission&) = delete;
+
+  bool was_idle() const noexcept { return was_idle_; }
+  void keep() noexcept { images_ = 0; }  // the images outlive this call; recycle() gives their places back
+
+ private:
+  Scheduler& scheduler_;
+  std::size_t images_;
+  bool was_idle_ = false;
+};
+
+Scheduler::Scheduler(std::shared_ptr<Engine> gater, std::vector<Expert> experts, const SchedulerOptions& options)
+    : gater_(std::move(gater)),
+      experts_(std::move(experts)),
+      options_(options),
+      input_(gater_->info().input),
+      latency_weight_(options.latency_weight) {
+  if (experts_.size() != gater_->info().outputs) {
+    throw Error(ErrorKind::kInput, "the gater scores " + std::to_string(gater_->info().outputs) + " experts, but " +
+                                       std::to_string(experts_.size()) + " were given");
+  }
+  classes_ = experts_.front().engine->info().outputs;
+  for (const Expert& expert : experts_) {
+    costs_.push_back(expert.cost);
+    const EngineInfo& info = expert.engine->info();
+    if (info.outputs != classes_ || info.input != input_) {
+      throw Error(ErrorKind::kInput, "expert " + expert.name + " takes " + text(info.input) + " images and knows " +
+                                         std::to_string(info.outputs) + " classes; expected " + text(input_) + " and " +
+                                         std::to_string(classes_) + " like the others");
+    }
+  }
+  if (options_.max_batch == 0 || options_.max_queue == 0) {
+    throw Error(ErrorKind::kInput, "max_batch and max_queue are " + std::to_string(options_.max_batch) + " and " +
+                                       std::to_string(options_.max_queue) + "; expected at least 1 each");
+  }
+
+  inline_lane_ = std::make_unique<Lane1>();
+  inline_lane_->gater = gater_->open(Lane::kLatency);
+  for (const Expert& expert : experts_) inline_lane_->experts.push_back(expert.engine->open(Lane::kLatency));
+  inline_lane_->images.resize(experts_.size());
+  if (options_.warmup) {
+    inline_lane_->gater->run(1);
+    for (const auto& session : inline_lane_->experts) session->run(1);
+  }
+
+  gate_station_ = std::make_unique<Station>(options_.max_queue);
+  start_station(*gate_station_, gater_);
+  for (const Expert& expert : experts_) {
+    start_station(*expert_stations_.emplace_back(std::make_unique<Station>(options_.max_queue)), expert.engine);
+  }
+  // Threads start last: from here on nothing throws, so none is ever left running without an owner.
+  for (const auto& worker : gate_station_->workers) {
+    worker->thread = std::thread([this, &worker = *worker] {
+      while (const std::size_t count =
+                 gate_station_->queue.pop(worker.batch, gater_->info().buckets, gate_station_->policy)) {
+        run_gater(worker, count);
+      }
+    });
+  }
+  for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
+    Station& station = *expert_stations_[expert];
+    for (const auto& worker : station.workers) {
+      worker->thread = std::thread([this, expert, &station, &worker = *worker] {
+        const Buckets& buckets = experts_[expert].engine->info().buckets;
+        while (const std::size_t count = station.queue.pop(worker.batch, buckets, station.policy)) {
+          run_expert(expert, worker, count);
+        }
+      });
+    }
+  }
+}
+
+Scheduler::~Scheduler() { close(true); }
+
+void Scheduler::start_station(Station& station, const std::shared_ptr<Engine>& engine) {
+  const EngineInfo& info = engine->info();
+  station.policy = {info.parallel, options_.max_batch, options_.max_wait};
+  for (std::size_t i = 0; i < info.parallel; ++i) {
+    Worker& worker = *station.workers.emplace_back(std::make_unique<Worker>());
+    worker.session = engine->open(Lane::kThroughput);
+    worker.batch.resize(info.buckets.largest());
+    if (options_.warmup) {
+      for (const std::size_t bucket : info.buckets.sizes()) worker.session->run(bucket);
+    }
+  }
+}
+
+void Scheduler::stop_station(Station& station) {
+  station.queue.close();
+  for (const auto& worker : station.workers) worker->thread.join();
+}
+
+std::exception_ptr Scheduler::bad_gater_logits() const {
+  return std::make_exception_ptr(
+      Error(ErrorKind::kModelOutput,
+            "the gater gave logits that are not finite for an image; expected finite numbers. Its ONNX file is "
+            "broken: train or export the bundle again"));
+}
+
+std::exception_ptr Scheduler::bad_expert_logits(std::size_t expert) const {
+  return std::make_exception_ptr(
+      Error(ErrorKind::kModelOutput, "expert " + experts_[expert].name +
+                                         " gave logits that are not finite for an image; expected finite numbers. Its "
+                                         "ONNX file is broken: train or export the bundle again"));
+}
+
+void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*poll)()) {
+  const Clock::time_point submitted = Clock::now();
+  const std::size_t turn = std::min({images.count, options_.max_batch, options_.max_queue});
+  const Admission admission(*this, turn);
+  if (images.count == 1 && admission.was_idle()) {
+    const std::unique_lock lane(inline_lane_->mutex, std::try_to_lock);
+    if (lane.owns_lock()) return run_inline(images.data, rows, submitted);
+  }
+  for (std::size_t begin = 0; begin < images.count; begin += turn) {
+    const std::size_t count = std::min(turn, images.count - begin);
+    BlockingRequest request({images.image(begin), count, images.image_bytes},
+                            {rows.probabilities + begin * classes_, rows.gater_logits + begin * experts_.size(),
+                             rows.routes + begin, rows.latency_ms + begin},
+                            submitted);
+    const Clock::time_point queued = Clock::now();
+    const auto job = [&](std::size_t i) { return Job{&request, static_cast<std::uint32_t>(i), queued, 0}; };
+    if (!gate_station_->queue.push(count, job)) throw closed_error();
+    request.wait(poll);
+  }
+}
+
+void Scheduler::submit(std::uint64_t ticket, const std::uint8_t* image) {
+  Admission admission(*this, 1);
+  SubmittedRequest* request = nullptr;
+  {
+    const std::lock_guard lock(spare_mutex_);
+    if (spare_.empty()) {
+      all_submitted_.push_back(std::make_unique<SubmittedRequest>(input_.bytes(), classes_, experts_.size()));
+      spare_.reserve(all_submitted_.size());
+      request = all_submitted_.back().get();
+    } else {
+      request = spare_.back();
+      spare_.pop_back();
+    }
+  }
+  request->start(ticket, image, completed_);
+  if (!gate_station_->queue.push(1, [&](std::size_t) { return Job{request, 0, request->submitted(), 0}; })) {
+    const std::lock_guard lock(spare_mutex_);
+    spare_.push_back(request);
+    throw closed_error();
+  }
+  admission.keep();
+}
+
+void Scheduler::recycle(SubmittedRequest* request) {
+  {
+    const std::lock_guard lock(spare_mutex_);
+    spare_.push_back(request);
+  }
+  in_flight_.fetch_sub(1);
+}
+
+void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, Clock::time_point submitted) {
+  Lane1& lane = *inline_lane_;
+  const Clock::time_point start = Clock::now();
+  std::memcpy(lane.gater->input().data(), image, input_.bytes());
+  const std::span<const float> scores = lane.gater->run(1);
+  std::copy(scores.begin(), scores.end(), rows.gater_logits);
+  const std::uint32_t route = choose_route(scores, costs_, latency_weight());
+  if (route == kNoRoute) std::rethrow_exception(bad_gater_logits());
+  const Clock::time_point gated = Clock::now();
+
+  Session& session = *lane.experts[route];
+  std::memcpy(session.input().data(), image, input_.bytes());
+  const Clock::time_point gathered = Clock::now();
+  const std::span<const float> logits = session.run(1);
+  const Clock::time_point ran = Clock::now();
+  if (!all_finite(logits)) std::rethrow_exception(bad_expert_logits(route));
+  softmax(logits, rows.probabilities);
+  *rows.routes = route;
+  const Clock::time_point done = Clock::now();
+  *rows.latency_ms = ms_between(submitted, done);
+
+  lane.stats.record(Stage::kGate, ns_between(start, gated));
+  lane.stats.record(Stage::kQueue, ns_between(submitted, start));
+  lane.stats.record(Stage::kGather, ns_between(gated, gathered));
+  lane.stats.record(Stage::kExpert, ns_between(gathered, ran));
+  lane.stats.record(Stage::kScatter, ns_between(ran, done));
+  lane.stats.record(Stage::kTotal, ns_between(submitted, done));
+  std::atomic_ref(lane.images[route]).fetch_add(1, std::memory_order_relaxed);
+}
+
+std::size_t Scheduler::drop_cancelled(std::span<Job> batch) {
+  std::size_t kept = 0;
+  const bool cancel_all = cancel_pending_.load(std::memory_order_relaxed);
+  for (const Job& job : batch) {
+    if (cancel_all) {
+      job.request->fail_one(std::make_exception_ptr(closed_error()));
+    } else if (job.request->cancelled()) {
+      job.request->complete_one();
+    } else {
+      batch[kept++] = job;
+    }
+  }
+  return kept;
+}
+
+void Scheduler::run_gater(Worker& worker, std::size_t count) {
+  const Clock::time_point start = Clock::now();
+  const Buckets& buckets = gater_->info().buckets;
+  std::size_t left = drop_cancelled(std::span(worker.batch).first(count));
+  // A batch that lost cancelled images may fill no bucket any more; it then runs as several that are filled.
+  for (std::size_t begin = 0; begin < left;) {
+    const std::span<Job> batch = std::span(worker.batch).subspan(begin, buckets.filled_by(left - begin));
+    begin += batch.size();
+    try {
+      std::uint8_t* input = worker.session->input().data();
+      for (const Job& job : batch) {
+        std::memcpy(input, job.request->images().image(job.index), input_.bytes());
+        input += input_.bytes();
+      }
+      const std::span<const float> logits = worker.session->run(batch.size());
+      plan_routes(logits, costs_, latency_weight(), worker.plan);
+      for (std::size_t i = 0; i < batch.size(); ++i) {
+        const auto row = logits.subspan(i * experts_.size(), experts_.size());
+        std::copy(row.begin(), row.end(), batch[i].request->rows().gater_logits + batch[i].index * experts_.size());
+      }
+    } catch (...) {
+      for (const Job& job : batch) job.request->fail_one(std::current_exception());
+      continue;
+    }
+    const Clock::time_point gated = Clock::now();
+    for (Job& job : batch) {
+      job.waited_ns = ns_between(job.queued, start);
+      job.queued = gated;
+      worker.stats.record(Stage::kGate, ns_between(start, gated));
+    }
+    for (std::size_t i = 0; i < batch.size(); ++i) {
+      if (worker.plan.routes[i] == kNoRoute) batch[i].request->fail_one(bad_gater_logits());
+    }
+    for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
+      const std::span<const std::uint32_t> group = worker.plan.group(expert);
+      if (!group.empty())
+        expert_stations_[expert]->queue.push(group.size(), [&](std::size_t i) { return batch[group[i]]; });
+    }
+    worker.count(batch.size());
+  }
+}
+
+void Scheduler::run_expert(std::size_t expert, Worker& worker, std::size_t count) {
+  const Buckets& buckets = experts_[expert].engine->info().buckets;
+  std::size_t left = drop_cancelled(std::span(worker.batch).first(count));
+  for (std::size_t begin = 0; begin < left;) {
+    const std::span<Job> batch = std::span(worker.batch).subspan(begin, buckets.filled_by(left - begin));
+    begin += batch.size();
+    const Clock::time_point start = Clock::now();
+    Clock::time_point gathered;
+    std::span<const float> logits;
+    try {
+      std::uint8_t* input = worker.session->input().data();
+      for (const Job& job : batch) {
+        std::memcpy(input, job.request->images().image(job.index), input_.bytes());
+        input += input_.bytes();
+      }
+      gathered = Clock::now();
+      logits = worker.session->run(batch.size());
+    } catch (...) {
+      for (const Job& job : batch) job.request->fail_one(std::current_exception());
+      continue;
+    }
+    const Clock::time_point ran = Clock::now();
+    // Recorded before an image completes: whoever has all answers finds them all in stats().
+    worker.count(batch.size());
+    for (std::size_t i = 0; i < batch.size(); ++i) {
+      const Job& job = batch[i];
+      const auto row = logits.subspan(i * classes_, classes_);
+      if (!all_finite(row)) {
+        job.request->fail_one(bad_expert_logits(expert));
+        continue;
+      }
+      const OutputRows& rows = job.request->rows();
+      softmax(row, rows.probabilities + job.index * classes_);
+      rows.routes[job.index] = static_cast<std::int64_t>(expert);
+      const Clock::time_point done = Clock::now();
+      rows.latency_ms[job.index] = ms_between(job.request->submitted(), done);
+      worker.stats.record(Stage::kQueue, job.waited_ns + ns_between(job.queued, start));
+      worker.stats.record(Stage::kGather, ns_between(start, gathered));
+      worker.stats.record(Stage::kExpert, ns_between(gathered, ran));
+      worker.stats.record(Stage::kScatter, ns_between(ran, done));
+      worker.stats.record(Stage::kTotal, ns_between(job.request->submitted(), done));
+      job.request->complete_one();
+    }
+  }
+}
+
+void Scheduler::close(bool cancel_pending) {
+  const std::lock_guard once(close_mutex_);
+  if (closed_) return;
+  if (cancel_pending) cancel_pending_.store(true, std::memory_order_relaxed);
+  closing_.store(true);
+  // Upstream first: when the experts' queues close, no gater worker is left that could push into them.
+  stop_station(*gate_station_);
+  for (const auto& station : expert_stations_) stop_station(*station);
+  const std::lock_guard last_inline(inline_lane_->mutex);
+  completed_.close();
+  closed_ = true;
+}
+
+SchedulerStats Scheduler::stats() const {
+  SchedulerStats stats;
+  std::vector<const StageRecorder*> recorders{&inline_lane_->stats};
+  for (const auto& worker : gate_station_->workers) recorders.push_back(&worker->stats);
+  for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
+    const std::uint64_t alone = std::atomic_ref(inline_lane_->images[expert]).load(std::memory_order_relaxed);
+    stats.images.push_back(alone);
+    stats.batches.push_back(alone);
+    for (const auto& worker : expert_stations_[expert]->workers) {
+      recorders.push_back(&worker->stats);
+      stats.images.back() += worker->images.load(std::memory_order_relaxed);
+      stats.batches.back() += worker->batches.load(std::memory_order_relaxed);
+    }
+  }
+  for (std::size_t stage = 0; stage < kStageNames.size(); ++stage) {
+    for (const StageRecorder* recorder : recorders) stats.stages[stage].merge(recorder->snapshot(stage));
+  }
+  stats.in_flight = in_flight_.load(std::memory_order_relaxed);
+  return stats;
+}
+
+}  // namespace trt_moe

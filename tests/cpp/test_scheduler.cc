@@ -1,0 +1,359 @@
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <future>
+#include <map>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "core/error.h"
+#include "core/scheduler.h"
+#include "fake_backend.h"
+
+using namespace trt_moe;
+using trt_moe::testing::fake_expert;
+using trt_moe::testing::fake_gater;
+using trt_moe::testing::FakeEngine;
+using trt_moe::testing::FakeModel;
+
+namespace {
+
+constexpr ImageShape kShape{2, 2, 1};
+constexpr std::uint8_t kDark = 20;     // goes to expert 0
+constexpr std::uint8_t kBright = 230;  // goes to expert 1
+
+struct Answers {
+  explicit Answers(std::size_t images)
+      : probabilities(images * 3), gater(images * 2), routes(images, -1), latency(images) {}
+  OutputRows rows() { return {probabilities.data(), gater.data(), routes.data(), latency.data()}; }
+  std::vector<float> probabilities;
+  std::vector<float> gater;
+  std::vector<std::int64_t> routes;
+  std::vector<float> latency;
+};
+
+struct Rig {
+  explicit Rig(SchedulerOptions options = {}) : Rig(options, fake_gater(kShape, 2), fake_expert(kShape, 3, 0)) {}
+  Rig(SchedulerOptions options, std::shared_ptr<FakeEngine> gater_engine, std::shared_ptr<FakeEngine> cheap_engine)
+      : gater(std::move(gater_engine)),
+        cheap(std::move(cheap_engine)),
+        dear(fake_expert(kShape, 3, 1)),
+        scheduler(gater, {{"cheap", cheap, 0.5F}, {"dear", dear, 1.0F}}, without_warmup(options)) {}
+
+  static SchedulerOptions without_warmup(SchedulerOptions options) {
+    options.warmup = false;
+    return options;
+  }
+
+  static std::vector<std::uint8_t> pixels(const std::vector<std::uint8_t>& levels) {
+    std::vector<std::uint8_t> all;
+    for (const std::uint8_t level : levels) all.insert(all.end(), kShape.bytes(), level);
+    return all;
+  }
+
+  Answers predict(const std::vector<std::uint8_t>& levels, void (*poll)() = nullptr) {
+    const std::vector<std::uint8_t> images = pixels(levels);
+    Answers answers(levels.size());
+    scheduler.predict({images.data(), levels.size(), kShape.bytes()}, answers.rows(), poll);
+    return answers;
+  }
+
+  void submit(std::uint64_t ticket, std::uint8_t level) { scheduler.submit(ticket, pixels({level}).data()); }
+
+  // Outcomes of `count` submissions by ticket: "" or the error's text.
+  std::map<std::uint64_t, std::string> collect(std::size_t count) {
+    std::map<std::uint64_t, std::string> outcomes;
+    std::vector<SubmittedRequest*> done;
+    while (outcomes.size() < count) {
+      scheduler.take_completed(done);
+      if (done.empty()) break;
+      for (SubmittedRequest* request : done) {
+        std::string& text = outcomes[request->ticket()];
+        try {
+          if (request->error()) std::rethrow_exception(request->error());
+        } catch (const std::exception& error) {
+          text = error.what();
+        }
+        scheduler.recycle(request);
+      }
+    }
+    return outcomes;
+  }
+
+  std::shared_ptr<FakeEngine> gater;
+  std::shared_ptr<FakeEngine> cheap;
+  std::shared_ptr<FakeEngine> dear;
+  Scheduler scheduler;
+};
+
+ErrorKind kind_of(const std::function<void()>& act) {
+  try {
+    act();
+  } catch (const Error& error) {
+    return error.kind();
+  }
+  FAIL("nothing was thrown");
+  return ErrorKind::kInput;
+}
+
+}  // namespace
+
+TEST_CASE("every image is answered by its own expert, in input order") {
+  Rig rig;
+  const Answers answers = rig.predict({kDark, kBright, kBright, kDark, kBright});
+  CHECK(answers.routes == std::vector<std::int64_t>{0, 1, 1, 0, 1});
+  for (std::size_t i = 0; i < 5; ++i) {
+    CHECK(answers.probabilities[3 * i] + answers.probabilities[3 * i + 1] + answers.probabilities[3 * i + 2] ==
+          doctest::Approx(1.0));
+    CHECK(answers.latency[i] > 0.0F);
+  }
+}
+
+TEST_CASE("probabilities are the softmax of the routed expert's logits") {
+  Rig rig;
+  const Answers answers = rig.predict({kBright});
+  std::vector<float> logits(3);
+  testing::score_position(kBright / 255.0, 40.0, logits);
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(logit);
+  for (std::size_t c = 0; c < 3; ++c) CHECK(answers.probabilities[c] == doctest::Approx(std::exp(logits[c]) / sum));
+}
+
+TEST_CASE("the latency weight moves routes without a new scheduler") {
+  Rig rig;
+  CHECK(rig.predict({kBright}).routes[0] == 1);
+  rig.scheduler.set_latency_weight(1000.0F);
+  CHECK(rig.predict({kBright}).routes[0] == 0);
+  CHECK(rig.predict({kBright, kBright}).routes == std::vector<std::int64_t>{0, 0});
+}
+
+TEST_CASE("answers are identical alone, in a batch, in turns and from many threads") {
+  SchedulerOptions options;
+  options.max_batch = 8;
+  Rig rig(options);
+  std::mt19937 random(7);
+  std::vector<std::uint8_t> levels(100);
+  for (auto& level : levels) level = static_cast<std::uint8_t>(random() % 256);
+  const Answers together = rig.predict(levels);
+  std::vector<std::thread> threads;
+  std::atomic<int> different{0};
+  for (int t = 0; t < 8; ++t) {
+    threads.emplace_back([&, t] {
+      for (std::size_t i = static_cast<std::size_t>(t); i < levels.size(); i += 8) {
+        const Answers alone = rig.predict({levels[i]});
+        const bool same = alone.routes[0] == together.routes[i] &&
+                          std::equal(alone.probabilities.begin(), alone.probabilities.end(),
+                                     together.probabilities.begin() + static_cast<std::ptrdiff_t>(3 * i));
+        if (!same) ++different;
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  CHECK(different == 0);
+}
+
+TEST_CASE("a lone image on an idle scheduler runs on its caller's thread") {
+  Rig rig;
+  rig.predict({kDark});
+  CHECK(rig.cheap->sizes == std::vector<std::size_t>{1});
+  CHECK(rig.scheduler.stats().images == std::vector<std::uint64_t>{1, 0});
+}
+
+TEST_CASE("a slow expert does not hold up the images of a fast one") {
+  Rig rig;
+  rig.dear->gate.shut();
+  for (std::uint64_t ticket = 0; ticket < 6; ++ticket) rig.submit(ticket, kBright);
+  rig.dear->gate.wait_for_arrivals(1);
+  rig.submit(100, kDark);
+  const auto first = rig.collect(1);
+  CHECK(first.contains(100));
+  rig.dear->gate.open();
+  CHECK(rig.collect(6).size() == 6);
+}
+
+TEST_CASE("expert batches form across requests") {
+  auto gater = fake_gater(kShape, 2);
+  FakeModel one_worker{kShape, 3, [](auto, auto logits) { std::fill(logits.begin(), logits.end(), 0.0F); }};
+  one_worker.parallel = 1;
+  Rig rig({}, gater, std::make_shared<FakeEngine>(one_worker));
+  rig.cheap->gate.shut();
+  rig.submit(0, kDark);
+  rig.cheap->gate.wait_for_arrivals(1);
+  for (std::uint64_t ticket = 1; ticket <= 4; ++ticket) rig.submit(ticket, kDark);
+  // The four wait behind the first; once all are gated they fill a bucket of four together.
+  while (rig.scheduler.stats().stages[static_cast<std::size_t>(Stage::kGate)].count < 5) std::this_thread::yield();
+  // The count is recorded just before the hand-over to the expert's queue: one more gated image is past it.
+  rig.submit(5, kBright);
+  rig.collect(1);
+  rig.cheap->gate.open();
+  CHECK(rig.collect(5).size() == 5);
+  CHECK(rig.cheap->sizes == std::vector<std::size_t>{1, 4});
+}
+
+TEST_CASE("a batch that fails fails only its own images") {
+  Rig rig;
+  rig.dear->runs_to_fail = 1;
+  CHECK(kind_of([&] { rig.predict({kBright}); }) == ErrorKind::kDevice);
+  CHECK(rig.predict({kBright}).routes[0] == 1);
+  rig.cheap->runs_to_fail = 1000;
+  for (std::uint64_t ticket = 0; ticket < 10; ++ticket) rig.submit(ticket, ticket % 2 == 0 ? kDark : kBright);
+  for (const auto& [ticket, error] : rig.collect(10)) CHECK(error.empty() == (ticket % 2 == 1));
+}
+
+TEST_CASE("a failing gater fails the request and the next one is answered") {
+  Rig rig;
+  rig.gater->runs_to_fail = 1;
+  CHECK(kind_of([&] { rig.predict({kBright, kDark}); }) == ErrorKind::kDevice);
+  rig.gater->runs_to_fail = 0;
+  CHECK(rig.predict({kBright, kDark}).routes == std::vector<std::int64_t>{1, 0});
+}
+
+TEST_CASE("logits that are not finite are an error, from gater and expert, alone and in a batch") {
+  const auto nan = [](auto, auto logits) { std::fill(logits.begin(), logits.end(), std::nanf("")); };
+  SUBCASE("gater") {
+    Rig rig({}, std::make_shared<FakeEngine>(FakeModel{kShape, 2, nan}), fake_expert(kShape, 3, 0));
+    CHECK(kind_of([&] { rig.predict({kDark}); }) == ErrorKind::kModelOutput);
+    CHECK(kind_of([&] { rig.predict({kDark, kBright}); }) == ErrorKind::kModelOutput);
+  }
+  SUBCASE("expert") {
+    Rig rig({}, fake_gater(kShape, 2), std::make_shared<FakeEngine>(FakeModel{kShape, 3, nan}));
+    CHECK(kind_of([&] { rig.predict({kDark}); }) == ErrorKind::kModelOutput);
+    CHECK(kind_of([&] { rig.predict({kDark, kBright}); }) == ErrorKind::kModelOutput);
+    CHECK(rig.predict({kBright, kBright}).routes == std::vector<std::int64_t>{1, 1});
+  }
+}
+
+TEST_CASE("a full queue refuses, takes nothing and recovers") {
+  SchedulerOptions options;
+  options.max_queue = 3;
+  Rig rig(options);
+  rig.dear->gate.shut();
+  for (std::uint64_t ticket = 0; ticket < 3; ++ticket) rig.submit(ticket, kBright);
+  CHECK(kind_of([&] { rig.submit(3, kDark); }) == ErrorKind::kQueueFull);
+  CHECK(kind_of([&] { rig.predict({kDark}); }) == ErrorKind::kQueueFull);
+  rig.dear->gate.open();
+  CHECK(rig.collect(3).size() == 3);
+  CHECK(rig.scheduler.stats().in_flight == 0);
+  CHECK(rig.predict({kDark, kDark, kDark, kDark, kDark}).routes == std::vector<std::int64_t>(5, 0));
+}
+
+TEST_CASE("closing answers what waits") {
+  Rig rig;
+  rig.dear->gate.shut();
+  for (std::uint64_t ticket = 0; ticket < 20; ++ticket) rig.submit(ticket, kBright);
+  rig.dear->gate.wait_for_arrivals(1);
+  std::thread closer([&] { rig.scheduler.close(false); });
+  rig.dear->gate.open();
+  closer.join();
+  const auto outcomes = rig.collect(20);
+  CHECK(outcomes.size() == 20);
+  for (const auto& [ticket, error] : outcomes) CHECK(error.empty());
+  CHECK(kind_of([&] { rig.predict({kDark}); }) == ErrorKind::kRouterClosed);
+  CHECK(kind_of([&] { rig.submit(99, kDark); }) == ErrorKind::kRouterClosed);
+  CHECK(rig.scheduler.stats().in_flight == 0);
+}
+
+TEST_CASE("closing with cancel fails what waits, and loses no future") {
+  Rig rig;
+  rig.dear->gate.shut();
+  std::uint64_t accepted = 0;
+  while (accepted < 20) rig.submit(accepted++, kBright);
+  rig.dear->gate.wait_for_arrivals(2);
+  std::thread closer([&] { rig.scheduler.close(true); });
+  try {
+    for (;;) rig.submit(accepted++, kBright);
+  } catch (const Error& error) {
+    // The queue may fill before the other thread closes it.
+    --accepted;
+  }
+  rig.dear->gate.open();
+  closer.join();
+  const auto outcomes = rig.collect(accepted);
+  CHECK(outcomes.size() == accepted);
+  std::size_t refused = 0;
+  for (const auto& [ticket, error] : outcomes) refused += error.find("closed") != std::string::npos ? 1 : 0;
+  CHECK(refused <= accepted);
+  std::vector<SubmittedRequest*> rest;
+  rig.scheduler.take_completed(rest);
+  CHECK(rest.empty());
+  CHECK(rig.scheduler.stats().in_flight == 0);
+}
+
+TEST_CASE("an image that waits when the router is cancelled gets the closed error") {
+  Rig rig;
+  rig.dear->gate.shut();
+  for (std::uint64_t ticket = 0; ticket < 40; ++ticket) rig.submit(ticket, kBright);
+  rig.dear->gate.wait_for_arrivals(2);
+  // At most two workers with 16 images each are past the point of no return.
+  std::thread closer([&] { rig.scheduler.close(true); });
+  while (!rig.scheduler.closing()) std::this_thread::yield();
+  rig.dear->gate.open();
+  closer.join();
+  std::size_t refused = 0;
+  for (const auto& [ticket, error] : rig.collect(40)) refused += error.find("closed") != std::string::npos ? 1 : 0;
+  CHECK(refused >= 8);
+}
+
+TEST_CASE("requests that race with close are answered or refused, never lost") {
+  for (int round = 0; round < 20; ++round) {
+    Rig rig;
+    std::atomic<int> answered{0};
+    std::atomic<int> refused{0};
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 4; ++t) {
+      threads.emplace_back([&] {
+        for (int i = 0; i < 25; ++i) {
+          try {
+            rig.predict({kDark, kBright});
+            ++answered;
+          } catch (const Error& error) {
+            if (error.kind() == ErrorKind::kRouterClosed) ++refused;
+          }
+        }
+      });
+    }
+    rig.scheduler.close(round % 2 == 0);
+    for (auto& thread : threads) thread.join();
+    CHECK(answered + refused == 100);
+    CHECK(rig.scheduler.stats().in_flight == 0);
+  }
+}
+
+TEST_CASE("a poll that throws cancels the request, waits for what runs and passes the error on") {
+  Rig rig;
+  rig.dear->gate.shut();
+  static Rig* open_later = nullptr;
+  open_later = &rig;
+  const std::vector<std::uint8_t> levels(40, kBright);
+  CHECK_THROWS_WITH(rig.predict(levels,
+                                [] {
+                                  open_later->dear->gate.open();
+                                  throw std::runtime_error("interrupted");
+                                }),
+                    "interrupted");
+  CHECK(rig.scheduler.stats().in_flight == 0);
+  CHECK(rig.predict({kBright, kBright}).routes == std::vector<std::int64_t>{1, 1});
+}
+
+TEST_CASE("every stage is counted once an image") {
+  Rig rig;
+  rig.predict({kDark});
+  rig.predict({kDark, kBright, kBright, kBright, kBright});
+  const SchedulerStats stats = rig.scheduler.stats();
+  for (const auto& stage : stats.stages) CHECK(stage.count == 6);
+  CHECK(stats.images == std::vector<std::uint64_t>{2, 4});
+  CHECK(stats.in_flight == 0);
+}
+
+TEST_CASE("engines that do not fit each other are refused") {
+  const auto gater = fake_gater(kShape, 3);
+  CHECK(kind_of([&] { Scheduler(gater, {{"a", fake_expert(kShape, 3, 0), 1.0F}}, {}); }) == ErrorKind::kInput);
+  const auto two = fake_gater(kShape, 2);
+  const auto other_classes =
+      std::vector<Expert>{{"a", fake_expert(kShape, 3, 0), 0.5F}, {"b", fake_expert(kShape, 4, 1), 1.0F}};
+  CHECK(kind_of([&] { Scheduler(two, other_classes, {}); }) == ErrorKind::kInput);
+  const auto other_size =
+      std::vector<Expert>{{"a", fake_expert(kShape, 3, 0), 0.5F}, {"b", fake_expert({4, 4, 1}, 3, 1), 1.0F}};
+  CHECK(kind_of([&] { Scheduler(two, other_size, {}); }) == ErrorKind::kInput);
+}

@@ -1,0 +1,174 @@
+"""Data sets: every layout is recognised, every damaged file is named."""
+
+import gzip
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trt_moe.data import load_dataset
+from trt_moe.data.datasets import read_idx
+from trt_moe.errors import DataError, InputError
+
+
+def _idx(array):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return header + array.tobytes()
+
+
+def _write_idx(folder, images, labels, prefix="t10k", compress=False):
+    for kind, array in (("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)):
+        data = _idx(np.asarray(array, np.uint8))
+        name = f"{prefix}-{kind}"
+        if compress:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(data))
+        else:
+            (folder / name).write_bytes(data)
+
+
+def _png(file, value=7, size=(5, 4), mode="L"):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value).save(file)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_idx_files_are_read_with_labels_and_class_names(tmp_path, compress):
+    images = np.arange(24).reshape(2, 3, 4)
+    _write_idx(tmp_path, images, [9, 0], compress=compress)
+    data = load_dataset(tmp_path, "test")
+    assert data.images.shape == (2, 3, 4, 1)
+    np.testing.assert_array_equal(data.images[..., 0], images)
+    assert data.labels.tolist() == [9, 0]
+    assert data.labels.dtype == np.int64
+    assert (data.class_names[9], data.name, data.severities) == ("Ankle-boot", "fashion-mnist", None)
+    assert len(data) == 2
+
+
+def test_the_train_split_is_another_pair_of_files(tmp_path):
+    _write_idx(tmp_path, np.zeros((1, 2, 2)), [1])
+    _write_idx(tmp_path, np.zeros((3, 2, 2)), [1, 2, 3], prefix="train")
+    assert len(load_dataset(tmp_path, "train")) == 3
+    assert len(load_dataset(tmp_path, "test")) == 1
+
+
+def test_a_truncated_idx_file_is_named(tmp_path):
+    file = tmp_path / "images"
+    file.write_bytes(_idx(np.zeros((2, 3, 4), np.uint8))[:-1])
+    with pytest.raises(DataError, match=r"images holds 23 bytes.*\(2, 3, 4\) says 24"):
+        read_idx(file, 3)
+
+
+def test_a_truncated_gzip_file_is_named(tmp_path):
+    file = tmp_path / "images.gz"
+    file.write_bytes(gzip.compress(_idx(np.zeros((20, 30, 4), np.uint8)))[:-9])
+    with pytest.raises(DataError, match=r"images\.gz cannot be read"):
+        read_idx(file, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\x00", b"\x00\x00\x08\x01\x00\x00\x00\x00", b"PNG" * 10])
+def test_what_is_no_idx_file_of_this_rank_is_refused(tmp_path, content):
+    file = tmp_path / "x"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="not an idx file"):
+        read_idx(file, 3)
+
+
+def test_a_header_that_promises_terabytes_is_refused_without_allocating(tmp_path):
+    file = tmp_path / "x"
+    file.write_bytes(bytes([0, 0, 8, 3]) + b"\xff" * 12 + b"abc")
+    with pytest.raises(DataError, match="holds 3 bytes"):
+        read_idx(file, 3)
+
+
+def test_labels_must_fit_images_and_classes(tmp_path):
+    _write_idx(tmp_path, np.zeros((2, 2, 2)), [1])
+    with pytest.raises(DataError, match="2 images.*1 labels"):
+        load_dataset(tmp_path)
+    _write_idx(tmp_path, np.zeros((2, 2, 2)), [1, 10])
+    with pytest.raises(DataError, match="label 10"):
+        load_dataset(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(DataError, match="no labels beside it"):
+        load_dataset(tmp_path)
+
+
+def test_an_image_folder_gives_sorted_classes(tmp_path):
+    _png(tmp_path / "sea" / "1.png", 2)
+    _png(tmp_path / "forest" / "b.png", 1)
+    _png(tmp_path / "forest" / "a.png", 0)
+    (tmp_path / "forest" / "notes.txt").write_text("not an image")
+    (tmp_path / ".cache").mkdir()
+    data = load_dataset(tmp_path)
+    assert data.class_names == ("forest", "sea")
+    assert data.labels.tolist() == [0, 0, 1]
+    assert data.images[:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert data.images.shape == (3, 4, 5, 1)
+
+
+@pytest.mark.parametrize("nested", ["seg_test", "seg_test/seg_test", "test"])
+def test_the_intel_layout_and_plain_splits(tmp_path, nested):
+    _png(tmp_path / nested / "glacier" / "1.png", (1, 2, 3), mode="RGB")
+    data = load_dataset(tmp_path, "test")
+    assert data.class_names == ("glacier",)
+    assert data.images[0, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_severity_folders(tmp_path):
+    for level in (0, 5):
+        for name in ("bag", "shoe"):
+            _png(tmp_path / str(level) / name / "1.png", level)
+    data = load_dataset(tmp_path)
+    assert data.severities is not None
+    assert data.severities.tolist() == [0, 0, 5, 5]
+    assert data.labels.tolist() == [0, 1, 0, 1]
+    assert data.images[:, 0, 0, 0].tolist() == [0, 0, 5, 5]
+
+
+def test_severity_folders_must_have_the_same_classes(tmp_path):
+    _png(tmp_path / "0" / "bag" / "1.png")
+    _png(tmp_path / "1" / "shoe" / "1.png")
+    with pytest.raises(DataError, match=r"\['shoe'\].*\['bag'\]"):
+        load_dataset(tmp_path)
+
+
+def test_a_shape_converts_size_and_colour(tmp_path):
+    _png(tmp_path / "a" / "1.png", (9, 9, 9), size=(10, 8), mode="RGB")
+    _png(tmp_path / "a" / "2.png", 9, size=(3, 3))
+    assert load_dataset(tmp_path, shape=(4, 6, 1)).images.shape == (2, 4, 6, 1)
+    assert load_dataset(tmp_path, shape=(4, 6, 3)).images.shape == (2, 4, 6, 3)
+
+
+def test_mixed_sizes_without_a_shape_are_named(tmp_path):
+    _png(tmp_path / "a" / "1.png")
+    _png(tmp_path / "a" / "2.png", size=(3, 3))
+    with pytest.raises(DataError, match=r"2\.png is \(3, 3, 1\)"):
+        load_dataset(tmp_path)
+
+
+def test_broken_images_are_named_or_skipped_and_listed(tmp_path):
+    _png(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "2.png").write_bytes(b"not a png")
+    (tmp_path / "a" / "3.png").write_bytes((tmp_path / "a" / "1.png").read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"(?s)2\.png.*3\.png"):
+        load_dataset(tmp_path)
+    data = load_dataset(tmp_path, skip_broken=True)
+    assert len(data) == 1
+    assert len(data.broken) == 2
+
+
+def test_nothing_there_is_said_plainly(tmp_path):
+    with pytest.raises(DataError, match="not a folder"):
+        load_dataset(tmp_path / "missing")
+    with pytest.raises(DataError, match="no class folders"):
+        load_dataset(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no images"):
+        load_dataset(tmp_path)
+    with pytest.raises(InputError, match="'valid'"):
+        load_dataset(tmp_path, "valid")
+
+
+def test_idx_images_are_never_resized(tmp_path):
+    _write_idx(tmp_path, np.zeros((2, 3, 4)), [0, 1])
+    with pytest.raises(DataError, match=r"expected \(8, 8, 1\)"):
+        load_dataset(tmp_path, shape=(8, 8, 1))

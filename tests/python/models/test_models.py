@@ -1,0 +1,113 @@
+"""Gater, registry and the preprocessing wrapper."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("timm")
+
+from safetensors.torch import save_file  # noqa: E402
+from torch import nn  # noqa: E402
+
+from trt_moe.errors import BundleError, InputError  # noqa: E402
+from trt_moe.models import ImageModel, SqueezeNetLight, create_expert, expert_names  # noqa: E402
+
+
+def _parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_an_untrained_gater_has_no_preference():
+    gater = SqueezeNetLight(3, channels=1, side=28).eval()
+    assert gater(torch.randn(2, 1, 28, 28)).tolist() == [[0.0] * 3] * 2
+
+
+@pytest.mark.parametrize("side", [28, 96])
+def test_the_gater_has_a_few_thousand_parameters(side):
+    gater = SqueezeNetLight(2, channels=3, side=side)
+    assert gater(torch.randn(2, 3, side, side)).shape == (2, 2)
+    assert 2_000 < _parameters(gater) < 15_000
+
+
+@pytest.mark.parametrize("arguments", [{"experts": 1}, {"experts": 2, "width": 3}, {"experts": 2, "side": 4}])
+def test_a_gater_that_cannot_be_is_refused(arguments):
+    with pytest.raises(InputError, match="experts >= 2"):
+        SqueezeNetLight(**arguments)
+
+
+def test_experts_of_both_libraries_have_names():
+    assert {"squeezenet1_1", "mobilenetv3_small_100", "deit_small_patch16_224"} <= set(expert_names())
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("squeezenet1_1", {"in_chans": 1}),
+        ("test_resnet", {"in_chans": 1}),
+        ("deit_tiny_distilled_patch16_224", {"image_size": 28, "options": {"patch_size": 7, "depth": 1}}),
+    ],
+)
+def test_an_expert_has_the_head_and_the_channels_asked_for(name, arguments):
+    model = create_expert(name, num_classes=4, **arguments).eval()
+    side, channels = arguments.get("image_size", 64), arguments.get("in_chans", 3)
+    assert model(torch.randn(2, channels, side, side)).shape == (2, 4)
+
+
+def test_squeezenet_logits_can_be_negative():
+    model = create_expert("squeezenet1_1", num_classes=10, in_chans=1).eval()
+    nn.init.constant_(model.classifier[1].bias, -3.0)
+    assert model(torch.randn(1, 1, 64, 64)).min() < 0
+
+
+def test_an_unknown_name_is_answered_with_near_matches():
+    with pytest.raises(InputError, match=r"'squeezenet_1_1'; near matches: .*squeezenet1_1"):
+        create_expert("squeezenet_1_1", num_classes=2)
+    with pytest.raises(InputError, match="expert_names"):
+        create_expert("zzzzzzzz", num_classes=2)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "test_resnet"])
+def test_options_that_the_constructor_refuses_are_named(name):
+    with pytest.raises(InputError, match="wings"):
+        create_expert(name, num_classes=2, options={"wings": 2})
+
+
+def test_weights_come_from_a_local_file_without_the_head(tmp_path):
+    source = create_expert("test_resnet", num_classes=10)
+    save_file({k: v.contiguous() for k, v in source.state_dict().items()}, tmp_path / "w.safetensors")
+    model = create_expert("test_resnet", num_classes=3, weights=tmp_path / "w.safetensors")
+    state, own = source.state_dict(), model.state_dict()
+    same = [name for name in own if own[name].shape == state[name].shape and torch.equal(own[name], state[name])]
+    assert len(own) - len(same) == 2  # weight and bias of the head
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    with pytest.raises(BundleError, match="not a readable safetensors file"):
+        create_expert("test_resnet", num_classes=3, weights=tmp_path / "broken.safetensors")
+    save_file({"other": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(BundleError, match="another architecture"):
+        create_expert("test_resnet", num_classes=3, weights=tmp_path / "other.safetensors")
+
+
+class _Flat(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)
+
+
+def test_preprocessing_is_scaling_by_mean_and_std_in_channel_order():
+    model = ImageModel(_Flat(), (1, 2), (1, 2), mean=[0.5, 0.0], std=[0.5, 0.25])
+    images = torch.tensor([[[[0, 255], [255, 51]]]], dtype=torch.uint8)  # two pixels of two channels
+    torch.testing.assert_close(model(images), torch.tensor([[-1.0, 1.0, 4.0, 0.8]]))
+
+
+def test_the_resize_is_inside_and_bilinear():
+    model = ImageModel(_Flat(), (2, 2), (4, 4), mean=[0.0], std=[1.0])
+    images = torch.tensor([0, 0, 255, 255], dtype=torch.uint8).reshape(1, 2, 2, 1)
+    rows = model(images).reshape(4, 4)[:, 0]
+    torch.testing.assert_close(rows, torch.tensor([0.0, 0.25, 0.75, 1.0]))
+
+
+@pytest.mark.parametrize(("mean", "std"), [([0.5], [0.5, 0.5]), ([], []), ([0.5], [0.0])])
+def test_a_normalisation_that_cannot_be_is_refused(mean, std):
+    with pytest.raises(InputError, match="one value per channel"):
+        ImageModel(_Flat(), (2, 2), (2, 2), mean, std)

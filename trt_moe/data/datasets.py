@@ -1,0 +1,207 @@
+"""Image data sets as arrays: Fashion-MNIST idx files, image folders, the Intel layout, severity folders."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from trt_moe.data.corruptions import SEVERITIES
+from trt_moe.errors import DataError, InputError
+
+FASHION_CLASSES = (
+    "T-shirt-top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle-boot",
+)  # fmt: skip
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+MAX_IDX_BYTES = 1 << 31
+
+Split = Literal["train", "test"]
+Shape = tuple[int, int, int]
+
+_IDX_PREFIX = {"train": "train", "test": "t10k"}
+_INTEL_FOLDER = {"train": "seg_train", "test": "seg_test"}
+_NAMED_BAD_FILES = 8
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A split held in memory.
+
+    Attributes:
+        images: uint8 [N, H, W, C].
+        labels: int64 [N], indices into `class_names`.
+        class_names: in label order.
+        name: what tables call the data set.
+        severities: int64 [N] where the images were corrupted before they were stored, else None.
+        broken: files left out because they cannot be read (only with `skip_broken`).
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    name: str
+    severities: NDArray[np.int64] | None = None
+    broken: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
+
+
+def load_dataset(
+    path: str | Path, split: Split = "test", shape: Shape | None = None, skip_broken: bool = False
+) -> Dataset:
+    """Recognise the layout under `path` and read one split of it.
+
+    Args:
+        path: folder with idx files (.gz or not), with `seg_train`/`seg_test`, with `train`/`test`, with
+            severity folders `0`..`5` that hold class folders, or with class folders.
+        split: layouts without splits return all they have for either.
+        shape: (height, width, channels) to convert every decoded image to; without it all images must have
+            one size already. Idx images are never resized.
+        skip_broken: leave unreadable files out and list them in `Dataset.broken` instead of raising.
+
+    Raises:
+        DataError: nothing recognised there, files unreadable (named), classes missing or sizes mixed.
+        InputError: `split` is neither "train" nor "test".
+    """
+    if split not in _IDX_PREFIX:
+        raise InputError(f"split is {split!r}; expected 'train' or 'test'")
+    root = Path(path)
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder; give the folder that holds the data set")
+    if _find_idx(root, split, "images-idx3-ubyte") is not None:
+        return _load_idx(root, split, shape)
+    for name in (_INTEL_FOLDER[split], split):
+        if (root / name).is_dir():
+            inner = root / name
+            # The published archive nests the folder once more: seg_train/seg_train/<class>.
+            inner = inner / name if (inner / name).is_dir() else inner
+            return _load_folder(inner, root.name, shape, skip_broken)
+    if any((root / str(level)).is_dir() for level in range(SEVERITIES)):
+        return _load_severities(root, shape, skip_broken)
+    return _load_folder(root, root.name, shape, skip_broken)
+
+
+def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
+    """Read one idx file of unsigned bytes, gzipped or not; `rank` is the number of dimensions expected.
+
+    Raises:
+        DataError: not an idx file of that rank, truncated, or longer than its header says.
+    """
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path) as stream:
+                raw = stream.read(MAX_IDX_BYTES + 1)
+        else:
+            with path.open("rb") as stream:
+                raw = stream.read(MAX_IDX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}); fetch the file again") from error
+    header = 4 + 4 * rank
+    if len(raw) < header or raw[:4] != bytes([0, 0, 8, rank]):
+        raise DataError(f"{path} is not an idx file of bytes with {rank} dimensions (starts with {raw[:4].hex()})")
+    shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank))
+    expected = int(np.prod(shape, dtype=object))
+    if len(raw) - header != expected:
+        raise DataError(
+            f"{path} holds {len(raw) - header} bytes of data, its header {shape} says {expected}; "
+            "the file is damaged, fetch it again"
+        )
+    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
+
+
+def _find_idx(root: Path, split: Split, kind: str) -> Path | None:
+    for suffix in ("", ".gz"):
+        candidate = root / f"{_IDX_PREFIX[split]}-{kind}{suffix}"
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _load_idx(root: Path, split: Split, shape: Shape | None) -> Dataset:
+    image_file = _find_idx(root, split, "images-idx3-ubyte")
+    label_file = _find_idx(root, split, "labels-idx1-ubyte")
+    if image_file is None or label_file is None:
+        raise DataError(f"{root} has {_IDX_PREFIX[split]}-images-idx3-ubyte but no labels beside it")
+    images, labels = read_idx(image_file, 3)[..., None], read_idx(label_file, 1)
+    if len(images) != len(labels):
+        raise DataError(f"{image_file} has {len(images)} images, {label_file} {len(labels)} labels")
+    if shape is not None and images.shape[1:] != shape:
+        raise DataError(f"{image_file} has images of {images.shape[1:]}, expected {shape} (height, width, channels)")
+    if len(labels) and labels.max() >= len(FASHION_CLASSES):
+        raise DataError(f"{label_file} has label {labels.max()}; Fashion-MNIST's go from 0 to 9")
+    return Dataset(images, labels.astype(np.int64), FASHION_CLASSES, "fashion-mnist")
+
+
+def _load_severities(root: Path, shape: Shape | None, skip_broken: bool) -> Dataset:
+    parts: list[tuple[int, Dataset]] = []
+    for level in range(SEVERITIES):
+        folder = root / str(level)
+        if folder.is_dir():
+            part = _load_folder(folder, root.name, shape, skip_broken)
+            if parts and part.class_names != parts[0][1].class_names:
+                raise DataError(
+                    f"{folder} has classes {list(part.class_names)}, "
+                    f"severity {parts[0][0]} has {list(parts[0][1].class_names)}"
+                )
+            if parts and part.images.shape[1:] != parts[0][1].images.shape[1:]:
+                raise DataError(f"{folder} has images of {part.images.shape[1:]}, others are of another size")
+            parts.append((level, part))
+    return Dataset(
+        np.concatenate([part.images for _, part in parts]),
+        np.concatenate([part.labels for _, part in parts]),
+        parts[0][1].class_names,
+        root.name,
+        np.concatenate([np.full(len(part), level, dtype=np.int64) for level, part in parts]),
+        tuple(name for _, part in parts for name in part.broken),
+    )
+
+
+def _load_folder(folder: Path, name: str, shape: Shape | None, skip_broken: bool) -> Dataset:
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    if not classes:
+        raise DataError(f"{folder} has no class folders; expected <class>/<image>.png inside it")
+    images: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
+    broken: list[str] = []
+    for label, class_name in enumerate(classes):
+        files = sorted(p for p in (folder / class_name).iterdir() if p.suffix.lower() in SUFFIXES)
+        if not files:
+            raise DataError(f"{folder / class_name} holds no images; remove the folder or fill it")
+        for file in files:
+            try:
+                image = _decode(file, shape)
+            except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                broken.append(f"{file} ({error})")
+                continue
+            if images and image.shape != images[0].shape:
+                raise DataError(
+                    f"{file} is {image.shape}, images before it are {images[0].shape} (height, width, channels); "
+                    "give a shape to convert them to"
+                )
+            images.append(image)
+            labels.append(label)
+    if broken and not (skip_broken and images):
+        more = f" and {len(broken) - _NAMED_BAD_FILES} more" if len(broken) > _NAMED_BAD_FILES else ""
+        raise DataError(f"unreadable images: {'; '.join(broken[:_NAMED_BAD_FILES])}{more}")
+    return Dataset(
+        np.stack(images), np.asarray(labels, np.int64), tuple(classes), name, broken=tuple(broken)
+    )
+
+
+def _decode(file: Path, shape: Shape | None) -> NDArray[np.uint8]:
+    """One image as uint8 [H, W, C]: grey where `shape` or the file says so, else RGB."""
+    with Image.open(file) as image:
+        grey = shape[2] == 1 if shape is not None else image.mode in ("1", "L", "I", "I;16", "F")
+        pixels = image.convert("L" if grey else "RGB")
+    if shape is not None and pixels.size != (shape[1], shape[0]):
+        pixels = pixels.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+    array = np.asarray(pixels, dtype=np.uint8)
+    return array[..., None] if array.ndim == 2 else array

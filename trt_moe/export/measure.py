@@ -1,0 +1,107 @@
+"""Latency and logits of ONNX files in OpenVINO on the CPU, as a router's CPU backend runs them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+
+from trt_moe.errors import InputError
+
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+_ROUNDS = 20
+_PREDICT_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latency of one image in milliseconds, float64 [iterations]."""
+
+    milliseconds: NDArray[np.float64]
+
+    def summary(self) -> dict[str, float]:
+        """Return mean, p50, p90 and p99, rounded to 0.1 us."""
+        p50, p90, p99 = np.percentile(self.milliseconds, [50, 90, 99])
+        values = {"mean_ms": self.milliseconds.mean(), "p50_ms": p50, "p90_ms": p90, "p99_ms": p99}
+        return {key: round(float(value), 4) for key, value in values.items()}
+
+
+def measure_latency(
+    files: Mapping[str, Path],
+    shape: tuple[int, int, int],
+    iterations: int = 1000,
+    precision: str = "fp32",
+    threads: int | None = None,
+) -> dict[str, Timing]:
+    """Time every model at batch 1, in turns, so that a busy moment falls on all of them.
+
+    Args:
+        files: ONNX file by model name.
+        shape: (H, W, C) of an image.
+        iterations: timed inferences per model.
+        precision: "fp32", "bf16" or "fp16".
+        threads: of OpenVINO; as many as this process may use where left out.
+    """
+    count = threads or available_threads()
+    requests = {name: _compile(file, precision, count).create_infer_request() for name, file in files.items()}
+    generator = np.random.Generator(np.random.PCG64(0))
+    image = generator.integers(0, 256, size=(1, *shape), dtype=np.uint8)
+    rows: dict[str, list[float]] = {name: [] for name in files}
+    per_round = max(1, iterations // _ROUNDS)
+    for request in requests.values():
+        request.set_input_tensor(openvino.Tensor(image))
+        for _ in range(per_round):
+            request.infer()
+    while len(rows[next(iter(rows))]) < iterations:
+        for name, request in requests.items():
+            for _ in range(per_round):
+                started = time.perf_counter_ns()
+                request.infer()
+                rows[name].append((time.perf_counter_ns() - started) / 1e6)
+    return {name: Timing(np.asarray(row)) for name, row in rows.items()}
+
+
+def predict_onnx(file: Path, images: NDArray[np.uint8], precision: str = "fp32") -> NDArray[np.float32]:
+    """Logits float32 [N, K] of uint8 [N, H, W, C], in batches."""
+    request = _compile(file, precision, available_threads()).create_infer_request()
+    rows = []
+    for start in range(0, len(images), _PREDICT_BATCH):
+        batch = np.ascontiguousarray(images[start : start + _PREDICT_BATCH])
+        rows.append(np.array(request.infer([batch])[0], dtype=np.float32))
+    return np.concatenate(rows)
+
+
+def available_threads() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _compile(file: Path, precision: str, threads: int) -> Any:
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+        "INFERENCE_NUM_THREADS": threads,
+    }
+    return openvino.Core().compile_model(file, "CPU", options)

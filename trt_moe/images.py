@@ -1,0 +1,195 @@
+"""Image files to the arrays that a bundle's models take, by one fixed transform.
+
+The transform: decode the first frame, turn it upright by its EXIF orientation, convert to the bundle's
+channels (1: grey by ITU-R 601 luma, 3: RGB, 4: RGBA; 16-bit greys keep their upper 8 bits), and resize to
+the bundle's height and width with Pillow's bilinear filter (which averages when it shrinks), without
+keeping the aspect ratio. Images that have the bundle's size already are not resampled.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from trt_moe.bundle import Bundle
+from trt_moe.errors import DataError, InputError
+
+PathLike = str | os.PathLike[str]
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused before they are decoded: a few kilobytes can declare gigabytes."""
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
+"""What counts as an image file when a folder is given."""
+
+# Only decoders that run inside Pillow: EPS, for one, would start an interpreter on the file. JPEG covers the
+# multi-picture files of phones.
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_NAMED_FAILURES = 8
+
+
+@dataclass(frozen=True)
+class LoadFailure:
+    """A file that is no readable image, and why."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        """Path and reason in one line."""
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class LoadedImages:
+    """What could be read, and what could not.
+
+    Attributes:
+        images: uint8 [N, H, W, C], the readable ones in the order they were given.
+        paths: their N paths.
+        failures: the others.
+    """
+
+    images: NDArray[np.uint8]
+    paths: tuple[Path, ...]
+    failures: tuple[LoadFailure, ...]
+
+
+@overload
+def load_images(
+    paths: PathLike | Iterable[PathLike], bundle: Bundle, *, on_error: Literal["raise"] = "raise"
+) -> NDArray[np.uint8]: ...
+
+
+@overload
+def load_images(
+    paths: PathLike | Iterable[PathLike], bundle: Bundle, *, on_error: Literal["skip"]
+) -> LoadedImages: ...
+
+
+def load_images(
+    paths: PathLike | Iterable[PathLike], bundle: Bundle, *, on_error: Literal["raise", "skip"] = "raise"
+) -> NDArray[np.uint8] | LoadedImages:
+    """Decode image files and resize them to the bundle's input, as its evaluation did.
+
+    Args:
+        paths: one path or several.
+        bundle: gives height, width and channels.
+        on_error: "raise" names every unreadable file in one error; "skip" answers the others.
+
+    Returns:
+        uint8 [N, H, W, C] in the order of `paths`; with "skip" a `LoadedImages`, which names the failures.
+
+    Raises:
+        DataError: a file is not a readable image (with "raise").
+        InputError: no paths, or another `on_error`.
+    """
+    if on_error not in ("raise", "skip"):
+        raise InputError(f"on_error is {on_error!r}; expected 'raise' or 'skip'")
+    files = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+    if not files:
+        raise InputError("no image paths were given; expected at least one")
+    shape = bundle.input_shape
+    images: list[NDArray[np.uint8]] = []
+    good: list[Path] = []
+    failures: list[LoadFailure] = []
+    for path in files:
+        try:
+            images.append(decode_image(path, shape))
+            good.append(path)
+        except DataError as error:
+            failures.append(LoadFailure(path, str(error).removeprefix(f"{path}: ")))
+    if on_error == "raise":
+        if failures:
+            raise DataError(_summary(failures, len(files)))
+        return np.stack(images)
+    stacked = np.stack(images) if images else np.empty((0, *shape), np.uint8)
+    return LoadedImages(stacked, tuple(good), tuple(failures))
+
+
+def decode_image(path: PathLike, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """One image file as uint8 [height, width, channels] = `shape`, by the transform of this module.
+
+    Raises:
+        DataError: missing, of no known format, damaged, or of over 100 million pixels.
+    """
+    height, width, channels = shape
+    file = Path(path)
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(
+                    f"{file}: has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
+                )
+            pixels = _convert(ImageOps.exif_transpose(image), _MODES[channels])
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{file}: {_reason(file, error)}") from error
+    except DataError:
+        raise
+    except Exception as error:
+        # Damaged files make Pillow's decoders raise nearly anything (struct.error, KeyError, ...).
+        raise DataError(f"{file}: damaged image ({type(error).__name__}: {error})") from error
+    if pixels.size != (width, height):
+        pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(pixels, dtype=np.uint8).reshape(shape)
+
+
+def find_images(paths: Iterable[PathLike]) -> Iterator[Path]:
+    """The image files that `paths` name: files as given, folders replaced by all images below them, sorted.
+
+    Raises:
+        DataError: a folder holds no image.
+    """
+    for given in paths:
+        path = Path(given)
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(
+            Path(folder, name)
+            for folder, _, names in os.walk(path)
+            for name in names
+            if Path(name).suffix.lower() in SUFFIXES
+        )
+        if not found:
+            raise DataError(f"{path} holds no images; looked for {', '.join(sorted(SUFFIXES))}")
+        yield from found
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit greys at 255 instead of scaling them.
+        values = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
+        image = Image.fromarray(values.astype(np.uint8))
+    elif image.mode == "F":
+        raise DataError("holds float pixels, whose range is unknown; save it with 8 or 16 bits")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _reason(file: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder, not an image"
+    if isinstance(error, UnidentifiedImageError):
+        if file.stat().st_size == 0:
+            return "the file is empty"
+        return f"not an image, or of a format that is not read ({', '.join(_FORMATS)} are)"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return f"damaged image ({error})"
+
+
+def _summary(failures: list[LoadFailure], total: int) -> str:
+    shown = "; ".join(str(failure) for failure in failures[:_NAMED_FAILURES])
+    more = f"; and {len(failures) - _NAMED_FAILURES} more" if len(failures) > _NAMED_FAILURES else ""
+    return f"{len(failures)} of {total} images cannot be read: {shown}{more}"

@@ -1,0 +1,76 @@
+"""The gater: a SqueezeNet-like network small enough to cost a few percent of any expert."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trt_moe.errors import InputError
+
+GATER_SIDE = 96
+"""The gater sees images at this side, or at the bundle's own where that is smaller."""
+
+
+class Fire(nn.Module):
+    """SqueezeNet's block with batch norm: 1x1 squeeze, then 1x1 and 3x3 expand side by side.
+
+    Input [N, inputs, H, W], output [N, 2 * expand, H, W].
+    """
+
+    def __init__(self, inputs: int, squeeze: int, expand: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(inputs, squeeze, 1)
+        self.expand1 = nn.Conv2d(squeeze, expand, 1)
+        self.expand3 = nn.Conv2d(squeeze, expand, 3, padding=1)
+        self.norm = nn.BatchNorm2d(2 * expand)
+        self.activation = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Squeeze, expand both ways, concatenate."""
+        x = self.activation(self.squeeze(x))
+        x = self.norm(torch.cat([self.expand1(x), self.expand3(x)], dim=1))
+        y: Tensor = self.activation(x)
+        return y
+
+
+class SqueezeNetLight(nn.Module):
+    """Scores the experts of a bundle for every image.
+
+    Input float32 [N, channels, side, side], normalised; output float32 [N, experts]. The head starts at
+    zero, so an untrained gater has no preference. Inputs larger than 32 px pass one more Fire block at a
+    lower resolution, so that the cost stays about that of its first convolution.
+    """
+
+    def __init__(self, experts: int, channels: int = 3, side: int = GATER_SIDE, width: int = 16) -> None:
+        """Build for `experts` >= 2; `width` is the number of channels of the first convolution (even).
+
+        Raises:
+            InputError: fewer than two experts, or a width or side that leaves no pixels.
+        """
+        super().__init__()
+        if experts < 2 or channels < 1 or side < 8 or width < 2 or width % 2:
+            raise InputError(
+                f"a gater needs experts >= 2, channels >= 1, side >= 8 and an even width >= 2; "
+                f"got {experts}, {channels}, {side}, {width}"
+            )
+        blocks: list[nn.Module] = [
+            nn.Conv2d(channels, width, 3, stride=2, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            Fire(width, width // 2, width // 2),
+            nn.MaxPool2d(2),
+            Fire(width, width // 2, width),
+        ]
+        features = 2 * width
+        if side > 32:  # noqa: PLR2004
+            blocks += [nn.MaxPool2d(2), Fire(features, width, 2 * width)]
+            features = 4 * width
+        self.features = nn.Sequential(*blocks)
+        self.head = nn.Linear(features, experts)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Score: higher means that the expert suits the image better."""
+        scores: Tensor = self.head(self.features(x).mean(dim=(2, 3)))
+        return scores

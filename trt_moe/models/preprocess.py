@@ -1,0 +1,60 @@
+"""Preprocessing as a part of the network, so that no runtime can disagree with training about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trt_moe.errors import InputError
+
+
+class ImageModel(nn.Module):
+    """A float network behind the bundle's interface.
+
+    Input `images` uint8 [N, H, W, C]; output `logits` float32 [N, K]. Inside: cast, permute, scale and
+    bias (that is (x / 255 - mean) / std), a bilinear resize where the network wants another size, then the
+    network.
+    """
+
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        input_size: tuple[int, int],
+        graph_size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        """Wrap `network`, which takes float32 [N, C, *graph_size] with C = len(mean).
+
+        Raises:
+            InputError: mean and std of different lengths, or a std that is not positive.
+        """
+        super().__init__()
+        if len(mean) != len(std) or not mean or min(std) <= 0:
+            raise InputError(f"mean and std need one value per channel, std > 0; got {list(mean)} and {list(std)}")
+        self.network = network
+        self.graph_size = graph_size
+        self.resize = input_size != graph_size
+        shape = (1, len(mean), 1, 1)
+        self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in std]).reshape(shape))
+        self.register_buffer(
+            "bias", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).reshape(shape)
+        )
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Turn uint8 [N, H, W, C] into float32 [N, C, *graph_size], as the network sees it."""
+        x = images.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.bias
+        if self.resize:
+            x = functional.interpolate(x, self.graph_size, mode="bilinear", align_corners=False)
+        return x
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Answer with logits float32 [N, K]."""
+        logits: Tensor = self.network(self.preprocess(images)).float()
+        return logits

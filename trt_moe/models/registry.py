@@ -1,0 +1,126 @@
+"""Experts by name: torchvision's SqueezeNets and every image classifier of timm."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from trt_moe.errors import BundleError, InputError
+
+_TORCHVISION: dict[str, Callable[..., nn.Module]] = {
+    "squeezenet1_0": torchvision.models.squeezenet1_0,
+    "squeezenet1_1": torchvision.models.squeezenet1_1,
+}
+
+
+@cache
+def expert_names() -> tuple[str, ...]:
+    """Return every name that `create_expert` knows, sorted."""
+    return tuple(sorted({*_TORCHVISION, *timm.list_models()}))
+
+
+def create_expert(
+    name: str,
+    *,
+    num_classes: int,
+    in_chans: int = 3,
+    image_size: int | None = None,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Build a classifier: float32 [N, in_chans, side, side] in, float32 [N, num_classes] out.
+
+    Args:
+        name: of torchvision (squeezenet1_0, squeezenet1_1) or timm.
+        num_classes: size of the new head.
+        in_chans: channels of the image.
+        image_size: side in pixels, for those timm models that must know it (vision transformers).
+        pretrained: let timm or torchvision fetch pretrained weights; the head and, for torchvision, the
+            first convolution are fitted anew where they differ.
+        weights: local safetensors file to start from; tensors of another shape (the head) are left out.
+        options: more arguments for timm's constructor, such as patch_size, depth or drop_rate.
+
+    Raises:
+        InputError: unknown name (near matches are given) or arguments the constructor refuses.
+        BundleError: `weights` cannot be read, or fits no tensor of this model.
+    """
+    if name in _TORCHVISION:
+        model = _create_squeezenet(name, num_classes, in_chans, pretrained, dict(options or {}))
+    elif timm.is_model(name):
+        arguments: dict[str, Any] = dict(options or {})
+        if image_size is not None and _takes_image_size(name):
+            arguments.setdefault("img_size", image_size)
+        try:
+            model = timm.create_model(
+                name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **arguments
+            )
+        except (TypeError, ValueError, AssertionError) as error:
+            raise InputError(f"timm cannot build {name} with {arguments}: {error}") from error
+    else:
+        raise InputError(_unknown(name))
+    if weights is not None:
+        _load_matching(model, Path(weights))
+    return model
+
+
+def _takes_image_size(name: str) -> bool:
+    """Say whether timm fixes this model's input size (then the constructor takes img_size)."""
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return bool(config is not None and config.fixed_input_size)
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, expert_names(), n=4, cutoff=0.6)
+    hint = f"near matches: {', '.join(near)}" if near else "trt_moe.models.expert_names() lists all"
+    return f"no expert is called {name!r}; {hint}"
+
+
+def _create_squeezenet(
+    name: str, num_classes: int, in_chans: int, pretrained: bool, options: dict[str, Any]
+) -> nn.Module:
+    """Build torchvision's network without its last ReLU and, where the image is not RGB, with another stem."""
+    try:
+        if pretrained:
+            model = _TORCHVISION[name](weights="DEFAULT", **options)
+        else:
+            model = _TORCHVISION[name](num_classes=num_classes, **options)
+    except TypeError as error:
+        raise InputError(f"torchvision cannot build {name} with {options}: {error}") from error
+    features, classifier = model.features, model.classifier
+    if not isinstance(features, nn.Sequential) or not isinstance(classifier, nn.Sequential):
+        raise InputError(f"this torchvision builds {name} in another way than 0.19 to 0.29 do")
+    stem = features[0]
+    if in_chans != stem.in_channels:
+        features[0] = nn.Conv2d(in_chans, stem.out_channels, stem.kernel_size, stride=stem.stride)
+        nn.init.kaiming_uniform_(features[0].weight, nonlinearity="relu")
+        nn.init.zeros_(features[0].bias)
+    # Torchvision ends in a ReLU: a class whose logits start below zero then never learns at all.
+    classifier[2] = nn.Identity()
+    if pretrained:
+        classifier[1] = nn.Conv2d(classifier[1].in_channels, num_classes, 1)
+        nn.init.normal_(classifier[1].weight, std=0.01)
+        nn.init.zeros_(classifier[1].bias)
+    return model
+
+
+def _load_matching(model: nn.Module, file: Path) -> None:
+    """Copy the tensors of `file` whose name and shape fit."""
+    try:
+        stored = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{file} is not a readable safetensors file: {error}") from error
+    own = model.state_dict()
+    fitting = {k: v for k, v in stored.items() if k in own and own[k].shape == v.shape}
+    if not fitting:
+        raise BundleError(f"{file} fits no tensor of this model; it was saved from another architecture")
+    model.load_state_dict(fitting, strict=False)

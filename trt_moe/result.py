@@ -1,0 +1,85 @@
+"""What a router answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """The answer for one image.
+
+    Attributes:
+        probabilities: float32 [classes], softmax of the expert's logits.
+        label: index of the likeliest class.
+        class_name: its name.
+        expert: index of the expert that answered, cheapest first.
+        expert_name: its name.
+        latency_ms: milliseconds from the call to this image's answer.
+        gater_logits: float32 [experts], the gater's score of each expert before the latency weight.
+    """
+
+    probabilities: NDArray[np.float32]
+    label: int
+    class_name: str
+    expert: int
+    expert_name: str
+    latency_ms: float
+    gater_logits: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answers for a batch of N images, in input order; index or iterate it for `ResultRow`s.
+
+    Attributes:
+        probabilities: float32 [N, classes], softmax of the routed expert's logits.
+        experts: int64 [N], index of the expert that answered, cheapest first.
+        latency_ms: float32 [N], milliseconds from the call to each image's answer.
+        gater_logits: float32 [N, experts], the gater's scores before the latency weight.
+        class_names: name of every class.
+        expert_names: name of every expert.
+    """
+
+    probabilities: NDArray[np.float32]
+    experts: NDArray[np.int64]
+    latency_ms: NDArray[np.float32]
+    gater_logits: NDArray[np.float32]
+    class_names: list[str]
+    expert_names: list[str]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Int64 [N], index of the likeliest class."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def classes(self) -> list[str]:
+        """Name of the likeliest class of each image."""
+        return [self.class_names[label] for label in self.labels]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.experts)
+
+    def __getitem__(self, index: int) -> ResultRow:
+        """The answer for one image."""
+        label = int(self.probabilities[index].argmax())
+        expert = int(self.experts[index])
+        return ResultRow(
+            probabilities=self.probabilities[index],
+            label=label,
+            class_name=self.class_names[label],
+            expert=expert,
+            expert_name=self.expert_names[expert],
+            latency_ms=float(self.latency_ms[index]),
+            gater_logits=self.gater_logits[index],
+        )
+
+    def __iter__(self) -> Iterator[ResultRow]:
+        """The answers image by image."""
+        return (self[index] for index in range(len(self)))

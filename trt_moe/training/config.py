@@ -1,0 +1,187 @@
+"""What a training run is made of, read from YAML and checked before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trt_moe.data.corruptions import BLUR_SIGMA, NOISE_SIGMA, REFERENCE_SIDE, SEVERITIES
+from trt_moe.errors import InputError
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Weights = Annotated[
+    tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=SEVERITIES, max_length=SEVERITIES)
+]
+Method = Literal["benefit", "gumbel"]
+
+RESERVED_NAMES = frozenset({"gater", "images", "mixture"})
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are refused and nothing changes after reading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SplitConfig(Section):
+    """How many training images each phase gets; no image serves two phases."""
+
+    experts: int = Field(40_000, ge=1)
+    gater: int = Field(15_000, ge=1)
+    validation: int = Field(5_000, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class CorruptionConfig(Section):
+    """Sigmas per severity, see `trt_moe.data.corrupt`."""
+
+    blur_sigma: Weights = BLUR_SIGMA
+    noise_sigma: Weights = NOISE_SIGMA
+    reference_side: int = Field(REFERENCE_SIDE, ge=1)
+
+
+class ExpertConfig(Section):
+    """One classifier: an expert, a baseline or a teacher."""
+
+    name: Name
+    model: str
+    image_size: int = Field(ge=8)
+    options: dict[str, Any] = {}
+    pretrained: bool = False
+    weights: Path | None = None
+    severities: Weights
+    epochs: int = Field(8, ge=1)
+    batch: int = Field(128, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.02, ge=0)
+    warmup: float = Field(0.15, ge=0, lt=1)
+    clip: float = Field(5.0, gt=0)
+    seed: int = Field(0, ge=0)
+    teacher: Name | None = None
+    distill_weight: float = Field(0.5, ge=0, le=1)
+    temperature: float = Field(2.0, gt=0)
+
+    @model_validator(mode="after")
+    def _some_severity(self) -> ExpertConfig:
+        if sum(self.severities) <= 0:
+            raise ValueError(f"{self.name}: at least one severity needs a weight above 0")
+        if self.name in RESERVED_NAMES:
+            raise ValueError(f"{self.name!r} is reserved; give the expert another name")
+        return self
+
+
+class GaterConfig(Section):
+    """The gater phase: every method with every seed is trained, the best by validation is kept."""
+
+    methods: tuple[Method, ...] = Field(("benefit", "gumbel"), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    width: int = Field(16, ge=2)
+    epochs: int = Field(10, ge=1)
+    batch: int = Field(256, ge=1)
+    learning_rate: float = Field(4e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    warmup: float = Field(0.15, ge=0, lt=1)
+    clip: float = Field(5.0, gt=0)
+    passes: int = Field(2, ge=1, description="corrupted copies of every gater image in the logit cache")
+    loss_clip: float = Field(6.0, gt=0, description="cross-entropies are clipped here, in nats (benefit)")
+    temperature: tuple[float, float] = Field((1.0, 1.0), description="Gumbel temperature, start and end")
+
+
+class TrainConfig(Section):
+    """A whole run: data to bundle."""
+
+    name: Name
+    data: Path | None = None
+    checkpoints: Path = Path("runs")
+    latency_weight: float = Field(0.7, ge=0)
+    seed: int = Field(0, ge=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    mean: tuple[float, ...] = Field(min_length=1)
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    flip: bool = True
+    splits: SplitConfig = SplitConfig()
+    corruption: CorruptionConfig = CorruptionConfig()
+    teachers: tuple[ExpertConfig, ...] = ()
+    experts: tuple[ExpertConfig, ...] = Field(min_length=2)
+    baselines: tuple[ExpertConfig, ...] = ()
+    gater: GaterConfig = GaterConfig()
+    sample_images: int = Field(120, ge=1, description="test images shipped with the bundle, at each severity")
+    golden_images: int = Field(12, ge=1)
+    evaluation_images: int = Field(10_000, ge=1, description="test images in the manifest's accuracies, at most")
+    source: Path | None = Field(None, exclude=True, description="the file this came from")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        names = [e.name for e in self.classifiers()]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"names must be unique among teachers, experts and baselines; twice: {twice}")
+        teachers = {t.name for t in self.teachers}
+        for entry in self.classifiers():
+            if entry.teacher is not None and (entry.teacher not in teachers or entry.name in teachers):
+                raise ValueError(f"{entry.name} names teacher {entry.teacher!r}; teachers are {sorted(teachers)}")
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} channels, std {len(self.std)}")
+        return self
+
+    def classifiers(self) -> tuple[ExpertConfig, ...]:
+        """Return teachers, experts and baselines, in the order in which they are trained."""
+        return (*self.teachers, *self.experts, *self.baselines)
+
+    def classifier(self, name: str) -> ExpertConfig:
+        """Return the teacher, expert or baseline of that name."""
+        return next(e for e in self.classifiers() if e.name == name)
+
+    def expert_hash(self, expert: ExpertConfig) -> str:
+        """Identify everything that decides the expert's weights (not the machine)."""
+        parts: dict[str, Any] = {
+            "expert": expert.model_dump(mode="json"),
+            "splits": self.splits.model_dump(mode="json"),
+            "corruption": self.corruption.model_dump(mode="json"),
+            "common": [self.seed, self.precision, list(self.mean), list(self.std), self.flip],
+        }
+        if expert.teacher is not None:
+            parts["teacher"] = self.expert_hash(self.classifier(expert.teacher))
+        return digest(parts)
+
+    def gater_hash(self) -> str:
+        """Identify everything that decides the gater's weights, except the measured costs."""
+        return digest(
+            {
+                "gater": self.gater.model_dump(mode="json"),
+                "latency_weight": self.latency_weight,
+                "experts": [self.expert_hash(e) for e in self.experts],
+            }
+        )
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 of a JSON-able value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Read a YAML file.
+
+    Raises:
+        InputError: no such file, not YAML, or values that do not fit; names the key and what was expected.
+    """
+    file = Path(path)
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{file} cannot be read as YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{file} holds {type(raw).__name__}; expected keys and values, see configs/")
+    try:
+        return TrainConfig.model_validate({**raw, "source": file})
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in e['loc']) or 'config'}: {e['msg']}" for e in error.errors()
+        )
+        raise InputError(f"{file}: {problems}") from error

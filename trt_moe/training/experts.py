@@ -1,0 +1,244 @@
+"""The experts phase: every classifier is trained alone, on the severities that are its own."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trt_moe.data.corruptions import EVALUATION_SEED
+from trt_moe.errors import ModelOutputError
+from trt_moe.models import ImageModel, create_expert
+from trt_moe.training.checkpoint import load_checkpoint, save_checkpoint
+from trt_moe.training.config import ExpertConfig, TrainConfig
+from trt_moe.training.losses import distillation_loss, soft_loss
+from trt_moe.training.schedule import one_cycle
+from trt_moe.training.splits import Corrupted, Part, Parts, derived_seed, draw, every_severity
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(what, done, total)."""
+
+PREDICT_BATCH = 500
+_EPOCH_CHECK_IMAGES = 500
+_LOG_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the data set asks of a network."""
+
+    height: int
+    width: int
+    channels: int
+    classes: int
+
+
+def build(config: TrainConfig, expert: ExpertConfig, shape: Shape) -> ImageModel:
+    """Make the untrained model behind the bundle's interface (uint8 NHWC in, logits out)."""
+    torch.manual_seed(derived_seed("init", config.seed, expert.seed, expert.name))
+    network = create_expert(
+        expert.model,
+        num_classes=shape.classes,
+        in_chans=shape.channels,
+        image_size=expert.image_size,
+        pretrained=expert.pretrained,
+        weights=expert.weights,
+        options=expert.options,
+    )
+    graph_size = (expert.image_size, expert.image_size)
+    return ImageModel(network, (shape.height, shape.width), graph_size, config.mean, config.std)
+
+
+def checkpoint_path(folder: Path, name: str) -> Path:
+    """Where the finished weights of a classifier lie."""
+    return folder / f"{name}.safetensors"
+
+
+def train_experts(
+    config: TrainConfig,
+    parts: Parts,
+    shape: Shape,
+    folder: Path,
+    progress: Progress | None = None,
+    log: Callable[[str], None] = print,
+) -> dict[str, ImageModel]:
+    """Train, or load where it is done already, every teacher, expert and baseline, in this order.
+
+    Args:
+        config: what to train.
+        parts: `parts.experts` is learned from, `parts.validation` only looked at.
+        shape: of the images and labels.
+        folder: for the checkpoints.
+        progress: called after every step.
+        log: gets one line per event.
+
+    Returns:
+        Every model by name, in evaluation mode.
+    """
+    models: dict[str, ImageModel] = {}
+    for expert in config.classifiers():
+        model = build(config, expert, shape).to(memory_format=torch.channels_last)
+        file = checkpoint_path(folder, expert.name)
+        if load_checkpoint(file, model, config.expert_hash(expert)) is not None:
+            log(f"{expert.name}: already trained, {file}")
+        else:
+            teacher = models[expert.teacher] if expert.teacher is not None else None
+            train_expert(config, expert, model, parts, folder, teacher, progress, log)
+        models[expert.name] = model.eval()
+    return models
+
+
+def train_expert(
+    config: TrainConfig,
+    expert: ExpertConfig,
+    model: ImageModel,
+    parts: Parts,
+    folder: Path,
+    teacher: ImageModel | None = None,
+    progress: Progress | None = None,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Train one classifier, from its last finished epoch where a run was cut short.
+
+    Raises:
+        ModelOutputError: the loss is not finite; the last epoch's checkpoint is kept.
+    """
+    config_hash = config.expert_hash(expert)
+    file, partial = checkpoint_path(folder, expert.name), folder / f"{expert.name}.partial.safetensors"
+    optimizer = make_optimizer(model, expert.weight_decay)
+    done = load_checkpoint(partial, model, config_hash, optimizer) or 0
+    if done:
+        log(f"{expert.name}: goes on after epoch {done} of {expert.epochs}")
+    check = every_severity(_first(parts.validation, _EPOCH_CHECK_IMAGES), config.corruption, EVALUATION_SEED)
+    for epoch in range(done, expert.epochs):
+        started = time.perf_counter()
+        loss = _train_epoch(config, expert, model, optimizer, parts.experts, epoch, teacher, progress, log)
+        save_checkpoint(partial, model, config_hash, epoch + 1, optimizer)
+        accuracies = severity_accuracy(predict(model, check.images, config.precision), check)
+        log(
+            f"{expert.name}: epoch {epoch + 1}/{expert.epochs} loss {loss:.4f} validation "
+            f"{' '.join(f'{a:.3f}' for a in accuracies)} mean {np.mean(accuracies):.4f} "
+            f"in {time.perf_counter() - started:.0f} s"
+        )
+    save_checkpoint(file, model, config_hash, expert.epochs)
+    partial.unlink(missing_ok=True)
+
+
+def _train_epoch(
+    config: TrainConfig,
+    expert: ExpertConfig,
+    model: ImageModel,
+    optimizer: torch.optim.Optimizer,
+    part: Part,
+    epoch: int,
+    teacher: ImageModel | None,
+    progress: Progress | None,
+    log: Callable[[str], None],
+) -> float:
+    """One pass over the part; returns the mean loss."""
+    # Everything random in an epoch starts from the epoch's own seed: a resumed run repeats it exactly.
+    seed = derived_seed("epoch", config.seed, expert.seed, expert.name, epoch)
+    torch.manual_seed(seed)
+    images = draw(part, expert.severities, config.corruption, seed)
+    distilled = teacher is not None and _set_distilled(model.network)
+    model.train()
+    steps = len(images.labels) // expert.batch or 1
+    total, losses = steps * expert.epochs, 0.0
+    for step, (pixels, labels) in enumerate(batches(images, expert.batch, seed, config.flip)):
+        rate = one_cycle(epoch * steps + step, total, expert.learning_rate, expert.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with autocast(config.precision):
+            output = model.network(_channels_last(model.preprocess(pixels)))
+            with torch.no_grad():
+                target = teacher(pixels).float() if teacher is not None else None
+        student, pupil = (output[0].float(), output[1].float()) if distilled else (output.float(), None)
+        loss = distillation_loss(student, labels, target, expert.distill_weight, expert.temperature)
+        if pupil is not None and target is not None:
+            loss = loss + soft_loss(pupil, target, expert.temperature)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise ModelOutputError(
+                f"{expert.name}: loss is {value} at epoch {epoch + 1}, step {step + 1} of {steps}; the checkpoint "
+                f"of the last epoch is kept. Lower learning_rate (now {expert.learning_rate})"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), expert.clip)
+        optimizer.step()
+        losses += value
+        if progress is not None:
+            progress(expert.name, epoch * steps + step + 1, total)
+        if epoch == 0 and step % _LOG_STEPS == 0:
+            log(f"{expert.name}: step {step} loss {value:.4f}")
+    return losses / steps
+
+
+def batches(images: Corrupted, size: int, seed: int, flip: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffled batches of uint8 [size, H, W, C] and int64 [size]; half of them mirrored; the rest is dropped."""
+    generator = np.random.Generator(np.random.PCG64(derived_seed("order", seed)))
+    order = generator.permutation(len(images.labels))
+    mirrored = generator.random(len(order)) < 0.5 * flip  # noqa: PLR2004
+    for start in range(0, max(1, len(order) - size + 1), size):
+        chosen = order[start : start + size]
+        pixels = images.images[chosen]
+        mirror = mirrored[start : start + size, None, None, None]
+        pixels = np.where(mirror, pixels[:, :, ::-1], pixels)
+        yield torch.from_numpy(pixels), torch.from_numpy(images.labels[chosen])
+
+
+def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW; biases, norms and tokens (fewer than two dimensions, or one row) are not decayed."""
+    decayed: list[Tensor] = []
+    free: list[Tensor] = []
+    for parameter in model.parameters():
+        (free if parameter.squeeze().ndim < 2 else decayed).append(parameter)  # noqa: PLR2004
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: NDArray[np.uint8], precision: str = "fp32") -> NDArray[np.float32]:
+    """Logits float32 [N, K] for uint8 [N, H, W, C], in evaluation mode."""
+    model.eval()
+    rows = []
+    for start in range(0, len(images), PREDICT_BATCH):
+        with autocast(precision):
+            rows.append(model(torch.from_numpy(images[start : start + PREDICT_BATCH])).float().numpy())
+    return np.concatenate(rows)
+
+
+def severity_accuracy(logits: NDArray[np.float32], images: Corrupted) -> list[float]:
+    """Share of right answers at each severity."""
+    right = logits.argmax(1) == images.labels
+    return [float(right[images.severities == s].mean()) for s in np.unique(images.severities)]
+
+
+def autocast(precision: str) -> AbstractContextManager[object]:
+    """Bfloat16 inside, where the config says so."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _set_distilled(network: nn.Module) -> bool:
+    """Ask timm's distilled transformers for both heads in training; False where there is one head."""
+    setter = getattr(network, "set_distilled_training", None)
+    if setter is None:
+        return False
+    setter(True)
+    return True
+
+
+def _first(part: Part, count: int) -> Part:
+    return Part(part.images[:count], part.labels[:count], part.indices[:count])

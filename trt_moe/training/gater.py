@@ -1,0 +1,198 @@
+"""The gater phase: a small network learns from the frozen experts' logits which expert an image needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from trt_moe.errors import ModelOutputError
+from trt_moe.models import ImageModel, SqueezeNetLight
+from trt_moe.models.gater import GATER_SIDE
+from trt_moe.training.checkpoint import load_checkpoint, save_checkpoint
+from trt_moe.training.config import Method, TrainConfig, digest
+from trt_moe.training.experts import Progress, Shape, batches, make_optimizer, predict
+from trt_moe.training.logits import Judged
+from trt_moe.training.losses import benefit_loss, check_costs, gumbel_loss
+from trt_moe.training.routing import (
+    collapse_warning,
+    explained_variance,
+    frontier_score,
+    gater_frontier,
+    route,
+    tabulate,
+)
+from trt_moe.training.schedule import one_cycle
+from trt_moe.training.splits import Corrupted, derived_seed
+
+
+@dataclass(frozen=True)
+class TrainedGater:
+    """One gater and what validation says about it.
+
+    Attributes:
+        method: "benefit" or "gumbel".
+        seed: of initialisation and order.
+        model: uint8 images in, cost-free scores out: route = argmax(score - latency weight * cost).
+        frontier: mean accuracy over the frontier, see `frontier_score`; the larger the better.
+        r2: explained variance of the dearest expert's benefit.
+    """
+
+    method: Method
+    seed: int
+    model: ImageModel
+    frontier: float
+    r2: float
+
+
+def build_gater(config: TrainConfig, shape: Shape, seed: int = 0) -> ImageModel:
+    """Make an untrained gater that sees the image at 96 px, or at its own size where that is smaller."""
+    torch.manual_seed(derived_seed("gater", config.seed, seed))
+    size = (min(GATER_SIDE, shape.height), min(GATER_SIDE, shape.width))
+    network = SqueezeNetLight(len(config.experts), shape.channels, min(size), config.gater.width)
+    return ImageModel(network, (shape.height, shape.width), size, config.mean, config.std)
+
+
+def train_gaters(
+    config: TrainConfig,
+    shape: Shape,
+    training: Judged,
+    validation: Judged,
+    costs: NDArray[np.float64],
+    folder: Path,
+    progress: Progress | None = None,
+    log: Callable[[str], None] = print,
+) -> list[TrainedGater]:
+    """Train every method with every seed, or load it where it is done; best by validation first.
+
+    Args:
+        config: methods, seeds, latency weight.
+        shape: of the images.
+        training: what the gaters learn from.
+        validation: what they are ranked by.
+        costs: measured latency of every expert divided by the largest, [K].
+        folder: for the checkpoints.
+        progress: called after every step.
+        log: gets the routing table of every epoch, and warnings.
+
+    Raises:
+        InputError: negative latency weight, or costs that do not fit the experts.
+        ModelOutputError: the loss is not finite.
+    """
+    check_costs(torch.tensor(costs), len(config.experts), config.latency_weight)
+    identity = digest([config.gater_hash(), [round(float(c), 12) for c in costs]])
+    gaters = []
+    for method in config.gater.methods:
+        for seed in config.gater.seeds:
+            model = build_gater(config, shape, seed)
+            file = folder / f"gater-{method}-{seed}.safetensors"
+            if load_checkpoint(file, model, identity) is None:
+                train_gater(config, method, seed, model, training, validation, costs, progress, log)
+                save_checkpoint(file, model, identity, config.gater.epochs)
+            else:
+                log(f"gater {method} {seed}: already trained, {file}")
+            scores = predict(model, validation.images.images)
+            frontier = frontier_score(gater_frontier(scores, validation.right, costs, 0.0), costs)
+            r2 = explained_variance(scores, validation.losses, config.gater.loss_clip)
+            log(f"gater {method} {seed}: frontier {frontier:.4f} R2 {r2:.3f}")
+            gaters.append(TrainedGater(method, seed, model.eval(), frontier, r2))
+    return sorted(gaters, key=lambda gater: -gater.frontier)
+
+
+def train_gater(
+    config: TrainConfig,
+    method: Method,
+    seed: int,
+    model: ImageModel,
+    training: Judged,
+    validation: Judged,
+    costs: NDArray[np.float64],
+    progress: Progress | None = None,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Train one gater in place; afterwards its scores are free of costs, whatever the method.
+
+    Raises:
+        ModelOutputError: the loss is not finite.
+    """
+    settings = config.gater
+    optimizer = make_optimizer(model, settings.weight_decay)
+    weights = torch.tensor(costs, dtype=torch.float32)
+    losses = torch.from_numpy(training.losses)
+    # The order of the batches is an index stream: labels are replaced by positions to find the losses.
+    count = len(training.images.labels)
+    indexed = Corrupted(training.images.images, np.arange(count), training.images.severities)
+    steps = count // settings.batch or 1
+    total = steps * settings.epochs
+    what = f"gater {method} {seed}"
+    # While gumbel trains, costs are in the loss, not in the routing rule.
+    in_training = config.latency_weight if method == "benefit" else 0.0
+    for epoch in range(settings.epochs):
+        epoch_seed = derived_seed("gater epoch", config.seed, seed, epoch)
+        torch.manual_seed(epoch_seed)
+        model.train()
+        losses_sum = 0.0
+        for step, (pixels, chosen) in enumerate(batches(indexed, settings.batch, epoch_seed, config.flip)):
+            done = epoch * steps + step
+            for group in optimizer.param_groups:
+                group["lr"] = one_cycle(done, total, settings.learning_rate, settings.warmup)
+            scores = model(pixels)
+            if method == "benefit":
+                loss = benefit_loss(scores, losses[chosen], settings.loss_clip)
+            else:
+                first, last = settings.temperature
+                temperature = first * (last / first) ** (done / total)
+                loss = gumbel_loss(scores, losses[chosen], weights, config.latency_weight, temperature)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise ModelOutputError(
+                    f"{what}: loss is {value} at epoch {epoch + 1}, step {step + 1}; lower gater.learning_rate"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            optimizer.step()
+            losses_sum += value
+            if progress is not None:
+                progress(what, done + 1, total)
+        _log_epoch(config, what, epoch, losses_sum / steps, model, validation, costs, in_training, log)
+    if method == "gumbel":
+        _free_of_costs(model, weights, config.latency_weight)
+
+
+def _free_of_costs(model: ImageModel, costs: torch.Tensor, latency_weight: float) -> None:
+    """Shift the head so that subtracting latency_weight * cost gives the trained routes."""
+    head = model.network.head
+    if not isinstance(head, nn.Linear):
+        raise TypeError("the gater's head is not a linear layer")
+    with torch.no_grad():
+        head.bias += latency_weight * costs
+
+
+def _log_epoch(
+    config: TrainConfig,
+    what: str,
+    epoch: int,
+    loss: float,
+    model: ImageModel,
+    validation: Judged,
+    costs: NDArray[np.float64],
+    latency_weight: float,
+    log: Callable[[str], None],
+) -> None:
+    """Log the routing table, and a warning where routing collapsed."""
+    names = [expert.name for expert in config.experts]
+    routes = route(predict(model, validation.images.images), costs, latency_weight)
+    table = tabulate(routes, validation.right, costs, validation.images.severities)
+    log(f"{what}: epoch {epoch + 1}/{config.gater.epochs} loss {loss:.4f}")
+    for line in table.lines(names):
+        log(f"  {line}")
+    warning = collapse_warning(routes, validation.losses, costs, config.latency_weight, names)
+    if warning is not None:
+        log(f"  warning: {warning}")

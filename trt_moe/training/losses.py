@@ -1,0 +1,87 @@
+"""The losses of experts and gater; every one takes float32 logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trt_moe.errors import InputError
+
+
+def distillation_loss(
+    student: Tensor, labels: Tensor, teacher: Tensor | None, weight: float, temperature: float
+) -> Tensor:
+    """(1 - weight) * cross-entropy + weight * T^2 * KL(teacher || student); plain CE without a teacher.
+
+    `student` and `teacher` are logits [N, K], `labels` int64 [N]; returns the mean over N.
+    """
+    task = functional.cross_entropy(student, labels)
+    if teacher is None or weight == 0:
+        return task
+    return (1 - weight) * task + weight * soft_loss(student, teacher, temperature)
+
+
+def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL(teacher || student) of the softened distributions, mean over N."""
+    divergence = functional.kl_div(
+        functional.log_softmax(student / temperature, dim=1),
+        functional.log_softmax(teacher / temperature, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return divergence * temperature**2
+
+
+def expert_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of every expert on every image: logits [N, K, classes] and labels [N] give [N, K]."""
+    count, experts, classes = logits.shape
+    flat = functional.cross_entropy(
+        logits.reshape(count * experts, classes), labels.repeat_interleave(experts), reduction="none"
+    )
+    return flat.reshape(count, experts)
+
+
+def gumbel_loss(
+    scores: Tensor, losses: Tensor, costs: Tensor, latency_weight: float, temperature: float = 1.0
+) -> Tensor:
+    """sum_k g_k CE_k + latency_weight * sum_k g_k cost_k, mean over N.
+
+    g is a straight-through Gumbel-Softmax sample: one-hot forward, soft backward.
+
+    Args:
+        scores: gater logits [N, K].
+        losses: each expert's cross-entropy [N, K], see `expert_losses`.
+        costs: latency of each expert divided by the largest [K].
+        latency_weight: lambda >= 0, nats for one unit of cost.
+        temperature: of the Gumbel-Softmax.
+
+    Raises:
+        InputError: negative latency weight, or costs of the wrong length.
+    """
+    check_costs(costs, scores.shape[1], latency_weight)
+    gates = functional.gumbel_softmax(scores, temperature, hard=True)
+    return (gates * (losses + latency_weight * costs)).sum(dim=1).mean()
+
+
+def benefit_loss(scores: Tensor, losses: Tensor, clip: float) -> Tensor:
+    """Mean squared error of each score against minus the expert's clipped cross-entropy.
+
+    The minimum is score_k = -E[min(CE_k, clip) | x]: differences of scores are expected benefits in nats,
+    whatever latency weight is used later.
+    """
+    return functional.mse_loss(scores, -losses.clamp(max=clip))
+
+
+def check_costs(costs: Tensor, experts: int, latency_weight: float) -> None:
+    """Refuse a negative or infinite latency weight and costs that do not fit the experts.
+
+    Raises:
+        InputError: says what was given and what was expected.
+    """
+    if not 0 <= latency_weight < float("inf"):
+        raise InputError(f"latency weight is {latency_weight}; expected a number >= 0")
+    if costs.shape != (experts,):
+        raise InputError(f"{tuple(costs.shape)} costs for {experts} experts; expected one per expert")
+    if not bool(torch.isfinite(costs).all()) or bool((costs <= 0).any()):
+        raise InputError(f"costs must be positive and finite, got {costs.tolist()}")

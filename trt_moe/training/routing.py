@@ -1,0 +1,158 @@
+"""What a set of routes is worth: tables, frontiers and the strategies a gater must beat. numpy only.
+
+Shapes used throughout: `scores` float [N, K] gater logits, `right` bool [N, K] whether each expert is right,
+`losses` float [N, K] each expert's cross-entropy, `costs` float [K] relative to the dearest expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+COLLAPSED_SHARE = 0.98
+_FRONTIER_POINTS = 201
+_COST_GRID = 41
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Points of a strategy, by rising cost: mean cost [P] and accuracy [P]."""
+
+    costs: Floats
+    accuracies: Floats
+
+    def accuracy_at(self, cost: Floats | float) -> Floats:
+        """Return the best accuracy reachable at a mean cost, mixing neighbouring points at random."""
+        best = np.maximum.accumulate(self.accuracies)
+        return np.asarray(np.interp(cost, self.costs, best))
+
+
+@dataclass(frozen=True)
+class RoutingTable:
+    """One row per severity: share of each expert [S, K], accuracy [S], mean cost [S] without the gater."""
+
+    severities: Ints
+    share: Floats
+    accuracy: Floats
+    cost: Floats
+
+    def lines(self, names: Sequence[str]) -> list[str]:
+        """Return one printable line per severity."""
+        return [
+            f"severity {s}: "
+            + " ".join(f"{name} {share:6.1%}" for name, share in zip(names, shares, strict=True))
+            + f"  accuracy {accuracy:.4f}  cost {cost:.3f}"
+            for s, shares, accuracy, cost in zip(
+                self.severities, self.share, self.accuracy, self.cost, strict=True
+            )
+        ]
+
+
+def route(scores: Floats, costs: Floats, latency_weight: float) -> Ints:
+    """Return argmax_k(score_k - latency_weight * cost_k), ties to the lower index; int64 [N]."""
+    return np.argmax(scores - latency_weight * costs, axis=1).astype(np.int64)
+
+
+def tabulate(routes: Ints, right: Bools, costs: Floats, severities: Ints) -> RoutingTable:
+    """Shares, accuracy and cost of the routes at each severity that occurs."""
+    levels = np.unique(severities)
+    gates = np.eye(len(costs))[routes]
+    correct = right[np.arange(len(routes)), routes]
+    share = np.stack([gates[severities == s].mean(0) for s in levels])
+    accuracy = np.asarray([correct[severities == s].mean() for s in levels])
+    return RoutingTable(levels, share, accuracy, share @ costs)
+
+
+def gater_frontier(scores: Floats, right: Bools, costs: Floats, gater_cost: float) -> Frontier:
+    """Sweep the run-time weight over all that changes a route; the gater's own cost is included."""
+    rising = np.diff(costs)
+    steps = (scores[:, 1:] - scores[:, :-1]) / np.where(rising > 0, rising, 1.0)
+    weights = np.unique(np.quantile(steps, np.linspace(0, 1, _FRONTIER_POINTS)))
+    points = []
+    for weight in [weights[0] - 1.0, *weights, weights[-1] + 1.0]:
+        routes = route(scores, costs, float(weight))
+        accuracy = right[np.arange(len(routes)), routes].mean()
+        points.append((float(costs[routes].mean()) + gater_cost, float(accuracy)))
+    return _frontier(points)
+
+
+def cascade_frontier(confidence: Floats, right: Bools, costs: Floats) -> Frontier:
+    """Cheapest expert for all, then the dearest where the cheapest is less sure than a threshold.
+
+    `confidence` [N] is the cheapest expert's; it has already run when it turns out not to be enough, so its
+    cost is always paid. There is no gater.
+    """
+    order = np.argsort(confidence, kind="stable")
+    cheap, dear = right[order, 0], right[order, -1]
+    total = len(order)
+    hits = np.concatenate([[0], np.cumsum(dear.astype(np.int64) - cheap.astype(np.int64))]) + cheap.sum()
+    counts = np.unique(np.linspace(0, total, _FRONTIER_POINTS).round().astype(np.int64))
+    return _frontier([(costs[0] + costs[-1] * c / total, hits[c] / total) for c in counts])
+
+
+def random_frontier(right: Bools, costs: Floats) -> Frontier:
+    """Each image to an expert at random; mixing the experts on the upper hull of (cost, accuracy)."""
+    return _frontier([(float(c), float(a)) for c, a in zip(costs, right.mean(0), strict=True)])
+
+
+def oracle(right: Bools, costs: Floats) -> tuple[float, float]:
+    """Cost and accuracy of always picking the cheapest expert that is right (the cheapest where none is)."""
+    first = np.where(right.any(1), right.argmax(1), 0)
+    return float(costs[first].mean()), float(right.any(1).mean())
+
+
+def frontier_score(frontier: Frontier, costs: Floats) -> float:
+    """Mean accuracy over equally spaced costs from the cheapest to the dearest expert: one number to rank by."""
+    return float(frontier.accuracy_at(np.linspace(costs[0], costs[-1], _COST_GRID)).mean())
+
+
+def explained_variance(scores: Floats, losses: Floats, clip: float) -> float:
+    """R^2 of the scores' differences against the dearest expert's clipped benefit over the cheapest."""
+    benefit = np.minimum(losses[:, 0], clip) - np.minimum(losses[:, -1], clip)
+    predicted = scores[:, -1] - scores[:, 0]
+    spread = ((benefit - benefit.mean()) ** 2).sum()
+    return float(1 - ((benefit - predicted) ** 2).sum() / spread) if spread > 0 else 0.0
+
+
+def collapse_warning(
+    routes: Ints, losses: Floats, costs: Floats, latency_weight: float, names: Sequence[str]
+) -> str | None:
+    """Say why nearly all images go to one expert, or None where they do not."""
+    shares = np.bincount(routes, minlength=len(costs)) / max(1, len(routes))
+    winner = int(shares.argmax())
+    if shares[winner] < COLLAPSED_SHARE:
+        return None
+    ideal = np.argmin(losses + latency_weight * costs, axis=1)
+    elsewhere = float((ideal != winner).mean())
+    head = f"routing collapsed: {shares[winner]:.1%} of the images go to {names[winner]}"
+    if elsewhere < 1 - COLLAPSED_SHARE:
+        gap = latency_weight * float(costs.max() - costs.min())
+        if winner == int(costs.argmin()):
+            return (
+                f"{head}. Cause: no other expert lowers the loss by more than the latency weight asks ({gap:.2f} nats "
+                f"for the dearest) on {1 - elsewhere:.1%} of them; lower latency_weight or train the others better"
+            )
+        return (
+            f"{head}. Cause: it is worth its latency on {1 - elsewhere:.1%} of them; raise latency_weight (now "
+            f"{latency_weight:g}) or train the cheaper experts better"
+        )
+    return (
+        f"{head}. Cause: the gater, not the experts: another expert would be worth its latency on {elsewhere:.1%} "
+        "of them; train the gater longer, at another learning rate, or by the benefit method"
+    )
+
+
+def _frontier(points: Sequence[tuple[float, float]]) -> Frontier:
+    """Sort by cost; of points with equal cost the best is kept."""
+    ordered = sorted(points)
+    best: dict[float, float] = {}
+    for cost, accuracy in ordered:
+        best[cost] = max(accuracy, best.get(cost, 0.0))
+    return Frontier(np.asarray(list(best)), np.asarray(list(best.values())))
