@@ -71,7 +71,11 @@ class Router:
     ) -> None:
         """See the class."""
         _check_device(device)
-        for name, value, least in (("max_batch", max_batch, 1), ("max_wait_us", max_wait_us, 0), ("max_queue", max_queue, 1)):
+        for name, value, least in (
+            ("max_batch", max_batch, 1),
+            ("max_wait_us", max_wait_us, 0),
+            ("max_queue", max_queue, 1),
+        ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}")
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
@@ -141,7 +145,12 @@ class Router:
         images = as_images(batch, self._bundle.input_shape)
         probabilities, gater_logits, experts, latency_ms = self._pipeline.predict(images)
         return Result(
-            probabilities, experts, latency_ms, gater_logits, self._completions.class_names, self._completions.expert_names
+            probabilities,
+            experts,
+            latency_ms,
+            gater_logits,
+            self._completions.class_names,
+            self._completions.expert_names,
         )
 
     def submit(self, image: Any) -> Future[ResultRow]:
@@ -204,7 +213,9 @@ class Router:
             model = Model.load(self._bundle, name, precision=precision, threads=threads)  # type: ignore[arg-type]
             if self._bundle.manifest.golden is not None and max(model.core.buckets) > 1:
                 if answers_vary_with_batch(model, self._bundle.golden()["images"]):
-                    _log.info("%s answers differently in batches on this device; it runs image by image", name)
+                    _log.info(
+                        "%s answers differently in batches on this device; it runs image by image", name
+                    )
                     model = Model.load(self._bundle, name, precision=precision, threads=threads, buckets=[1])  # type: ignore[arg-type]
             self._models[name] = model
         return self._models[name]

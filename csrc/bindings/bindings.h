@@ -3,8 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <exception>
-
+#include "core/error.h"
 #include "core/tensor_view.h"
 
 namespace trt_moe {
@@ -16,8 +15,8 @@ void register_routing(pybind11::module_& module);
 void register_model(pybind11::module_& module);
 void register_pipeline(pybind11::module_& module);
 
-// The Python exception object for a C++ exception.
-pybind11::object python_error(const std::exception_ptr& error);
+// The Python exception object for a failure.
+pybind11::object python_error(const Failure& failure);
 
 // A view of C-contiguous uint8 [N,H,W,C] images. Throws Error(kInput) that says what was found.
 ImageBatchView image_batch(const pybind11::array& images, const ImageShape& expected);

@@ -33,14 +33,6 @@ void register_errors(py::module_&) {
   });
 }
 
-py::object python_error(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const Error& e) {
-    return python_class(e.kind())(e.what());
-  } catch (const std::exception& e) {
-    return py::module_::import("trt_moe.errors").attr("TrtMoeError")(e.what());
-  }
-}
+py::object python_error(const Failure& failure) { return python_class(failure.kind)(failure.message); }
 
 }  // namespace trt_moe

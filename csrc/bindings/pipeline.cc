@@ -1,4 +1,5 @@
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <utility>
 
@@ -18,7 +19,11 @@ void check_signals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
-py::tuple predict(Scheduler& self, const py::array& images) {
+using Answers = py::typing::Tuple<py::array_t<float>, py::array_t<float>, py::array_t<std::int64_t>, py::array_t<float>>;
+using Completed = py::typing::Tuple<std::uint64_t, py::typing::Optional<py::exception<Error>>, py::array_t<float>,
+                                    py::array_t<float>, std::int64_t, float>;
+
+Answers predict(Scheduler& self, const py::array& images) {
   const ImageBatchView view = image_batch(images, self.input());
   py::array_t<float> probabilities({view.count, self.classes()});
   py::array_t<float> gater_logits({view.count, self.experts()});
@@ -45,8 +50,8 @@ py::list take_completed(Scheduler& self) {
   }
   py::list answers;
   for (SubmittedRequest* request : done) {
-    const std::exception_ptr error = request->error();
-    answers.append(py::make_tuple(request->ticket(), error ? python_error(error) : py::object(py::none()),
+    const std::optional<Failure> failure = request->failure();
+    answers.append(py::make_tuple(request->ticket(), failure ? python_error(*failure) : py::object(py::none()),
                                   copy_row(request->probabilities()), copy_row(request->gater_logits()),
                                   request->route(), request->latency_ms()));
     self.recycle(request);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <exception>
 #include <stdexcept>
 #include <string>
 
@@ -16,5 +17,22 @@ class Error : public std::runtime_error {
  private:
   ErrorKind kind_;
 };
+
+// An error as a plain value: unlike an exception_ptr it can cross threads with nothing shared.
+struct Failure {
+  ErrorKind kind = ErrorKind::kDevice;
+  std::string message;
+};
+
+// What is being thrown; only valid inside a catch block. Anything but an Error counts as a failed device.
+inline Failure current_failure() {
+  try {
+    throw;
+  } catch (const Error& error) {
+    return {error.kind(), error.what()};
+  } catch (const std::exception& error) {
+    return {ErrorKind::kDevice, error.what()};
+  }
+}
 
 }  // namespace trt_moe

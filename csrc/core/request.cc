@@ -1,6 +1,7 @@
 #include "core/request.h"
 
 #include <cstring>
+#include <exception>
 #include <utility>
 
 namespace trt_moe {
@@ -14,25 +15,25 @@ void Request::reset(ImageBatchView images, OutputRows rows, Clock::time_point su
   submitted_ = submitted;
   remaining_.store(images.count, std::memory_order_relaxed);
   cancelled_.store(false, std::memory_order_relaxed);
-  const std::lock_guard lock(error_mutex_);
-  error_ = nullptr;
+  const std::lock_guard lock(failure_mutex_);
+  failure_.reset();
 }
 
 void Request::complete_one() {
   if (remaining_.fetch_sub(1, std::memory_order_acq_rel) == 1) finish();
 }
 
-void Request::fail_one(std::exception_ptr error) {
+void Request::fail_one(Failure failure) {
   {
-    const std::lock_guard lock(error_mutex_);
-    if (!error_) error_ = std::move(error);
+    const std::lock_guard lock(failure_mutex_);
+    if (!failure_) failure_ = std::move(failure);
   }
   complete_one();
 }
 
-std::exception_ptr Request::error() const {
-  const std::lock_guard lock(error_mutex_);
-  return error_;
+std::optional<Failure> Request::failure() const {
+  const std::lock_guard lock(failure_mutex_);
+  return failure_;
 }
 
 void BlockingRequest::finish() {
@@ -60,7 +61,7 @@ void BlockingRequest::wait(void (*poll)()) {
     }
   }
   if (interrupted) std::rethrow_exception(interrupted);
-  if (const std::exception_ptr first = error()) std::rethrow_exception(first);
+  if (const std::optional<Failure> first = failure()) throw Error(first->kind, first->message);
 }
 
 SubmittedRequest::SubmittedRequest(std::size_t image_bytes, std::size_t classes, std::size_t experts)

@@ -5,10 +5,11 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <mutex>
+#include <optional>
 #include <vector>
 
+#include "core/error.h"
 #include "core/tensor_view.h"
 
 namespace trt_moe {
@@ -40,11 +41,11 @@ class Request {
   // Images not yet started are completed without running.
   void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }
   void complete_one();
-  void fail_one(std::exception_ptr error);  // the first error wins
+  void fail_one(Failure failure);  // the first error wins
 
  protected:
   virtual void finish() = 0;  // runs once, on the thread that completes the last image
-  std::exception_ptr error() const;
+  std::optional<Failure> failure() const;
   void reset(ImageBatchView images, OutputRows rows, Clock::time_point submitted);
 
  private:
@@ -53,8 +54,8 @@ class Request {
   Clock::time_point submitted_;
   std::atomic<std::size_t> remaining_;
   std::atomic<bool> cancelled_{false};
-  mutable std::mutex error_mutex_;
-  std::exception_ptr error_;
+  mutable std::mutex failure_mutex_;
+  std::optional<Failure> failure_;
 };
 
 // A request whose caller waits for it.
@@ -89,7 +90,7 @@ class SubmittedRequest final : public Request {
   const std::vector<float>& gater_logits() const noexcept { return gater_logits_; }
   std::int64_t route() const noexcept { return route_; }
   float latency_ms() const noexcept { return latency_ms_; }
-  using Request::error;
+  using Request::failure;
 
  private:
   void finish() override;

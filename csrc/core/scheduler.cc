@@ -34,9 +34,11 @@ std::string text(const ImageShape& shape) {
   return std::to_string(shape.height) + "x" + std::to_string(shape.width) + "x" + std::to_string(shape.channels);
 }
 
-Error closed_error() {
+Failure closed_failure() {
   return {ErrorKind::kRouterClosed, "the router is closed; open a new one with trt_moe.Router(bundle)"};
 }
+
+Error error_of(const Failure& failure) { return {failure.kind, failure.message}; }
 
 }  // namespace
 
@@ -89,7 +91,7 @@ class Scheduler::Admission {
     was_idle_ = before == 0;
     if (scheduler.closing_.load()) {
       scheduler.in_flight_.fetch_sub(images);
-      throw closed_error();
+      throw error_of(closed_failure());
     }
   }
   ~Admission() { scheduler_.in_flight_.fetch_sub(images_); }
@@ -186,18 +188,10 @@ void Scheduler::stop_station(Station& station) {
   for (const auto& worker : station.workers) worker->thread.join();
 }
 
-std::exception_ptr Scheduler::bad_gater_logits() const {
-  return std::make_exception_ptr(
-      Error(ErrorKind::kModelOutput,
-            "the gater gave logits that are not finite for an image; expected finite numbers. Its ONNX file is "
-            "broken: train or export the bundle again"));
-}
-
-std::exception_ptr Scheduler::bad_expert_logits(std::size_t expert) const {
-  return std::make_exception_ptr(
-      Error(ErrorKind::kModelOutput, "expert " + experts_[expert].name +
-                                         " gave logits that are not finite for an image; expected finite numbers. Its "
-                                         "ONNX file is broken: train or export the bundle again"));
+Failure Scheduler::bad_logits(const std::string& model) {
+  return {ErrorKind::kModelOutput, model +
+                                       " gave logits that are not finite for an image; expected finite numbers. Its "
+                                       "ONNX file is broken: train or export the bundle again"};
 }
 
 void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*poll)()) {
@@ -216,7 +210,7 @@ void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*po
                             submitted);
     const Clock::time_point queued = Clock::now();
     const auto job = [&](std::size_t i) { return Job{&request, static_cast<std::uint32_t>(i), queued, 0}; };
-    if (!gate_station_->queue.push(count, job)) throw closed_error();
+    if (!gate_station_->queue.push(count, job)) throw error_of(closed_failure());
     request.wait(poll);
   }
 }
@@ -239,7 +233,7 @@ void Scheduler::submit(std::uint64_t ticket, const std::uint8_t* image) {
   if (!gate_station_->queue.push(1, [&](std::size_t) { return Job{request, 0, request->submitted(), 0}; })) {
     const std::lock_guard lock(spare_mutex_);
     spare_.push_back(request);
-    throw closed_error();
+    throw error_of(closed_failure());
   }
   admission.keep();
 }
@@ -259,7 +253,7 @@ void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, Cl
   const std::span<const float> scores = lane.gater->run(1);
   std::copy(scores.begin(), scores.end(), rows.gater_logits);
   const std::uint32_t route = choose_route(scores, costs_, latency_weight());
-  if (route == kNoRoute) std::rethrow_exception(bad_gater_logits());
+  if (route == kNoRoute) throw error_of(bad_logits("the gater"));
   const Clock::time_point gated = Clock::now();
 
   Session& session = *lane.experts[route];
@@ -267,7 +261,7 @@ void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, Cl
   const Clock::time_point gathered = Clock::now();
   const std::span<const float> logits = session.run(1);
   const Clock::time_point ran = Clock::now();
-  if (!all_finite(logits)) std::rethrow_exception(bad_expert_logits(route));
+  if (!all_finite(logits)) throw error_of(bad_logits("expert " + experts_[route].name));
   softmax(logits, rows.probabilities);
   *rows.routes = route;
   const Clock::time_point done = Clock::now();
@@ -287,7 +281,7 @@ std::size_t Scheduler::drop_cancelled(std::span<Job> batch) {
   const bool cancel_all = cancel_pending_.load(std::memory_order_relaxed);
   for (const Job& job : batch) {
     if (cancel_all) {
-      job.request->fail_one(std::make_exception_ptr(closed_error()));
+      job.request->fail_one(closed_failure());
     } else if (job.request->cancelled()) {
       job.request->complete_one();
     } else {
@@ -318,7 +312,8 @@ void Scheduler::run_gater(Worker& worker, std::size_t count) {
         std::copy(row.begin(), row.end(), batch[i].request->rows().gater_logits + batch[i].index * experts_.size());
       }
     } catch (...) {
-      for (const Job& job : batch) job.request->fail_one(std::current_exception());
+      const Failure failure = current_failure();
+      for (const Job& job : batch) job.request->fail_one(failure);
       continue;
     }
     const Clock::time_point gated = Clock::now();
@@ -328,7 +323,7 @@ void Scheduler::run_gater(Worker& worker, std::size_t count) {
       worker.stats.record(Stage::kGate, ns_between(start, gated));
     }
     for (std::size_t i = 0; i < batch.size(); ++i) {
-      if (worker.plan.routes[i] == kNoRoute) batch[i].request->fail_one(bad_gater_logits());
+      if (worker.plan.routes[i] == kNoRoute) batch[i].request->fail_one(bad_logits("the gater"));
     }
     for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
       const std::span<const std::uint32_t> group = worker.plan.group(expert);
@@ -357,7 +352,8 @@ void Scheduler::run_expert(std::size_t expert, Worker& worker, std::size_t count
       gathered = Clock::now();
       logits = worker.session->run(batch.size());
     } catch (...) {
-      for (const Job& job : batch) job.request->fail_one(std::current_exception());
+      const Failure failure = current_failure();
+      for (const Job& job : batch) job.request->fail_one(failure);
       continue;
     }
     const Clock::time_point ran = Clock::now();
@@ -367,7 +363,7 @@ void Scheduler::run_expert(std::size_t expert, Worker& worker, std::size_t count
       const Job& job = batch[i];
       const auto row = logits.subspan(i * classes_, classes_);
       if (!all_finite(row)) {
-        job.request->fail_one(bad_expert_logits(expert));
+        job.request->fail_one(bad_logits("expert " + experts_[expert].name));
         continue;
       }
       const OutputRows& rows = job.request->rows();

@@ -86,8 +86,7 @@ class Scheduler {
   std::size_t drop_cancelled(std::span<Job> batch);
   void start_station(Station& station, const std::shared_ptr<Engine>& engine);
   void stop_station(Station& station);
-  std::exception_ptr bad_gater_logits() const;
-  std::exception_ptr bad_expert_logits(std::size_t expert) const;
+  static Failure bad_logits(const std::string& model);
 
   std::shared_ptr<Engine> gater_;
   std::vector<Expert> experts_;

@@ -69,12 +69,7 @@ struct Rig {
       scheduler.take_completed(done);
       if (done.empty()) break;
       for (SubmittedRequest* request : done) {
-        std::string& text = outcomes[request->ticket()];
-        try {
-          if (request->error()) std::rethrow_exception(request->error());
-        } catch (const std::exception& error) {
-          text = error.what();
-        }
+        outcomes[request->ticket()] = request->failure() ? request->failure()->message : "";
         scheduler.recycle(request);
       }
     }

@@ -67,7 +67,8 @@ Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Schemas are built when first used: importing trt_moe is quick, also for those who load no bundle.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class InputSpec(_Section):

@@ -61,7 +61,7 @@ def corrupt(
     """
     severities, ids = _checked(images, severity, seed, indices, blur_sigma, noise_sigma, kind)
     out = np.empty_like(images, order="C")
-    count, height, width, channels = images.shape
+    height, width, channels = images.shape[1:]
     scale = max(1.0, min(height, width) / reference_side)
     step = max(1, _CHUNK_VALUES // max(1, height * width * channels))
     for level in np.unique(severities):
@@ -105,8 +105,10 @@ def _checked(
     count = len(images)
     levels = np.asarray(severity)
     if levels.dtype.kind not in "iu" or levels.shape not in ((), (count,)):
-        raise InputError(f"severity must be an integer or integers [{count}], got {levels.dtype} {levels.shape}")
-    if levels.size and not (0 <= levels.min() and levels.max() < len(blur_sigma)):
+        raise InputError(
+            f"severity must be an integer or integers [{count}], got {levels.dtype} {levels.shape}"
+        )
+    if levels.size and (levels.min() < 0 or levels.max() >= len(blur_sigma)):
         raise InputError(f"severity must lie in 0..{len(blur_sigma) - 1}, got {levels.min()}..{levels.max()}")
     ids = np.arange(count) if indices is None else np.asarray(indices)
     if ids.dtype.kind not in "iu" or ids.shape != (count,) or (count and ids.min() < 0):
@@ -118,21 +120,24 @@ def _blur(pixels: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     """Separable Gaussian over float32 [N, C, H, W]; at the border the kernel is cut and normalised again."""
     height, width = pixels.shape[2:]
     rows, columns = _blur_matrix(height, sigma), _blur_matrix(width, sigma)
-    return np.matmul(np.matmul(rows, pixels), columns.T)
+    blurred: NDArray[np.float32] = np.matmul(np.matmul(rows, pixels), columns.T)
+    return blurred
 
 
 def _blur_matrix(side: int, sigma: float) -> NDArray[np.float32]:
     """Return the rows of a Gaussian, float32 [side, side]; each sums to 1."""
     position = np.arange(side, dtype=np.float64)
     weights = np.exp(-((position[:, None] - position[None]) ** 2) / (2 * sigma * sigma))
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    rows: NDArray[np.float32] = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    return rows
 
 
 def _mix(state: UInt64s) -> UInt64s:
     """Finalise SplitMix64: uint64 in, well mixed uint64 out (multiplication wraps on purpose)."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+    mixed: UInt64s = state ^ (state >> np.uint64(31))
+    return mixed
 
 
 def _keys(seed: int, ids: UInt64s, severity: int) -> UInt64s:

@@ -106,7 +106,9 @@ def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
         raise DataError(f"{path} cannot be read ({error}); fetch the file again") from error
     header = 4 + 4 * rank
     if len(raw) < header or raw[:4] != bytes([0, 0, 8, rank]):
-        raise DataError(f"{path} is not an idx file of bytes with {rank} dimensions (starts with {raw[:4].hex()})")
+        raise DataError(
+            f"{path} is not an idx file of bytes with {rank} dimensions (starts with {raw[:4].hex()})"
+        )
     shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank))
     expected = int(np.prod(shape, dtype=object))
     if len(raw) - header != expected:
@@ -114,7 +116,8 @@ def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
             f"{path} holds {len(raw) - header} bytes of data, its header {shape} says {expected}; "
             "the file is damaged, fetch it again"
         )
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
+    values: NDArray[np.uint8] = np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
+    return values
 
 
 def _find_idx(root: Path, split: Split, kind: str) -> Path | None:
@@ -134,7 +137,7 @@ def _load_idx(root: Path, split: Split, shape: Shape | None) -> Dataset:
     if len(images) != len(labels):
         raise DataError(f"{image_file} has {len(images)} images, {label_file} {len(labels)} labels")
     if shape is not None and images.shape[1:] != shape:
-        raise DataError(f"{image_file} has images of {images.shape[1:]}, expected {shape} (height, width, channels)")
+        raise DataError(f"{image_file} has images of {images.shape[1:]}, expected {shape} (H, W, C)")
     if len(labels) and labels.max() >= len(FASHION_CLASSES):
         raise DataError(f"{label_file} has label {labels.max()}; Fashion-MNIST's go from 0 to 9")
     return Dataset(images, labels.astype(np.int64), FASHION_CLASSES, "fashion-mnist")
@@ -183,7 +186,7 @@ def _load_folder(folder: Path, name: str, shape: Shape | None, skip_broken: bool
                 continue
             if images and image.shape != images[0].shape:
                 raise DataError(
-                    f"{file} is {image.shape}, images before it are {images[0].shape} (height, width, channels); "
+                    f"{file} is {image.shape}, images before it are {images[0].shape} (H, W, C); "
                     "give a shape to convert them to"
                 )
             images.append(image)
@@ -191,9 +194,7 @@ def _load_folder(folder: Path, name: str, shape: Shape | None, skip_broken: bool
     if broken and not (skip_broken and images):
         more = f" and {len(broken) - _NAMED_BAD_FILES} more" if len(broken) > _NAMED_BAD_FILES else ""
         raise DataError(f"unreadable images: {'; '.join(broken[:_NAMED_BAD_FILES])}{more}")
-    return Dataset(
-        np.stack(images), np.asarray(labels, np.int64), tuple(classes), name, broken=tuple(broken)
-    )
+    return Dataset(np.stack(images), np.asarray(labels, np.int64), tuple(classes), name, broken=tuple(broken))
 
 
 def _decode(file: Path, shape: Shape | None) -> NDArray[np.uint8]:

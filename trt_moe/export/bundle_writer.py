@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shutil
 import subprocess
 import tempfile
@@ -137,7 +136,7 @@ def _fill(source: BundleSource, work: Path, log: Log) -> Manifest:
     return Manifest(
         name=source.name,
         class_names=list(source.test.class_names),
-        input=InputSpec(height=height, width=width, channels=channels),  # type: ignore[arg-type]
+        input=InputSpec(height=height, width=width, channels=channels),
         latency_weight=source.latency_weight,
         gater=entries[GATER],
         experts=[entries[e.name] for e in experts],
@@ -225,10 +224,9 @@ def _evaluate(
     )
 
 
-def _right(
-    work: Path, name: str, images: NDArray[np.uint8], labels: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    return predict_onnx(work / f"{name}.onnx", images).argmax(1) == labels
+def _right(work: Path, name: str, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    right: NDArray[np.bool_] = predict_onnx(work / f"{name}.onnx", images).argmax(1) == labels
+    return right
 
 
 def _corrupted(source: BundleSource, indices: NDArray[np.int64], severity: int) -> NDArray[np.uint8]:
@@ -248,9 +246,7 @@ def _write_golden(source: BundleSource, models: Sequence[ModelSource], work: Pat
     """Golden images spread over the severities; logits by ONNX Runtime in float32."""
     severities = np.arange(source.golden_images) % SEVERITIES
     chosen = _choose(source.test, source.golden_images)
-    images = np.concatenate(
-        [_corrupted(source, chosen[i : i + 1], int(s)) for i, s in enumerate(severities)]
-    )
+    images = np.concatenate([_corrupted(source, chosen[i : i + 1], int(s)) for i, s in enumerate(severities)])
     logits = {m.name: run_onnx(work / f"{m.name}.onnx", images) for m in models}
     write_golden(work / "golden.npz", images, logits)
     return Golden(
@@ -275,7 +271,9 @@ def _write_samples(source: BundleSource, work: Path) -> Samples:
 def _choose(test: Dataset, count: int) -> NDArray[np.int64]:
     """Indices of test images: the first of every class in turn, so that classes are balanced."""
     if len(test) < count:
-        raise DataError(f"{test.name} has {len(test)} test images, the bundle ships {count}; lower sample_images")
+        raise DataError(
+            f"{test.name} has {len(test)} test images, the bundle ships {count}; lower sample_images"
+        )
     by_class = [np.flatnonzero(test.labels == label) for label in range(len(test.class_names))]
     turns = max(len(indices) for indices in by_class)
     dealt = [int(indices[turn]) for turn in range(turns) for indices in by_class if turn < len(indices)]
@@ -304,11 +302,11 @@ def _replace(work: Path, out: Path) -> None:
     try:
         if out.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent)) / out.name
-            os.replace(out, old)
-        os.replace(work, out)
+            out.replace(old)
+        work.replace(out)
     except OSError as error:
         if old is not None and old.exists():
-            os.replace(old, out)
+            old.replace(out)
         raise DataError(f"cannot replace {out}: {error}") from error
     finally:
         if old is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,11 @@ def measure_latency(
     iterations: int = 1000,
     precision: str = "fp32",
     threads: int | None = None,
+    always_fp32: Collection[str] = (),
 ) -> dict[str, Timing]:
     """Time every model at batch 1, in turns, so that a busy moment falls on all of them.
+
+    Models are compiled as a router's latency lane compiles them: batch 1 static, one stream, not pinned.
 
     Args:
         files: ONNX file by model name.
@@ -50,9 +53,13 @@ def measure_latency(
         iterations: timed inferences per model.
         precision: "fp32", "bf16" or "fp16".
         threads: of OpenVINO; as many as this process may use where left out.
+        always_fp32: models that a router runs in fp32 whatever the precision (the gater).
     """
     count = threads or available_threads()
-    requests = {name: _compile(file, precision, count).create_infer_request() for name, file in files.items()}
+    requests = {
+        name: _compile(file, "fp32" if name in always_fp32 else precision, count, (1, *shape))
+        for name, file in files.items()
+    }
     generator = np.random.Generator(np.random.PCG64(0))
     image = generator.integers(0, 256, size=(1, *shape), dtype=np.uint8)
     rows: dict[str, list[float]] = {name: [] for name in files}
@@ -72,12 +79,18 @@ def measure_latency(
 
 def predict_onnx(file: Path, images: NDArray[np.uint8], precision: str = "fp32") -> NDArray[np.float32]:
     """Logits float32 [N, K] of uint8 [N, H, W, C], in batches."""
-    request = _compile(file, precision, available_threads()).create_infer_request()
+    request = _compile(file, precision, available_threads())
     rows = []
     for start in range(0, len(images), _PREDICT_BATCH):
         batch = np.ascontiguousarray(images[start : start + _PREDICT_BATCH])
         rows.append(np.array(request.infer([batch])[0], dtype=np.float32))
     return np.concatenate(rows)
+
+
+def native_precision() -> str:
+    """Name the fastest precision that this CPU has natively: what a router's "auto" comes to."""
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "bf16" if "BF16" in capabilities else "fp32"
 
 
 def available_threads() -> int:
@@ -96,12 +109,19 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _compile(file: Path, precision: str, threads: int) -> Any:
+def _compile(file: Path, precision: str, threads: int, shape: tuple[int, ...] | None = None) -> Any:
+    """Return an inference request, for a static input shape where one is given."""
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
         "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
     }
-    return openvino.Core().compile_model(file, "CPU", options)
+    core = openvino.Core()
+    model = core.read_model(file)
+    if shape is not None:
+        model.reshape(list(shape))
+    return core.compile_model(model, "CPU", options).create_infer_request()

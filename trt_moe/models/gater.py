@@ -62,7 +62,7 @@ class SqueezeNetLight(nn.Module):
             Fire(width, width // 2, width),
         ]
         features = 2 * width
-        if side > 32:  # noqa: PLR2004
+        if side > 32:
             blocks += [nn.MaxPool2d(2), Fire(features, width, 2 * width)]
             features = 4 * width
         self.features = nn.Sequential(*blocks)

@@ -37,7 +37,9 @@ class ImageModel(nn.Module):
         """
         super().__init__()
         if len(mean) != len(std) or not mean or min(std) <= 0:
-            raise InputError(f"mean and std need one value per channel, std > 0; got {list(mean)} and {list(std)}")
+            raise InputError(
+                f"mean and std need one value per channel, std > 0; got {list(mean)} and {list(std)}"
+            )
         self.network = network
         self.graph_size = graph_size
         self.resize = input_size != graph_size

@@ -88,7 +88,7 @@ def _unknown(name: str) -> str:
 def _create_squeezenet(
     name: str, num_classes: int, in_chans: int, pretrained: bool, options: dict[str, Any]
 ) -> nn.Module:
-    """Build torchvision's network without its last ReLU and, where the image is not RGB, with another stem."""
+    """Build torchvision's network without its last ReLU, and with another stem where the image is not RGB."""
     try:
         if pretrained:
             model = _TORCHVISION[name](weights="DEFAULT", **options)
@@ -99,18 +99,35 @@ def _create_squeezenet(
     features, classifier = model.features, model.classifier
     if not isinstance(features, nn.Sequential) or not isinstance(classifier, nn.Sequential):
         raise InputError(f"this torchvision builds {name} in another way than 0.19 to 0.29 do")
-    stem = features[0]
+    stem, head = features[0], classifier[1]
+    if not isinstance(stem, nn.Conv2d) or not isinstance(head, nn.Conv2d):
+        raise InputError(f"this torchvision builds {name} in another way than 0.19 to 0.29 do")
     if in_chans != stem.in_channels:
-        features[0] = nn.Conv2d(in_chans, stem.out_channels, stem.kernel_size, stride=stem.stride)
-        nn.init.kaiming_uniform_(features[0].weight, nonlinearity="relu")
-        nn.init.zeros_(features[0].bias)
+        features[0] = _new_conv(in_chans, stem)
     # Torchvision ends in a ReLU: a class whose logits start below zero then never learns at all.
     classifier[2] = nn.Identity()
     if pretrained:
-        classifier[1] = nn.Conv2d(classifier[1].in_channels, num_classes, 1)
-        nn.init.normal_(classifier[1].weight, std=0.01)
-        nn.init.zeros_(classifier[1].bias)
+        classifier[1] = _new_head(head.in_channels, num_classes)
     return model
+
+
+def _new_conv(in_chans: int, like: nn.Conv2d) -> nn.Conv2d:
+    """Make an untrained convolution like another but for the number of input channels."""
+    kernel, stride = (like.kernel_size[0], like.kernel_size[1]), (like.stride[0], like.stride[1])
+    conv = nn.Conv2d(in_chans, like.out_channels, kernel, stride=stride)
+    nn.init.kaiming_uniform_(conv.weight, nonlinearity="relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+def _new_head(features: int, num_classes: int) -> nn.Conv2d:
+    """Make an untrained classifier head as torchvision starts its own."""
+    conv = nn.Conv2d(features, num_classes, 1)
+    nn.init.normal_(conv.weight, std=0.01)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
 
 
 def _load_matching(model: nn.Module, file: Path) -> None:

@@ -46,7 +46,7 @@ def save_checkpoint(
         # Tensors that share storage would be refused by safetensors.
         copies = {name: value.clone() for name, value in tensors.items()}
         save_file(copies, temporary, {"config": config_hash, "epoch": str(epoch)})
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot write checkpoint {path}: {error}; the previous one is kept") from error
     finally:

@@ -31,10 +31,10 @@ class Section(BaseModel):
 class SplitConfig(Section):
     """How many training images each phase gets; no image serves two phases."""
 
-    experts: int = Field(40_000, ge=1)
-    gater: int = Field(15_000, ge=1)
-    validation: int = Field(5_000, ge=1)
-    seed: int = Field(0, ge=0)
+    experts: int = Field(default=40_000, ge=1)
+    gater: int = Field(default=15_000, ge=1)
+    validation: int = Field(default=5_000, ge=1)
+    seed: int = Field(default=0, ge=0)
 
 
 class CorruptionConfig(Section):
@@ -42,7 +42,7 @@ class CorruptionConfig(Section):
 
     blur_sigma: Weights = BLUR_SIGMA
     noise_sigma: Weights = NOISE_SIGMA
-    reference_side: int = Field(REFERENCE_SIDE, ge=1)
+    reference_side: int = Field(default=REFERENCE_SIDE, ge=1)
 
 
 class ExpertConfig(Section):
@@ -55,16 +55,18 @@ class ExpertConfig(Section):
     pretrained: bool = False
     weights: Path | None = None
     severities: Weights
-    epochs: int = Field(8, ge=1)
-    batch: int = Field(128, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.02, ge=0)
-    warmup: float = Field(0.15, ge=0, lt=1)
-    clip: float = Field(5.0, gt=0)
-    seed: int = Field(0, ge=0)
+    epochs: int = Field(default=8, ge=1)
+    batch: int = Field(default=128, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.02, ge=0)
+    warmup: float = Field(default=0.15, ge=0, lt=1)
+    clip: float = Field(default=5.0, gt=0)
+    seed: int = Field(default=0, ge=0)
     teacher: Name | None = None
-    distill_weight: float = Field(0.5, ge=0, le=1)
-    temperature: float = Field(2.0, gt=0)
+    distill_weight: float = Field(default=0.5, ge=0, le=1)
+    temperature: float = Field(default=2.0, gt=0)
+    token_drop: float = Field(default=0.0, ge=0, lt=1, description="share of a transformer's tokens left out")
+    token_drop_epochs: int = Field(default=0, ge=0, description="only in this many epochs, the first ones")
 
     @model_validator(mode="after")
     def _some_severity(self) -> ExpertConfig:
@@ -78,18 +80,20 @@ class ExpertConfig(Section):
 class GaterConfig(Section):
     """The gater phase: every method with every seed is trained, the best by validation is kept."""
 
-    methods: tuple[Method, ...] = Field(("benefit", "gumbel"), min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
-    width: int = Field(16, ge=2)
-    epochs: int = Field(10, ge=1)
-    batch: int = Field(256, ge=1)
-    learning_rate: float = Field(4e-3, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    warmup: float = Field(0.15, ge=0, lt=1)
-    clip: float = Field(5.0, gt=0)
-    passes: int = Field(2, ge=1, description="corrupted copies of every gater image in the logit cache")
-    loss_clip: float = Field(6.0, gt=0, description="cross-entropies are clipped here, in nats (benefit)")
-    temperature: tuple[float, float] = Field((1.0, 1.0), description="Gumbel temperature, start and end")
+    methods: tuple[Method, ...] = Field(default=("benefit", "gumbel"), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
+    width: int = Field(default=16, ge=2)
+    epochs: int = Field(default=10, ge=1)
+    batch: int = Field(default=256, ge=1)
+    learning_rate: float = Field(default=4e-3, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    warmup: float = Field(default=0.15, ge=0, lt=1)
+    clip: float = Field(default=5.0, gt=0)
+    passes: int = Field(default=2, ge=1, description="corrupted copies of every gater image")
+    loss_clip: float = Field(default=6.0, gt=0, description="nats; the benefit method clips losses here")
+    temperature: tuple[float, float] = Field(
+        default=(1.0, 1.0), description="of Gumbel-Softmax, start and end"
+    )
 
 
 class TrainConfig(Section):
@@ -98,8 +102,8 @@ class TrainConfig(Section):
     name: Name
     data: Path | None = None
     checkpoints: Path = Path("runs")
-    latency_weight: float = Field(0.7, ge=0)
-    seed: int = Field(0, ge=0)
+    latency_weight: float = Field(default=0.7, ge=0)
+    seed: int = Field(default=0, ge=0)
     precision: Literal["fp32", "bf16"] = "bf16"
     mean: tuple[float, ...] = Field(min_length=1)
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
@@ -110,10 +114,12 @@ class TrainConfig(Section):
     experts: tuple[ExpertConfig, ...] = Field(min_length=2)
     baselines: tuple[ExpertConfig, ...] = ()
     gater: GaterConfig = GaterConfig()
-    sample_images: int = Field(120, ge=1, description="test images shipped with the bundle, at each severity")
-    golden_images: int = Field(12, ge=1)
-    evaluation_images: int = Field(10_000, ge=1, description="test images in the manifest's accuracies, at most")
-    source: Path | None = Field(None, exclude=True, description="the file this came from")
+    sample_images: int = Field(default=120, ge=1, description="test images shipped, at each severity")
+    golden_images: int = Field(default=12, ge=1)
+    evaluation_images: int = Field(
+        10_000, ge=1, description="test images in the manifest's accuracies, at most"
+    )
+    source: Path | None = Field(default=None, exclude=True, description="the file this came from")
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -124,7 +130,9 @@ class TrainConfig(Section):
         teachers = {t.name for t in self.teachers}
         for entry in self.classifiers():
             if entry.teacher is not None and (entry.teacher not in teachers or entry.name in teachers):
-                raise ValueError(f"{entry.name} names teacher {entry.teacher!r}; teachers are {sorted(teachers)}")
+                raise ValueError(
+                    f"{entry.name} names teacher {entry.teacher!r}; teachers are {sorted(teachers)}"
+                )
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} channels, std {len(self.std)}")
         return self
@@ -139,8 +147,9 @@ class TrainConfig(Section):
 
     def expert_hash(self, expert: ExpertConfig) -> str:
         """Identify everything that decides the expert's weights (not the machine)."""
+        # Defaults are left out: a field that a later version adds does not invalidate old checkpoints.
         parts: dict[str, Any] = {
-            "expert": expert.model_dump(mode="json"),
+            "expert": expert.model_dump(mode="json", exclude_defaults=True),
             "splits": self.splits.model_dump(mode="json"),
             "corruption": self.corruption.model_dump(mode="json"),
             "common": [self.seed, self.precision, list(self.mean), list(self.std), self.flip],
@@ -153,7 +162,7 @@ class TrainConfig(Section):
         """Identify everything that decides the gater's weights, except the measured costs."""
         return digest(
             {
-                "gater": self.gater.model_dump(mode="json"),
+                "gater": self.gater.model_dump(mode="json", exclude={"methods", "seeds"}),
                 "latency_weight": self.latency_weight,
                 "experts": [self.expert_hash(e) for e in self.experts],
             }

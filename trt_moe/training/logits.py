@@ -38,7 +38,8 @@ class Judged:
     @property
     def right(self) -> NDArray[np.bool_]:
         """Whether each expert is right, bool [N, K]."""
-        return self.logits.argmax(2) == self.images.labels[:, None]
+        right: NDArray[np.bool_] = self.logits.argmax(2) == self.images.labels[:, None]
+        return right
 
     @property
     def confidence(self) -> NDArray[np.float32]:
@@ -69,9 +70,7 @@ def judge_parts(
         np.concatenate([p.labels for p in passes]),
         np.concatenate([p.severities for p in passes]),
     )
-    validation = every_severity(
-        parts.validation, config.corruption, derived_seed("validation", config.seed)
-    )
+    validation = every_severity(parts.validation, config.corruption, derived_seed("validation", config.seed))
     judged = []
     for what, images in (("gater", training), ("validation", validation)):
         columns = []

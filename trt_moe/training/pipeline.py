@@ -13,7 +13,7 @@ import torch
 from trt_moe.data import Dataset, load_dataset
 from trt_moe.errors import InputError
 from trt_moe.export.bundle_writer import GATER, BundleSource, ModelSource, relative_costs, write_bundle
-from trt_moe.export.measure import Timing, measure_latency
+from trt_moe.export.measure import Timing, measure_latency, native_precision
 from trt_moe.export.torch_export import export_onnx
 from trt_moe.models import ImageModel
 from trt_moe.training.checkpoint import checkpoint_hash
@@ -25,8 +25,6 @@ from trt_moe.training.report import report
 from trt_moe.training.splits import split
 
 logger = logging.getLogger("trt_moe.training")
-
-TIMED_PRECISIONS = ("fp32", "bf16")
 
 
 def train(
@@ -65,7 +63,7 @@ def train(
     files = {entry.name: _export(config, entry, models[entry.name], shape, folder, log) for entry in kept}
     untrained = folder / "onnx" / "gater-untrained.onnx"
     timings = _measure(config, files, untrained, shape, folder, log)
-    costs = relative_costs(timings[TIMED_PRECISIONS[0]], [e.name for e in config.experts])
+    costs = relative_costs(next(iter(timings.values())), [e.name for e in config.experts])
     config = config.model_copy(update={"experts": tuple(sorted(config.experts, key=lambda e: costs[e.name]))})
     training, validation = judge_parts(config, models, parts, folder, log)
     weights = np.asarray([costs[e.name] for e in config.experts])
@@ -100,8 +98,8 @@ def _shape(training: Dataset, test: Dataset, config: TrainConfig) -> Shape:
     height, width, channels = training.images.shape[1:]
     if test.images.shape[1:] != training.images.shape[1:] or test.class_names != training.class_names:
         raise InputError(
-            f"training images are {training.images.shape[1:]} with classes {list(training.class_names)}, test images "
-            f"{test.images.shape[1:]} with {list(test.class_names)}; both splits must agree"
+            f"training images are {training.images.shape[1:]} with classes {list(training.class_names)}, "
+            f"test images {test.images.shape[1:]} with {list(test.class_names)}; both splits must agree"
         )
     if len(config.mean) != channels:
         raise InputError(f"the images have {channels} channels, mean and std {len(config.mean)}")
@@ -141,11 +139,15 @@ def _measure(
 ) -> dict[str, dict[str, Timing]]:
     """Time all models, or read the timings back where they were taken for these networks.
 
+    The CPU's native precision comes first: it is what routers use unless told otherwise, so costs are its.
+
     The gater's latency is measured before it is trained: weights do not change it.
     """
     from trt_moe.training.gater import build_gater
 
+    precisions = list(dict.fromkeys([native_precision(), "fp32"]))
     identity = [
+        precisions,
         [config.expert_hash(entry) for entry in (*config.experts, *config.baselines)],
         config.gater.width,
     ]
@@ -157,9 +159,14 @@ def _measure(
         }
     export_onnx(build_gater(config, shape), untrained, _input_shape(shape))
     everything = {GATER: untrained, **files}
-    timings = {p: measure_latency(everything, _input_shape(shape), precision=p) for p in TIMED_PRECISIONS}
-    for name, timing in timings[TIMED_PRECISIONS[0]].items():
-        log(f"latency {name}: " + " ".join(f"{k} {v:.3f}" for k, v in timing.summary().items()))
+    timings = {
+        precision: measure_latency(everything, _input_shape(shape), precision=precision, always_fp32=(GATER,))
+        for precision in precisions
+    }
+    for precision, table in timings.items():
+        for name, timing in table.items():
+            figures = " ".join(f"{key} {value:.3f}" for key, value in timing.summary().items())
+            log(f"latency in {precision}, {name}: {figures}")
     rows = {
         p: {name: t.milliseconds.round(5).tolist() for name, t in row.items()} for p, row in timings.items()
     }

@@ -63,7 +63,8 @@ def report(
         cells = " | ".join(f"{a:.4f}" for a in frontier.accuracy_at(np.asarray(_COSTS)))
         lines.append(f"| {name} | {cells} | {frontier_score(frontier, costs):.4f} |")
     best_cost, best_accuracy = oracle(right, costs)
-    lines += ["", "## Without a choice, and with the best one", "", "| routing | accuracy | cost |", "| --- | --- | --- |"]
+    lines += ["", "## Without a choice, and with the best one", ""]
+    lines += ["| routing | accuracy | cost |", "| --- | --- | --- |"]
     for k, name in enumerate(names):
         lines.append(f"| always {name} | {right[:, k].mean():.4f} | {costs[k]:.3f} |")
     lines += [f"| oracle | {best_accuracy:.4f} | {best_cost:.3f} |", ""]

@@ -57,7 +57,8 @@ class RoutingTable:
 
 def route(scores: Floats, costs: Floats, latency_weight: float) -> Ints:
     """Return argmax_k(score_k - latency_weight * cost_k), ties to the lower index; int64 [N]."""
-    return np.argmax(scores - latency_weight * costs, axis=1).astype(np.int64)
+    routes: Ints = np.argmax(scores - latency_weight * costs, axis=1).astype(np.int64)
+    return routes
 
 
 def tabulate(routes: Ints, right: Bools, costs: Floats, severities: Ints) -> RoutingTable:
@@ -109,7 +110,7 @@ def oracle(right: Bools, costs: Floats) -> tuple[float, float]:
 
 
 def frontier_score(frontier: Frontier, costs: Floats) -> float:
-    """Mean accuracy over equally spaced costs from the cheapest to the dearest expert: one number to rank by."""
+    """Mean accuracy over equally spaced costs from the cheapest to the dearest expert: to rank by."""
     return float(frontier.accuracy_at(np.linspace(costs[0], costs[-1], _COST_GRID)).mean())
 
 
@@ -136,16 +137,17 @@ def collapse_warning(
         gap = latency_weight * float(costs.max() - costs.min())
         if winner == int(costs.argmin()):
             return (
-                f"{head}. Cause: no other expert lowers the loss by more than the latency weight asks ({gap:.2f} nats "
-                f"for the dearest) on {1 - elsewhere:.1%} of them; lower latency_weight or train the others better"
+                f"{head}. Cause: no other expert lowers the loss by more than the latency weight asks "
+                f"({gap:.2f} nats for the dearest) on {1 - elsewhere:.1%} of them; lower latency_weight "
+                "or train the others better"
             )
         return (
-            f"{head}. Cause: it is worth its latency on {1 - elsewhere:.1%} of them; raise latency_weight (now "
-            f"{latency_weight:g}) or train the cheaper experts better"
+            f"{head}. Cause: it is worth its latency on {1 - elsewhere:.1%} of them; raise latency_weight "
+            f"(now {latency_weight:g}) or train the cheaper experts better"
         )
     return (
-        f"{head}. Cause: the gater, not the experts: another expert would be worth its latency on {elsewhere:.1%} "
-        "of them; train the gater longer, at another learning rate, or by the benefit method"
+        f"{head}. Cause: the gater, not the experts: another expert would be worth its latency on "
+        f"{elsewhere:.1%} of them; train the gater longer, at another learning rate, or by the benefit method"
     )
 
 

@@ -40,8 +40,6 @@ def test_the_noise_never_changes_between_versions():
     assert corrupt(image, 5, seed=0, indices=[0], kind="noise").ravel().tolist() == [0, 0, 122, 235]
 
 
-
-
 @pytest.mark.parametrize(("severity", "sigma"), [(1, 0.06), (2, 0.12)])
 def test_noise_has_the_stated_sigma(severity, sigma):
     image = np.full((200, 28, 28, 1), 128, np.uint8)

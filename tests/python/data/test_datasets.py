@@ -82,7 +82,7 @@ def test_a_header_that_promises_terabytes_is_refused_without_allocating(tmp_path
 
 def test_labels_must_fit_images_and_classes(tmp_path):
     _write_idx(tmp_path, np.zeros((2, 2, 2)), [1])
-    with pytest.raises(DataError, match="2 images.*1 labels"):
+    with pytest.raises(DataError, match=r"2 images.*1 labels"):
         load_dataset(tmp_path)
     _write_idx(tmp_path, np.zeros((2, 2, 2)), [1, 10])
     with pytest.raises(DataError, match="label 10"):

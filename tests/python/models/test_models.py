@@ -76,7 +76,7 @@ def test_weights_come_from_a_local_file_without_the_head(tmp_path):
     save_file({k: v.contiguous() for k, v in source.state_dict().items()}, tmp_path / "w.safetensors")
     model = create_expert("test_resnet", num_classes=3, weights=tmp_path / "w.safetensors")
     state, own = source.state_dict(), model.state_dict()
-    same = [name for name in own if own[name].shape == state[name].shape and torch.equal(own[name], state[name])]
+    same = [k for k in own if own[k].shape == state[k].shape and torch.equal(own[k], state[k])]
     assert len(own) - len(same) == 2  # weight and bias of the head
 
 

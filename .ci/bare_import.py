@@ -1,0 +1,27 @@
+"""Fails unless the installed package imports every run-time module with no training or GPU package installed."""
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+import time
+
+start = time.process_time()
+import trt_moe  # noqa: E402
+
+seconds = time.process_time() - start
+
+ABSENT = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda")
+TRAINING_ONLY = ("trt_moe.training", "trt_moe.models", "trt_moe.export")
+
+installed = [name for name in ABSENT if importlib.util.find_spec(name)]
+if installed:
+    sys.exit(f"this environment is not bare, it has {installed}")
+imported = []
+for module in pkgutil.walk_packages(trt_moe.__path__, "trt_moe."):
+    if not module.name.startswith(TRAINING_ONLY) and module.name != "trt_moe.__main__":
+        importlib.import_module(module.name)
+        imported.append(module.name)
+if seconds >= 0.5:
+    sys.exit(f"import trt_moe took {seconds:.2f} s of CPU time; expected under 0.5 s")
+print(f"import trt_moe took {seconds:.2f} s; {len(imported)} modules import without {', '.join(ABSENT)}")

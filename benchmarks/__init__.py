@@ -1,0 +1,1 @@
+"""trt-moe against its peers, side by side in one run: `python -m benchmarks`."""

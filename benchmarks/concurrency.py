@@ -1,0 +1,119 @@
+"""Sixteen client threads that each send one image after the other."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import Images, PythonRouting, markdown, openvino_runner, percentiles
+from trt_moe import Bundle, Router
+
+TITLE = "16 client threads, single images"
+CLIENTS = 16
+
+
+class GroupingServer:
+    """What users write today: a thread that takes all waiting images, groups them by expert and runs OpenVINO."""
+
+    def __init__(self, routing: PythonRouting, max_batch: int = 64) -> None:
+        self._routing = routing
+        self._max_batch = max_batch
+        self._queue: queue.Queue[tuple[Images, Future[Any]] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def predict(self, image: Images) -> Any:
+        future: Future[Any] = Future()
+        self._queue.put((image, future))
+        return future.result()
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while (first := self._queue.get()) is not None:
+            waiting = [first]
+            while len(waiting) < self._max_batch and not self._queue.empty():
+                item = self._queue.get()
+                if item is None:
+                    self._queue.put(None)
+                    break
+                waiting.append(item)
+            answers = self._routing.grouped(np.concatenate([image for image, _ in waiting]))
+            for answer, (_, future) in zip(answers, waiting, strict=True):
+                future.set_result(answer)
+
+
+class LockedLoop:
+    """The simplest thing that is thread-safe: one lock around everything."""
+
+    def __init__(self, routing: PythonRouting) -> None:
+        self._routing = routing
+        self._lock = threading.Lock()
+
+    def predict(self, image: Images) -> Any:
+        with self._lock:
+            return self._routing.grouped(image)
+
+
+def run(bundle: Bundle, images: Images, quick: bool) -> dict[str, Any]:
+    """Contenders take turns of some seconds, several times over."""
+    turns, seconds = (1, 1.0) if quick else (5, 3.0)
+    with Router(bundle) as router:
+        grouping = GroupingServer(PythonRouting(bundle, openvino_runner(bundle)))
+        locked = LockedLoop(PythonRouting(bundle, openvino_runner(bundle)))
+        contenders: dict[str, Callable[[Images], Any]] = {
+            "trt-moe predict": router.predict,
+            "trt-moe submit": lambda image: router.submit(image[0]).result(),
+            "OpenVINO Python, grouping thread": grouping.predict,
+            "OpenVINO Python, one lock": locked.predict,
+        }
+        latencies: dict[str, list[float]] = {name: [] for name in contenders}
+        walls = dict.fromkeys(contenders, 0.0)
+        try:
+            for name, call in contenders.items():
+                _drive(call, images, 0.5)
+            for _ in range(turns):
+                for name, call in contenders.items():
+                    wall, times = _drive(call, images, seconds)
+                    walls[name] += wall
+                    latencies[name] += times
+        finally:
+            grouping.close()
+    return {
+        name: percentiles(times) | {"images_per_s": len(times) / walls[name]} for name, times in latencies.items()
+    }
+
+
+def _drive(call: Callable[[Images], Any], images: Images, seconds: float) -> tuple[float, list[float]]:
+    times: list[list[float]] = [[] for _ in range(CLIENTS)]
+    start = perf_counter()
+
+    def client(index: int) -> None:
+        turn = index
+        while (before := perf_counter()) - start < seconds:
+            call(images[turn % len(images)][None])
+            times[index].append((perf_counter() - before) * 1e3)
+            turn += CLIENTS
+
+    threads = [threading.Thread(target=client, args=(index,)) for index in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return perf_counter() - start, [value for mine in times for value in mine]
+
+
+def table(report: dict[str, Any]) -> str:
+    rows = [
+        [name, f"{row['images_per_s']:.0f}", *(f"{row[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms"))]
+        for name, row in report.items()
+    ]
+    return markdown(["runtime", "images/s", "p50 ms", "p90 ms", "p99 ms"], rows)

@@ -1,0 +1,60 @@
+"""What the router adds to the bare inferences it consists of."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import Images, markdown, percentiles
+from trt_moe import Bundle, Router
+
+TITLE = "Overhead: `router.predict` of one image over bare gater + bare routed expert"
+
+
+def run(bundle: Bundle, images: Images, quick: bool) -> dict[str, Any]:
+    """Bare inferences (C++ clock) and `predict` (Python clock) take turns on the same compiled models and images."""
+    rounds = 200 if quick else 2000
+    report: dict[str, Any] = {}
+    with Router(bundle) as router:
+        routes = router.predict(images).experts
+        for index, expert in enumerate(router.expert_names):
+            mine = images[routes == index]
+            gater, model = router.model(bundle.gater.name), router.model(expert)
+            bare, routed, python = [], [], []
+            for i in range(rounds + rounds // 10):
+                image = mine[i % len(mine)]
+                batch = image[None]
+                bare.append(float(gater.time(image, 1, 0)[0] + model.time(image, 1, 0)[0]))
+                start = perf_counter()
+                result = router.predict(batch)
+                python.append((perf_counter() - start) * 1e3)
+                routed.append(float(result.latency_ms[0]))
+                assert result.experts[0] == index
+            bare, routed, python = (values[rounds // 10 :] for values in (bare, routed, python))
+            report[expert] = {
+                "bare": percentiles(bare),
+                "predict": percentiles(python),
+                "inside_the_core": percentiles(routed),
+                "ratio_p50": float(np.median(python) / np.median(bare)),
+                "added_us_p50": float((np.median(python) - np.median(bare)) * 1e3),
+            }
+    return report
+
+
+def table(report: dict[str, Any]) -> str:
+    rows = [
+        [
+            expert,
+            f"{row['bare']['p50_ms']:.3f}",
+            f"{row['predict']['p50_ms']:.3f}",
+            f"{row['predict']['p90_ms']:.3f}",
+            f"{row['predict']['p99_ms']:.3f}",
+            f"{row['ratio_p50']:.3f}",
+            f"{row['added_us_p50']:.0f}",
+        ]
+        for expert, row in report.items()
+    ]
+    header = ["routed to", "bare p50 ms", "predict p50 ms", "p90 ms", "p99 ms", "ratio (p50)", "added us (p50)"]
+    return markdown(header, rows)

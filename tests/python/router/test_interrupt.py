@@ -1,0 +1,35 @@
+"""Ctrl-C while the core works."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.tiny_bundle import write_tiny_bundle
+
+SCRIPT = """
+import sys, numpy as np, trt_moe
+router = trt_moe.Router(sys.argv[1], check=False)
+images = np.full((200_000, 64, 64, 1), 20, np.uint8)
+router.predict(images[:64])
+print("started", flush=True)
+try:
+    router.predict(images)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+assert router.stats()["in_flight"] == 0
+print(router.predict(images[:3]).experts.tolist())
+"""
+
+
+def test_ctrl_c_stops_a_long_predict_and_leaves_the_router_usable(tmp_path: Path) -> None:
+    slow = write_tiny_bundle(tmp_path / "slow", size=(64, 64), work=(60, 60), golden=0)
+    child = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(slow.path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "started\n"
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert out == "interrupted\n[0, 0, 0]\n", err
+    assert child.returncode == 0, err

@@ -1,0 +1,81 @@
+"""One model by itself, and the folder where compiled engines are kept."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import trt_moe
+from tests.support.tiny_bundle import TinyBundle, write_tiny_bundle
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> TinyBundle:
+    return write_tiny_bundle(tmp_path / "tiny")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TRT_MOE_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_compiled_engines_are_kept_and_used_again(tiny: TinyBundle, cache: Path) -> None:
+    images = tiny.random(5)
+    first = trt_moe.Model.load(tiny.path, "expert-0", precision="fp32").logits(images)
+    kept = files_in(cache)
+    assert kept
+    times = [path.stat().st_mtime_ns for path in kept]
+    again = trt_moe.Model.load(tiny.path, "expert-0", precision="fp32").logits(images)
+    np.testing.assert_array_equal(first, again)
+    assert [path.stat().st_mtime_ns for path in files_in(cache)] == times
+
+
+@pytest.mark.parametrize("keep", [0, 100])
+def test_a_truncated_engine_is_compiled_again(tiny: TinyBundle, cache: Path, keep: int) -> None:
+    images = tiny.random(5)
+    first = trt_moe.Model.load(tiny.path, "expert-0", precision="fp32").logits(images)
+    for path in files_in(cache):
+        path.write_bytes(path.read_bytes()[:keep])
+    again = trt_moe.Model.load(tiny.path, "expert-0", precision="fp32").logits(images)
+    np.testing.assert_array_equal(first, again)
+
+
+def test_without_a_writable_cache_models_load_all_the_same(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("", "/proc/no/such/folder"):
+        monkeypatch.setenv("TRT_MOE_CACHE_DIR", value)
+        assert trt_moe.Model.load(tiny.path, "gater").logits(tiny.grey(9)).shape == (1, 2)
+
+
+def test_buckets_are_the_users_if_given(tiny: TinyBundle) -> None:
+    model = trt_moe.Model.load(tiny.path, "expert-0", precision="fp32", buckets=[1, 3])
+    images = tiny.random(8)
+    assert model.core.buckets == [1, 3]
+    np.testing.assert_allclose(model.logits(images), tiny.expert_logits(0, images), atol=1e-3)
+    with pytest.raises(trt_moe.InputError, match="buckets"):
+        trt_moe.Model.load(tiny.path, "expert-0", buckets=[2, 4])
+
+
+def test_a_precision_the_cpu_lacks_is_said(tiny: TinyBundle) -> None:
+    for precision in ("bf16", "fp16"):
+        try:
+            assert trt_moe.Model.load(tiny.path, "expert-0", precision=precision).precision == precision
+        except trt_moe.EngineBuildError as error:
+            assert precision in str(error) and "auto" in str(error)
+
+
+def test_threads_are_at_most_the_usable_cpus(tiny: TinyBundle) -> None:
+    assert trt_moe.Model.load(tiny.path, "gater", threads=1).core.threads == 1
+    assert trt_moe.Model.load(tiny.path, "gater", threads=10_000).core.threads == trt_moe.model._core.usable_cpus()
+
+
+def test_a_file_changed_after_the_bundle_was_loaded_is_not_run(tiny: TinyBundle) -> None:
+    bundle = trt_moe.Bundle.load(tiny.path)
+    file = tiny.path / "expert-0.onnx"
+    file.write_bytes(file.read_bytes() + b"\0")
+    with pytest.raises(trt_moe.BundleError, match="sha256"):
+        trt_moe.Model.load(bundle, "expert-0")

@@ -1,0 +1,281 @@
+"""The router on a tiny bundle whose routes and logits are known."""
+
+import asyncio
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import trt_moe
+from tests.support.tiny_bundle import TinyBundle, edit_manifest, write_tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
+    return write_tiny_bundle(tmp_path_factory.mktemp("router") / "tiny", experts=3, classes=4)
+
+
+@pytest.fixture(scope="module")
+def router(tiny: TinyBundle):
+    with trt_moe.Router(tiny.path, precision="fp32") as opened:
+        yield opened
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponents / exponents.sum(axis=1, keepdims=True)
+
+
+def test_predict_routes_and_answers_as_the_models_must(router: trt_moe.Router, tiny: TinyBundle) -> None:
+    images = tiny.random(40)
+    result = router.predict(images)
+    expected = np.stack([tiny.expert_logits(route, images[i : i + 1])[0] for i, route in enumerate(tiny.routes(images))])
+    assert result.experts.tolist() == tiny.routes(images).tolist()
+    assert result.labels.tolist() == tiny.labels(images).tolist()
+    assert result.classes == [f"class-{label}" for label in tiny.labels(images)]
+    np.testing.assert_allclose(result.probabilities, softmax(expected), atol=1e-4)
+    np.testing.assert_allclose(result.gater_logits, tiny.gater_logits(images), atol=1e-3)
+    assert result.probabilities.dtype == np.float32
+    assert (result.latency_ms > 0).all()
+    assert set(result.experts.tolist()) == {0, 1, 2}
+
+
+def test_a_result_indexes_and_iterates_rows(router: trt_moe.Router, tiny: TinyBundle) -> None:
+    result = router.predict(tiny.random(3))
+    rows = list(result)
+    assert len(result) == len(rows) == 3
+    assert rows[2].class_name == result.classes[2]
+    assert rows[2].expert_name == f"expert-{result.experts[2]}"
+    assert rows[2].probabilities.argmax() == rows[2].label
+
+
+@settings(deadline=None, max_examples=25)
+@given(levels=st.lists(st.integers(0, 255), min_size=1, max_size=70), cut=st.integers(0, 70))
+def test_answers_do_not_depend_on_the_batch(router: trt_moe.Router, tiny: TinyBundle, levels: list[int], cut: int) -> None:
+    images = np.concatenate([tiny.grey(level) for level in levels])
+    together = router.predict(images)
+    parts = [router.predict(part) for part in (images[:cut], images[cut:]) if len(part)]
+    alone = [router.predict(image[None]) for image in images]
+    for pieces in (parts, alone):
+        np.testing.assert_array_equal(np.concatenate([piece.probabilities for piece in pieces]), together.probabilities)
+        np.testing.assert_array_equal(np.concatenate([piece.experts for piece in pieces]), together.experts)
+
+
+def test_answers_are_the_same_from_16_threads(router: trt_moe.Router, tiny: TinyBundle) -> None:
+    images = tiny.random(320, seed=3)
+    together = router.predict(images)
+    with ThreadPoolExecutor(16) as pool:
+        alone = list(pool.map(lambda image: router.predict(image[None]), images))
+        futures = list(pool.map(router.submit, images))
+    np.testing.assert_array_equal(np.concatenate([one.probabilities for one in alone]), together.probabilities)
+    np.testing.assert_array_equal(np.stack([future.result().probabilities for future in futures]), together.probabilities)
+    assert [future.result().expert for future in futures] == together.experts.tolist()
+
+
+def test_submit_answers_one_row(router: trt_moe.Router, tiny: TinyBundle) -> None:
+    image = tiny.grey(200)[0]
+    row = router.submit(image).result(timeout=30)
+    assert (row.expert, row.expert_name) == (2, "expert-2")
+    assert row.latency_ms > 0
+    assert row.class_name == router.predict(image[None]).classes[0]
+
+
+def test_predict_async(router: trt_moe.Router, tiny: TinyBundle) -> None:
+    images = tiny.random(5)
+
+    async def both() -> list[trt_moe.Result]:
+        return await asyncio.gather(router.predict_async(images), router.predict_async(images[:1]))
+
+    whole, first = asyncio.run(both())
+    np.testing.assert_array_equal(whole.probabilities[:1], first.probabilities)
+
+
+def test_latency_weight_moves_routes_at_run_time(tiny: TinyBundle) -> None:
+    images = tiny.random(60, seed=5)
+    with trt_moe.Router(tiny.path) as router:
+        shares = []
+        for weight in (0.0, 5.0, 1e6):
+            router.latency_weight = weight
+            result = router.predict(images)
+            assert result.experts.tolist() == tiny.routes(images, weight).tolist()
+            shares.append(float((result.experts == 0).mean()))
+        assert shares == sorted(shares) and shares[-1] == 1.0
+        assert router.latency_weight == 1e6
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf"), "much"])
+def test_a_latency_weight_that_is_no_weight(router: trt_moe.Router, weight: object) -> None:
+    with pytest.raises(trt_moe.InputError, match="latency_weight"):
+        router.latency_weight = weight  # type: ignore[assignment]
+
+
+def test_inputs_of_many_kinds_give_one_answer(router: trt_moe.Router, tiny: TinyBundle) -> None:
+    torch = pytest.importorskip("torch")
+    images = tiny.random(6)
+    expected = router.predict(images).probabilities
+    wide = np.zeros((6, 8, 16, 1), np.uint8)
+    wide[:, :, ::2] = images
+    for batch in (list(images), torch.from_numpy(images), wide[:, :, ::2], np.asfortranarray(images)):
+        np.testing.assert_array_equal(router.predict(batch).probabilities, expected)
+
+
+@pytest.mark.parametrize(
+    ("batch", "says"),
+    [
+        (np.zeros((2, 8, 8, 1), np.float32), r"float32 \[2, 8, 8, 1\]; expected .*uint8 \[N, 8, 8, 1\]"),
+        (np.zeros((8, 8, 1), np.uint8), r"image\[None\]"),
+        (np.zeros((2, 8, 9, 1), np.uint8), r"\[2, 8, 9, 1\]"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"\[2, 8, 8, 3\]"),
+        (np.zeros((0, 8, 8, 1), np.uint8), "empty"),
+        (np.zeros((1, 0, 8, 1), np.uint8), r"\[1, 0, 8, 1\]"),
+        ([], "empty"),
+        ([np.zeros((8, 8, 1), np.uint8), np.zeros((8, 8), np.uint8)], "image 1 of the list"),
+        ("image.png", "load_images"),
+        (None, "NoneType"),
+    ],
+)
+def test_bad_batches_say_what_was_found_and_expected(router: trt_moe.Router, batch: object, says: str) -> None:
+    with pytest.raises(trt_moe.InputError, match=says):
+        router.predict(batch)
+
+
+def test_a_bad_image_is_refused_at_submit(router: trt_moe.Router) -> None:
+    with pytest.raises(trt_moe.InputError, match=r"uint8 \[8, 8, 1\]"):
+        router.submit(np.zeros((1, 8, 8, 1), np.uint8))
+
+
+def test_a_tensor_that_is_not_in_cpu_memory(router: trt_moe.Router) -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(trt_moe.InputError, match="CPU memory"):
+        router.predict(torch.zeros((1, 8, 8, 1), dtype=torch.uint8, device="meta"))
+
+
+def test_more_than_max_batch_is_answered_in_turns(tiny: TinyBundle) -> None:
+    images = tiny.random(23)
+    with trt_moe.Router(tiny.path, max_batch=4, max_queue=5) as router:
+        assert router.predict(images).experts.tolist() == tiny.routes(images).tolist()
+
+
+def test_a_full_queue_is_said_and_nothing_is_lost(tmp_path) -> None:
+    slow = write_tiny_bundle(tmp_path / "slow", work=(60, 60), golden=0, size=(64, 64))
+    with trt_moe.Router(slow.path, max_queue=3, warmup=False) as router:
+        futures = []
+        with pytest.raises(trt_moe.QueueFullError, match="max_queue=3"):
+            for _ in range(200):
+                futures.append(router.submit(slow.grey(20)[0]))
+        assert len(futures) >= 3
+        assert [future.result(timeout=60).expert for future in futures] == [0] * len(futures)
+
+
+@pytest.mark.parametrize("model", ["gater", "expert-0"])
+def test_nan_logits_are_an_error_that_names_the_model(tmp_path, model: str) -> None:
+    broken = write_tiny_bundle(tmp_path / "nan", nan=(model,), golden=0)
+    with trt_moe.Router(broken.path) as router:
+        with pytest.raises(trt_moe.ModelOutputError, match=model):
+            router.predict(broken.grey(20))
+        with pytest.raises(trt_moe.ModelOutputError, match="not finite"):
+            router.predict(broken.grey(20, n=9))
+        with pytest.raises(trt_moe.ModelOutputError, match="not finite"):
+            router.submit(broken.grey(20)[0]).result(timeout=30)
+        if model != "gater":
+            assert router.predict(broken.grey(230)).experts.tolist() == [1]
+
+
+def test_golden_logits_are_checked_unless_switched_off(tmp_path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b")
+    other = write_tiny_bundle(tmp_path / "other", experts=2, classes=3, nan=("expert-1",), golden=0)
+    swapped = other.path / "expert-1.onnx"
+    (bundle.path / "expert-1.onnx").write_bytes(swapped.read_bytes())
+    digest = trt_moe.bundle.sha256_file(swapped)
+    edit_manifest(bundle.path, lambda data: data["experts"][1].update(sha256=digest))
+    with pytest.raises(trt_moe.ModelOutputError, match="expert-1.*golden"):
+        trt_moe.Router(bundle.path)
+    trt_moe.Router(bundle.path, check=False).close()
+
+
+def test_a_closed_router_says_so(tiny: TinyBundle) -> None:
+    router = trt_moe.Router(tiny.path)
+    futures = [router.submit(image) for image in tiny.random(30)]
+    router.close()
+    router.close()
+    assert all(future.done() for future in futures)
+    assert [future.result().expert for future in futures] == tiny.routes(tiny.random(30)).tolist()
+    for call in (lambda: router.predict(tiny.grey(1)), lambda: router.submit(tiny.grey(1)[0])):
+        with pytest.raises(trt_moe.RouterClosedError, match="closed"):
+            call()
+
+
+def test_a_forgotten_router_stops_its_threads(tiny: TinyBundle) -> None:
+    before = threading.active_count()
+    router = trt_moe.Router(tiny.path)
+    router.submit(tiny.grey(3)[0]).result(timeout=30)
+    assert threading.active_count() == before + 1
+    del router
+    gc.collect()
+    assert threading.active_count() == before
+
+
+def test_stats_count_every_image_once(tiny: TinyBundle) -> None:
+    images = tiny.random(20)
+    with trt_moe.Router(tiny.path) as router:
+        router.predict(images)
+        router.predict(images[:1])
+        stats = router.stats()
+    assert {stage: numbers["count"] for stage, numbers in stats["stages"].items()} == dict.fromkeys(
+        ("gate", "queue", "gather", "expert", "scatter", "total"), 21
+    )
+    routes = [*tiny.routes(images), tiny.routes(images[:1])[0]]
+    assert [expert["images"] for expert in stats["experts"].values()] == np.bincount(routes, minlength=3).tolist()
+    assert sum(expert["share"] for expert in stats["experts"].values()) == pytest.approx(1.0)
+    assert stats["in_flight"] == 0
+    assert stats["stages"]["total"]["p50_ms"] <= stats["stages"]["total"]["p99_ms"] <= stats["stages"]["total"]["max_ms"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"device": "tpu"},
+        {"max_batch": 0},
+        {"max_queue": 0},
+        {"max_wait_us": -1},
+        {"max_batch": 1.5},
+        {"precision": "int3"},
+        {"threads": 0},
+        {"latency_weight": -1},
+    ],
+)
+def test_options_out_of_range_are_named(tiny: TinyBundle, options: dict[str, object]) -> None:
+    with pytest.raises(trt_moe.InputError, match=next(iter(options))):
+        trt_moe.Router(tiny.path, **options)  # type: ignore[arg-type]
+
+
+def test_a_backend_that_was_not_built_is_said(tiny: TinyBundle) -> None:
+    if "cuda" in trt_moe.router._core.built_backends():
+        pytest.skip("this build has the cuda backend")
+    with pytest.raises(trt_moe.DeviceError, match="trt-moe doctor"):
+        trt_moe.Router(tiny.path, device="cuda")
+
+
+def test_a_model_alone(router: trt_moe.Router, tiny: TinyBundle) -> None:
+    images = tiny.random(9)
+    for name, expected in (
+        ("gater", tiny.gater_logits(images)),
+        ("expert-1", tiny.expert_logits(1, images)),
+        ("robust-light", tiny.expert_logits(0, images)),
+    ):
+        np.testing.assert_allclose(router.model(name).logits(images), expected, atol=1e-3)
+    times = router.model("expert-0").time(images[0], iterations=7)
+    assert times.shape == (7,) and (times > 0).all()
+    with pytest.raises(trt_moe.InputError, match="expert-1"):
+        router.model("expert1")
+
+
+def test_max_wait_gathers_submissions_and_still_answers_one(tiny: TinyBundle) -> None:
+    with trt_moe.Router(tiny.path, max_wait_us=2000) as router:
+        assert router.submit(tiny.grey(20)[0]).result(timeout=30).expert == 0
+        futures = [router.submit(tiny.grey(20)[0]) for _ in range(64)]
+        assert {future.result(timeout=30).expert for future in futures} == {0}

@@ -1,0 +1,127 @@
+"""Checkpoints: a cut run ends in the same weights, and a failed write keeps the old file."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("timm")
+
+from torch import nn  # noqa: E402
+
+from trt_moe.data import load_dataset  # noqa: E402
+from trt_moe.errors import DataError, ModelOutputError  # noqa: E402
+from trt_moe.training import TrainConfig, experts  # noqa: E402
+from trt_moe.training import checkpoint as module  # noqa: E402
+from trt_moe.training.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from trt_moe.training.experts import (  # noqa: E402
+    Shape,
+    build,
+    checkpoint_path,
+    make_optimizer,
+    train_experts,
+)
+from trt_moe.training.splits import split  # noqa: E402
+
+SHAPE = Shape(16, 16, 1, 10)
+
+
+def test_model_and_optimizer_come_back(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    optimizer = make_optimizer(model, 0.1)
+    model(torch.randn(4, 2)).sum().backward()
+    optimizer.step()
+    save_checkpoint(tmp_path / "a" / "c.safetensors", model, "hash", 2, optimizer)
+    other = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    fresh = make_optimizer(other, 0.1)
+    assert load_checkpoint(tmp_path / "a" / "c.safetensors", other, "hash", fresh) == 2
+    for name, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
+    for old, new in zip(model.parameters(), other.parameters(), strict=True):
+        for key, value in optimizer.state[old].items():
+            assert torch.equal(fresh.state[new][key], value)
+
+
+def test_another_hash_or_no_file_gives_none(tmp_path):
+    model = nn.Linear(2, 3)
+    save_checkpoint(tmp_path / "c", model, "hash", 1)
+    assert load_checkpoint(tmp_path / "c", model, "other") is None
+    assert load_checkpoint(tmp_path / "missing", model, "hash") is None
+
+
+def test_damage_and_another_architecture_are_named(tmp_path):
+    save_checkpoint(tmp_path / "c", nn.Linear(2, 3), "hash", 1)
+    with pytest.raises(DataError, match="another architecture"):
+        load_checkpoint(tmp_path / "c", nn.Linear(2, 4), "hash")
+    (tmp_path / "c").write_bytes((tmp_path / "c").read_bytes()[:40])
+    with pytest.raises(DataError, match="damaged"):
+        load_checkpoint(tmp_path / "c", nn.Linear(2, 3), "hash")
+
+
+def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+    model = nn.Linear(2, 3)
+    save_checkpoint(tmp_path / "c", model, "hash", 1)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(DataError, match=r"No space left.*previous one is kept"):
+        save_checkpoint(tmp_path / "c", model, "hash", 2)
+    assert load_checkpoint(tmp_path / "c", model, "hash") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+class _StopError(Exception):
+    pass
+
+
+def _run(raw, data, folder, progress=None):
+    config = TrainConfig.model_validate(raw)
+    return train_experts(config, split(data, config.splits), SHAPE, folder, progress, log=lambda _: None)
+
+
+def test_a_cut_run_ends_in_the_same_weights(raw_config, data_folder, tmp_path):
+    data = load_dataset(data_folder, "train")
+    whole = _run(raw_config, data, tmp_path / "whole")
+
+    def cut(name, done, total):
+        if name == "heavy" and done == total - 1:
+            raise _StopError
+
+    with pytest.raises(_StopError):
+        _run(raw_config, data, tmp_path / "cut", cut)
+    assert (tmp_path / "cut" / "heavy.partial.safetensors").is_file()
+    steps = []
+    resumed = _run(raw_config, data, tmp_path / "cut", lambda name, done, _: steps.append((name, done)))
+    assert next(step for step in steps if step[0] == "heavy") == ("heavy", 8)  # the first of epoch 2
+    assert "teacher" not in {name for name, _ in steps}
+    for name, model in whole.items():
+        for key, value in model.state_dict().items():
+            assert torch.equal(resumed[name].state_dict()[key], value), (name, key)
+    assert not list((tmp_path / "cut").glob("*.partial.*"))
+
+
+def test_a_finished_expert_is_skipped_and_a_changed_one_trained_again(raw_config, data_folder, tmp_path):
+    data = load_dataset(data_folder, "train")
+    _run(raw_config, data, tmp_path)
+    raw_config["experts"][0]["learning_rate"] = 2e-3
+    names = []
+    _run(raw_config, data, tmp_path, lambda name, *_: names.append(name))
+    assert set(names) == {"light"}
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_advice(raw_config, data_folder, tmp_path, monkeypatch):
+    data = load_dataset(data_folder, "train")
+    monkeypatch.setattr(experts, "distillation_loss", lambda student, *_: student.sum() * float("nan"))
+    with pytest.raises(
+        ModelOutputError, match=r"teacher: loss is nan at epoch 1, step 1 of 7.*learning_rate"
+    ):
+        _run(raw_config, data, tmp_path)
+    assert not checkpoint_path(tmp_path, "teacher").exists()
+
+
+def test_the_same_seed_builds_the_same_network(raw_config):
+    config = TrainConfig.model_validate(raw_config)
+    first, second = (build(config, config.experts[0], SHAPE) for _ in range(2))
+    images = torch.from_numpy(np.zeros((1, 16, 16, 1), np.uint8))
+    assert torch.equal(first.eval()(images), second.eval()(images))

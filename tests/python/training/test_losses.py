@@ -1,0 +1,74 @@
+"""Losses against values computed by hand."""
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from trt_moe.errors import InputError  # noqa: E402
+from trt_moe.training.losses import (  # noqa: E402
+    benefit_loss,
+    distillation_loss,
+    expert_losses,
+    gumbel_loss,
+    soft_loss,
+)
+
+NEVER = -1e4  # a score so low that no Gumbel noise makes up for it
+
+
+def test_expert_losses_are_cross_entropies_per_expert():
+    logits = torch.tensor([[[0.0, 0.0], [math.log(3), 0.0]]])
+    expected = [[math.log(2), math.log(4 / 3)]]
+    torch.testing.assert_close(expert_losses(logits, torch.tensor([0])), torch.tensor(expected))
+
+
+def test_gumbel_loss_is_the_chosen_experts_loss_plus_its_weighted_cost():
+    scores = torch.tensor([[0.0, NEVER], [NEVER, 0.0]])
+    losses = torch.tensor([[2.0, 9.0], [9.0, 0.5]])
+    loss = gumbel_loss(scores, losses, torch.tensor([0.1, 1.0]), latency_weight=0.7)
+    assert loss.item() == pytest.approx((2.0 + 0.07 + 0.5 + 0.7) / 2)
+
+
+def test_the_gradient_of_the_gumbel_loss_pulls_to_the_better_expert():
+    torch.manual_seed(0)
+    scores = torch.zeros(512, 2, requires_grad=True)
+    gumbel_loss(scores, torch.tensor([[2.0, 0.1]]).expand(512, 2), torch.tensor([0.1, 1.0]), 0.7).backward()
+    assert scores.grad is not None
+    assert scores.grad[:, 1].mean() < 0 < scores.grad[:, 0].mean()
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_a_latency_weight_below_zero_or_not_finite_is_refused(weight):
+    with pytest.raises(InputError, match="latency weight"):
+        gumbel_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(2), weight)
+
+
+@pytest.mark.parametrize("costs", [[1.0], [0.1, 0.5, 1.0], [0.0, 1.0], [0.5, float("nan")]])
+def test_costs_that_do_not_fit_are_refused(costs):
+    with pytest.raises(InputError, match="costs"):
+        gumbel_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor(costs), 0.7)
+
+
+def test_benefit_loss_is_the_squared_distance_to_minus_the_clipped_loss():
+    scores = torch.tensor([[-1.0, -5.0]])
+    losses = torch.tensor([[2.0, 100.0]])
+    assert benefit_loss(scores, losses, clip=6.0).item() == pytest.approx((1.0 + 1.0) / 2)
+
+
+def test_soft_loss_is_scaled_kl_and_zero_for_equal_logits():
+    logits = torch.tensor([[1.0, -2.0, 0.5]])
+    assert soft_loss(logits, logits + 3, 2.0).item() == pytest.approx(0, abs=1e-6)
+    student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[2 * math.log(3), 0.0]])
+    expected = 4 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
+    assert soft_loss(student, teacher, 2.0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_distillation_mixes_both_terms():
+    student, teacher = torch.tensor([[0.3, -0.2]]), torch.tensor([[1.0, 0.0]])
+    labels = torch.tensor([1])
+    task = distillation_loss(student, labels, None, 0.5, 2.0)
+    both = distillation_loss(student, labels, teacher, 0.25, 2.0)
+    torch.testing.assert_close(both, 0.75 * task + 0.25 * soft_loss(student, teacher, 2.0))
+    torch.testing.assert_close(distillation_loss(student, labels, teacher, 0.0, 2.0), task)

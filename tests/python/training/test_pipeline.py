@@ -1,0 +1,114 @@
+"""Data to bundle on tiny data: the result loads, and the second run trains nothing."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("timm")
+pytest.importorskip("onnxscript")
+
+from trt_moe.bundle import Bundle  # noqa: E402
+from trt_moe.data import EVALUATION_SEED, corrupt, load_dataset  # noqa: E402
+from trt_moe.errors import InputError, ModelOutputError  # noqa: E402
+from trt_moe.export.measure import predict_onnx  # noqa: E402
+from trt_moe.export.torch_export import export_onnx, logit_error, run_onnx  # noqa: E402
+from trt_moe.models import ImageModel  # noqa: E402
+from trt_moe.training import TrainConfig, train  # noqa: E402
+from trt_moe.training.losses import check_costs  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def quiet():
+    return lambda _: None
+
+
+def test_train_writes_a_bundle_that_loads_and_answers(raw_config, data_folder, tmp_path, quiet):
+    out = train(TrainConfig.model_validate(raw_config), tmp_path / "bundle", log=quiet)
+    bundle = Bundle.load(out)
+    manifest = bundle.manifest
+    assert {e.name for e in manifest.experts} == {"light", "heavy"}
+    assert [b.name for b in manifest.baselines] == ["robust-light"]
+    assert manifest.experts[-1].relative_cost == 1.0
+    assert manifest.experts[0].relative_cost <= 1.0
+    assert manifest.training is not None
+    assert manifest.training.command.startswith("trt-moe train")
+
+    golden = bundle.golden()
+    for entry in manifest.all_models():
+        assert logit_error(predict_onnx(bundle.file(entry), golden["images"]), golden[entry.name]) < 1e-3
+
+    images, labels, severities = bundle.samples()
+    assert images.shape == (60, 16, 16, 1)
+    test = load_dataset(data_folder, "test")
+    for index, label in enumerate(labels[:10]):  # ten classes in turn: sample i of severity 0 is test image i
+        assert label == index
+    for severity in range(6):
+        expected = corrupt(test.images[:10], severity, EVALUATION_SEED, np.arange(10))
+        np.testing.assert_array_equal(images[severities == severity], expected)
+
+    assert manifest.evaluation is not None
+    row = manifest.evaluation.severities["0"]
+    clean = predict_onnx(bundle.file(bundle.entry("light")), test.images).argmax(1) == test.labels
+    assert row.experts["light"] == pytest.approx(clean.mean(), abs=1e-5)
+    assert sum(row.share.values()) == pytest.approx(1.0)
+
+    steps = []
+    again = train(
+        TrainConfig.model_validate(raw_config), tmp_path / "again", lambda name, *_: steps.append(name), quiet
+    )
+    assert steps == []
+    for entry in manifest.all_models():
+        assert (again / entry.file).read_bytes() == (out / entry.file).read_bytes()
+    assert "| benefit | 0 |" in (tmp_path / "runs" / "tiny" / "gaters.md").read_text()
+
+
+def test_without_data_the_message_says_what_to_type(raw_config, tmp_path, quiet):
+    with pytest.raises(InputError, match="--data"):
+        train(TrainConfig.model_validate({**raw_config, "data": None}), tmp_path / "b", log=quiet)
+
+
+def test_the_normalisation_must_have_the_images_channels(raw_config, tmp_path, quiet):
+    raw = {**raw_config, "mean": [0.5] * 3, "std": [0.5] * 3}
+    with pytest.raises(InputError, match="1 channels, mean and std 3"):
+        train(TrainConfig.model_validate(raw), tmp_path / "b", log=quiet)
+
+
+def test_an_old_bundle_survives_a_run_that_fails(raw_config, tmp_path, quiet):
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "bundle.json").write_text("old")
+    raw_config["sample_images"] = 1000
+    with pytest.raises(Exception, match="lower sample_images"):
+        train(TrainConfig.model_validate(raw_config), out, log=quiet)
+    assert (out / "bundle.json").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+class _Batch(torch.nn.Module):
+    """Answers differently in ONNX, as the batch size is burnt in as a constant."""
+
+    def forward(self, x):
+        return x.flatten(1)[:, :3] + (1.0 if torch.compiler.is_exporting() else 0.0)
+
+
+def test_an_export_that_changes_the_answers_is_refused(tmp_path):
+    model = ImageModel(_Batch(), (4, 4), (4, 4), [0.0], [1.0])
+    with pytest.raises(ModelOutputError, match="differs from PyTorch by"):
+        export_onnx(model, tmp_path / "m.onnx", (4, 4, 1))
+
+
+def test_an_exported_model_takes_any_batch_of_bytes(tmp_path):
+    class _Mean(torch.nn.Module):
+        def forward(self, x):
+            return x.mean(dim=(2, 3))
+
+    model = ImageModel(_Mean(), (4, 6), (8, 8), [0.5, 0.5], [0.5, 0.5])
+    assert export_onnx(model, tmp_path / "m.onnx", (4, 6, 2)) < 1e-5
+    for count in (1, 5):
+        logits = run_onnx(tmp_path / "m.onnx", np.full((count, 4, 6, 2), 255, np.uint8))
+        np.testing.assert_allclose(logits, np.ones((count, 2)), rtol=1e-5)
+
+
+def test_costs_come_in_the_number_of_experts():
+    with pytest.raises(InputError, match="expected one per expert"):
+        check_costs(torch.ones(3), 2, 0.7)

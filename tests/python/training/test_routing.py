@@ -1,0 +1,88 @@
+"""Routing tables and the strategies beside the gater, with literals."""
+
+import numpy as np
+import pytest
+
+from trt_moe.training.routing import (
+    cascade_frontier,
+    collapse_warning,
+    explained_variance,
+    frontier_score,
+    gater_frontier,
+    oracle,
+    random_frontier,
+    route,
+    tabulate,
+)
+
+COSTS = np.array([0.2, 1.0])
+NAMES = ["light", "heavy"]
+
+
+def test_route_subtracts_the_weighted_cost_and_prefers_the_lower_index():
+    scores = np.array([[0.0, 0.5], [0.0, 0.6], [0.0, 0.9]])
+    assert route(scores, np.array([0.0, 1.0]), 0.5).tolist() == [0, 1, 1]
+    assert route(np.zeros((1, 3)), np.zeros(3), 1.0).tolist() == [0]
+
+
+def test_a_table_has_a_row_per_severity():
+    right = np.array([[True, False], [False, True], [False, True], [False, False]])
+    table = tabulate(np.array([0, 1, 0, 1]), right, COSTS, np.array([0, 0, 5, 5]))
+    assert table.severities.tolist() == [0, 5]
+    assert table.share.tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    assert table.accuracy.tolist() == [1.0, 0.0]
+    assert table.cost == pytest.approx([0.6, 0.6])
+    assert table.lines(NAMES)[1].startswith("severity 5: light  50.0% heavy  50.0%  accuracy 0.0000")
+
+
+def test_the_frontier_of_a_perfect_gater_holds_the_oracle():
+    right = np.array([[True, True]] * 6 + [[False, True]] * 4)
+    scores = np.where(right, 0.0, -3.0)
+    frontier = gater_frontier(scores, right, COSTS, gater_cost=0.05)
+    assert frontier.costs[0] == pytest.approx(0.25)
+    assert frontier.costs[-1] == pytest.approx(1.05)
+    assert float(frontier.accuracy_at(0.6 * 0.2 + 0.4 * 1.0 + 0.05)) == pytest.approx(1.0)
+    assert oracle(right, COSTS) == (pytest.approx(0.52), 1.0)
+
+
+def test_random_routing_is_the_line_between_the_experts():
+    right = np.array([[True, True], [False, True]])
+    assert float(random_frontier(right, COSTS).accuracy_at(0.6)) == pytest.approx(0.75)
+
+
+def test_a_cascade_pays_for_the_cheap_expert_always():
+    right = np.array([[False, True], [True, True], [True, False], [True, True]])
+    frontier = cascade_frontier(np.array([0.3, 0.9, 0.8, 0.95]), right, COSTS)
+    assert frontier.costs == pytest.approx([0.2, 0.45, 0.7, 0.95, 1.2])
+    assert frontier.accuracies == pytest.approx([0.75, 1.0, 0.75, 0.75, 0.75])
+
+
+def test_the_score_of_a_flat_frontier_is_its_accuracy():
+    right = np.array([[True, True], [False, False]])
+    assert frontier_score(random_frontier(right, COSTS), COSTS) == pytest.approx(0.5)
+
+
+def test_explained_variance_is_one_for_the_benefit_and_zero_for_its_mean():
+    losses = np.array([[3.0, 1.0], [0.5, 0.5], [9.0, 2.0]])
+    clipped = np.minimum(losses, 6.0)
+    assert explained_variance(-clipped, losses, 6.0) == pytest.approx(1.0)
+    mean = (clipped[:, 0] - clipped[:, 1]).mean()
+    assert explained_variance(np.array([[0.0, mean]] * 3), losses, 6.0) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("losses", "routes", "message"),
+    [
+        ([[0.1, 0.1]] * 4, [0] * 4, "to light. Cause: no other expert .*lower latency_weight"),
+        ([[5.0, 0.1]] * 4, [1] * 4, "to heavy. Cause: it is worth its latency.*raise latency_weight"),
+        ([[5.0, 0.1]] * 2 + [[0.1, 0.1]] * 2, [0] * 4, "Cause: the gater.*50.0%"),
+    ],
+)
+def test_a_collapse_is_reported_with_its_cause(losses, routes, message):
+    warning = collapse_warning(np.array(routes), np.array(losses), COSTS, 0.7, NAMES)
+    assert warning is not None
+    assert __import__("re").search(message, warning)
+
+
+def test_routing_that_uses_both_experts_is_no_collapse():
+    assert collapse_warning(np.array([0, 1]), np.ones((2, 2)), COSTS, 0.7, NAMES) is None

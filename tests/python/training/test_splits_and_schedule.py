@@ -1,0 +1,60 @@
+"""Splits are disjoint, draws repeat themselves, the learning rate is a function of the step."""
+
+import numpy as np
+import pytest
+
+from trt_moe.data import Dataset
+from trt_moe.errors import DataError
+from trt_moe.training.config import CorruptionConfig, SplitConfig
+from trt_moe.training.schedule import one_cycle
+from trt_moe.training.splits import derived_seed, draw, every_severity, split
+
+
+def _data(count=30):
+    images = np.arange(count, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2)
+    return Dataset(images, np.arange(count) % 3, ("a", "b", "c"), "numbers")
+
+
+def test_no_image_serves_two_phases():
+    parts = split(_data(), SplitConfig(experts=15, gater=10, validation=5))
+    indices = [set(p.indices.tolist()) for p in (parts.experts, parts.gater, parts.validation)]
+    assert [len(i) for i in indices] == [15, 10, 5]
+    assert set.union(*indices) == set(range(30))
+    assert (parts.gater.images[:, 0, 0, 0] == parts.gater.indices).all()
+
+
+def test_too_few_images_are_said():
+    with pytest.raises(DataError, match="30 training images, the splits need 31"):
+        split(_data(), SplitConfig(experts=15, gater=10, validation=6))
+
+
+def test_a_draw_follows_its_weights_and_its_seed():
+    part = split(_data(), SplitConfig(experts=28, gater=1, validation=1)).experts
+    first = draw(part, (1, 0, 0, 0, 0, 1), CorruptionConfig(), seed=1)
+    again = draw(part, (1, 0, 0, 0, 0, 1), CorruptionConfig(), seed=1)
+    np.testing.assert_array_equal(first.images, again.images)
+    assert set(first.severities.tolist()) == {0, 5}
+    clean = first.severities == 0
+    np.testing.assert_array_equal(first.images[clean], part.images[clean])
+
+
+def test_every_severity_repeats_every_image():
+    part = split(_data(), SplitConfig(experts=3, gater=1, validation=1)).experts
+    full = every_severity(part, CorruptionConfig(), seed=0)
+    assert full.severities.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3 + [5] * 3
+    assert full.labels.tolist() == part.labels.tolist() * 6
+
+
+def test_derived_seeds_differ_by_purpose_and_never_change():
+    assert derived_seed("order", 1) != derived_seed("init", 1)
+    assert derived_seed("order", 1) == 1121079862195528064
+
+
+def test_one_cycle_rises_then_falls():
+    rates = [one_cycle(step, 100, 1.0, 0.2) for step in range(101)]
+    assert rates[0] == pytest.approx(0.04)
+    assert rates[20] == pytest.approx(1.0)
+    assert rates[60] == pytest.approx((1 + 1e-4) / 2)
+    assert rates[100] == pytest.approx(1e-4)
+    assert rates[:20] == sorted(rates[:20])
+    assert rates[20:] == sorted(rates[20:], reverse=True)

@@ -1,0 +1,93 @@
+"""The typer application, its exit codes, and how errors reach the user.
+
+Exit codes: 0 done, 1 something failed (such as one unreadable image among good ones), 2 wrong usage or
+input, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from trt_moe.errors import BundleError, DataError, InputError, MissingDependencyError, TrtMoeError
+
+FAILED = 1
+WRONG_INPUT = 2
+INTERRUPTED = 130
+
+
+class _Group(TyperGroup):
+    """Turns expected errors into one message and an exit code; unexpected ones keep their traceback."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (InputError, BundleError, DataError) as error:
+            _complain(str(error))
+            raise typer.Exit(WRONG_INPUT) from None
+        except (TrtMoeError, MissingDependencyError) as error:
+            _complain(str(error))
+            raise typer.Exit(FAILED) from None
+        except KeyboardInterrupt:
+            _complain("interrupted; no half-written files are left")
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader (head, less) has seen enough. What Python flushes at exit must go nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(FAILED) from None
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            _complain(f"{place}{error.strerror or error}")
+            raise typer.Exit(FAILED) from None
+
+
+app = typer.Typer(
+    name="trt-moe",
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Route images between cheap and dear expert classifiers under a latency limit.",
+)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+def _complain(message: str) -> None:
+    from trt_moe.console import clean
+
+    sys.stderr.write(f"trt-moe: error: {clean(message)}\n")
+
+
+def _print_version(show: bool) -> None:
+    if show:
+        from trt_moe import __version__
+
+        typer.echo(f"trt-moe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    del version
+
+
+# They register their verbs, in the order of the help text.
+from trt_moe.cli import run  # noqa: E402, F401, I001
+from trt_moe.cli import look, make  # noqa: E402, F401

@@ -1,0 +1,180 @@
+"""Verbs that make bundles: train, export, pack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trt_moe.cli import options
+from trt_moe.cli.app import app
+from trt_moe.errors import InputError
+
+if TYPE_CHECKING:
+    from trt_moe.export.wrap import Preprocessing
+
+_Config = Annotated[
+    Path, typer.Argument(help="Training configuration (YAML), see configs/.", metavar="CONFIG")
+]
+_Data = Annotated[
+    Path | None, typer.Option("--data", help="Folder of the data set; default: the configuration's.")
+]
+_Out = Annotated[Path | None, typer.Option("--out", help="The bundle's folder; default: engines/NAME.")]
+_Runs = Annotated[
+    Path | None, typer.Option("--checkpoints", help="Folder of training runs; default: the configuration's.")
+]
+
+
+@app.command()
+def train(
+    config: _Config,
+    data: _Data = None,
+    out: _Out = None,
+    checkpoints: _Runs = None,
+    as_json: options.Json = False,
+) -> None:
+    """Train experts and a gater and write a bundle.
+
+    Goes on where a stopped run of the same configuration was.
+    """
+    from trt_moe.console import note, print_json, progress
+    from trt_moe.training_run import run_training
+
+    with progress(not as_json) as callback:
+        result = run_training(config, data, out, checkpoints, only_export=False, progress=callback, log=note)
+    _print_result(result, as_json, print_json)
+
+
+@app.command()
+def export(
+    config: _Config,
+    data: _Data = None,
+    out: _Out = None,
+    checkpoints: _Runs = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write the bundle of a finished training run."""
+    from trt_moe.console import note, print_json, progress
+    from trt_moe.training_run import run_training
+
+    with progress(not as_json) as callback:
+        result = run_training(config, data, out, checkpoints, only_export=True, progress=callback, log=note)
+    _print_result(result, as_json, print_json)
+
+
+@app.command()
+def pack(
+    out: Annotated[Path, typer.Argument(help="The bundle's folder to write.", metavar="OUT")],
+    gater: Annotated[
+        str, typer.Option("--gater", help="ONNX file that scores the experts in the order given here.")
+    ],
+    expert: Annotated[list[str], typer.Option("--expert", help="NAME=FILE.onnx; give it twice or more.")],
+    classes: Annotated[
+        str, typer.Option("--classes", help="cat,dog,... or a text file with one class a line.")
+    ],
+    input_shape: Annotated[str, typer.Option("--input", help="Images of the router: HEIGHTxWIDTHxCHANNELS.")],
+    baseline: Annotated[
+        list[str] | None, typer.Option("--baseline", help="NAME=FILE.onnx to compare with.")
+    ] = None,
+    scale: Annotated[str, typer.Option(help="Factor on bytes, before mean and std.")] = "1/255",
+    mean: Annotated[str, typer.Option(help="Subtracted after the scale; one value, or one a channel.")] = "0",
+    std: Annotated[str, typer.Option(help="Divided by at the end; one value, or one a channel.")] = "1",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="MODEL.KEY=VALUE for one model: scale, mean, std, size (96x96), layout (nchw, nhwc), bgr.",
+        ),
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="Folder of test images to ship with the bundle.")
+    ] = None,
+    max_samples: Annotated[int, typer.Option(min=1, help="At most so many of them.")] = 600,
+    name: Annotated[str | None, typer.Option(help="Name of the bundle; default: the folder's.")] = None,
+    latency_weight: Annotated[
+        float, typer.Option("--latency-weight", "-w", min=0.0, help="Default of routers.")
+    ] = 0.0,
+    iterations: Annotated[int, typer.Option(min=20, help="Timed runs of each model.")] = 400,
+    threads: options.Threads = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT where it is a bundle.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Make a bundle of ONNX models that exist.
+
+    Checks inputs and outputs, puts the preprocessing into the graphs, measures the costs.
+    """
+    from trt_moe.console import milliseconds, print_json, print_table, progress
+    from trt_moe.export.pack import Source
+    from trt_moe.export.pack import pack as pack_bundle
+
+    models = [options.named_file(gater, "gater")]
+    models += [options.named_file(text) for text in (*expert, *(baseline or ()))]
+    changes = options.overrides(settings or (), [known for known, _ in models])
+    common = {"scale": scale, "mean": mean, "std": std}
+    sources = [Source(known, file, _preprocessing({**common, **changes[known]})) for known, file in models]
+    height, width, channels = options.sizes(input_shape, "--input", 3)
+    with progress(not as_json) as callback:
+        packed = pack_bundle(
+            out,
+            gater=sources[0],
+            experts=sources[1 : 1 + len(expert)],
+            baselines=sources[1 + len(expert) :],
+            class_names=options.class_names(classes),
+            input_shape=(height, width, channels),
+            name=name,
+            latency_weight=latency_weight,
+            samples=samples,
+            max_samples=max_samples,
+            iterations=iterations,
+            threads=threads,
+            overwrite=force,
+            progress=callback,
+        )
+    bundle = packed.bundle
+    if as_json:
+        costs = {entry.name: entry.relative_cost for entry in [*bundle.models(), *bundle.baselines]}
+        print_json(
+            {"bundle": bundle.path, "mean_ms": packed.mean_ms, "relative_cost": costs, "notes": packed.notes}
+        )
+        return
+    rows = [
+        (
+            entry.name,
+            milliseconds(packed.mean_ms[entry.name]),
+            f"{entry.relative_cost:.3f}",
+            "; ".join(packed.notes[entry.name]) or "-",
+        )
+        for entry in [*bundle.models(), *bundle.baselines]
+    ]
+    print_table(f"packed {bundle.path}", ["model", "mean ms", "relative cost", "changed"], rows)
+
+
+def _preprocessing(values: dict[str, str]) -> Preprocessing:
+    from trt_moe.export.wrap import Preprocessing
+
+    known: dict[str, Any] = {}
+    for key, value in values.items():
+        if key == "scale":
+            known[key] = options.numbers(value, key)[0]
+        elif key in ("mean", "std"):
+            known[key] = options.numbers(value, key)
+        elif key == "size":
+            known[key] = options.sizes(value, key, 2)
+        elif key == "layout" and value in ("auto", "nchw", "nhwc"):
+            known[key] = value
+        elif key == "bgr" and value.lower() in ("true", "false", "1", "0"):
+            known[key] = value.lower() in ("true", "1")
+        else:
+            raise InputError(
+                f"setting {key}={value!r}; expected scale, mean, std, size, layout (auto, nchw, nhwc) "
+                "or bgr (true, false)"
+            )
+    return Preprocessing(**known)
+
+
+def _print_result(result: dict[str, Any], as_json: bool, print_json: Any) -> None:
+    if as_json:
+        print_json(result)
+    else:
+        typer.echo(f"bundle written to {result['bundle']}; try `trt-moe inspect {result['bundle']}`")

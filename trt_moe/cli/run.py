@@ -1,0 +1,218 @@
+"""Verbs that route images: demo, predict, eval, profile."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trt_moe.cli import options
+from trt_moe.cli.app import FAILED, app
+
+
+class Split(str, Enum):
+    """Part of a data set."""
+
+    test = "test"
+    train = "train"
+
+
+class Kind(str, Enum):
+    """Which corruption to apply."""
+
+    both = "both"
+    blur = "blur"
+    noise = "noise"
+
+
+@app.command()
+def demo(
+    bundle: Annotated[
+        str, typer.Argument(help="A bundle with samples: its folder, or the name of a shipped bundle.")
+    ] = options.DEMO_BUNDLE,
+    picture: Annotated[Path, typer.Option("--picture", help="PNG file to write.")] = Path("trt-moe-demo.png"),
+    latency_weight: options.LatencyWeight = None,
+    device: options.DeviceOption = options.Device.auto,
+    precision: options.PrecisionOption = options.Precision.auto,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Route shipped test images and draw a picture.
+
+    Prints shares, accuracy and latency at every severity, and the frontier of the latency weight.
+    """
+    from trt_moe.console import print_json, progress
+    from trt_moe.demo import print_demo, run_demo
+
+    with progress(not as_json) as callback:
+        result = run_demo(
+            bundle,
+            picture,
+            device=device.value,
+            precision=precision.value,
+            threads=threads,
+            latency_weight=latency_weight,
+            progress=callback,
+        )
+    if as_json:
+        print_json(result.data)
+    else:
+        print_demo(result)
+
+
+@app.command()
+def predict(
+    paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", metavar="PATHS")],
+    bundle: options.Bundle = options.DEMO_BUNDLE,
+    top: Annotated[int, typer.Option("--top", "-k", min=1, help="How many classes to show.")] = 1,
+    latency_weight: options.LatencyWeight = None,
+    device: options.DeviceOption = options.Device.auto,
+    precision: options.PrecisionOption = options.Precision.auto,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Classify image files.
+
+    Unreadable files are named, the others are answered, and the exit code is 1.
+    """
+    from trt_moe.console import print_json, progress
+    from trt_moe.prediction import predict_files, print_predictions
+    from trt_moe.router import Router
+
+    with Router(
+        bundle, device=device.value, precision=precision.value, threads=threads, latency_weight=latency_weight
+    ) as router:
+        with progress(not as_json) as callback:
+            predictions = predict_files(router, paths, top, callback)
+        if as_json:
+            print_json(predictions.to_json(router))
+        else:
+            print_predictions(predictions, router)
+    if predictions.failures:
+        raise typer.Exit(FAILED)
+
+
+@app.command(name="eval")
+def evaluate_bundle(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a data set: <class>/<image>, idx files, or <severity>/<class>/<image>."
+        ),
+    ],
+    bundle: options.Bundle = options.DEMO_BUNDLE,
+    split: Annotated[Split, typer.Option(help="Part of the data set.")] = Split.test,
+    severities: Annotated[str, typer.Option(help="Such as 0-5 or 0,3,5.")] = "0-5",
+    kind: Annotated[Kind, typer.Option(help="Corruption to apply.")] = Kind.both,
+    images: Annotated[int | None, typer.Option(min=1, help="At most so many of each severity.")] = None,
+    latency_images: Annotated[
+        str, typer.Option(help="Single images timed at each severity, or all.", metavar="N|all")
+    ] = "200",
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    latency_weight: options.LatencyWeight = None,
+    device: options.DeviceOption = options.Device.auto,
+    precision: options.PrecisionOption = options.Precision.auto,
+    threads: options.Threads = None,
+    confusion: Annotated[bool, typer.Option("--confusion", help="Also print the confusion matrix.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="PNG file to write.")] = None,
+    output: options.Output = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure accuracy and latency on a test set.
+
+    Compares the mixture with each expert, the baselines, random experts, a confidence cascade and an oracle.
+    """
+    from trt_moe.bundle import Bundle
+    from trt_moe.console import print_json, progress
+    from trt_moe.data import load_dataset
+    from trt_moe.evaluation import evaluate, make_test_sets
+    from trt_moe.evaluation.tables import print_confusion, print_report
+    from trt_moe.router import Router
+
+    chosen = options.severities(severities)
+    timed = options.latency_images(latency_images)
+    options.check_writable(output, picture)
+    loaded = Bundle.load(bundle)
+    dataset = load_dataset(data, split.value, shape=loaded.input_shape)
+    sets = make_test_sets(dataset, loaded, chosen, kind.value, images, seed)
+    with (
+        Router(
+            loaded,
+            device=device.value,
+            precision=precision.value,
+            threads=threads,
+            latency_weight=latency_weight,
+        ) as router,
+        progress(not as_json) as callback,
+    ):
+        report = evaluate(router, sets, dataset.name, timed, callback)
+    if picture is not None:
+        from trt_moe.evaluation.picture import draw
+
+        draw(report, picture)
+    _write_json(output, report.data)
+    if as_json:
+        print_json(report.data)
+        return
+    print_report(report.data)
+    if confusion:
+        print_confusion(report.data)
+
+
+@app.command()
+def profile(
+    bundle: Annotated[str, typer.Argument(help="A bundle's folder, or the name of a shipped bundle.")],
+    iterations: Annotated[
+        int, typer.Option("--iterations", "-n", min=1, help="Single images to time.")
+    ] = 1000,
+    clients: Annotated[str, typer.Option(help="Numbers of client threads; none to skip.")] = "1,2,4,8,16",
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of load for each number of clients.")] = 3.0,
+    latency_weight: options.LatencyWeight = None,
+    device: options.DeviceOption = options.Device.auto,
+    precision: options.PrecisionOption = options.Precision.auto,
+    threads: options.Threads = None,
+    output: options.Output = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure latency and throughput of a bundle.
+
+    Every model and the mixture one image at a time, then the mixture under load, and where its time goes.
+    """
+    from trt_moe.bundle import Bundle
+    from trt_moe.console import print_json, progress
+    from trt_moe.profiling.measure import profile as profile_router
+    from trt_moe.profiling.measure import profile_images
+    from trt_moe.profiling.tables import print_profile
+    from trt_moe.router import Router
+
+    counts = options.counts(clients, "--clients")
+    options.check_writable(output)
+    loaded = Bundle.load(bundle)
+    images, what = profile_images(loaded)
+    with (
+        Router(
+            loaded,
+            device=device.value,
+            precision=precision.value,
+            threads=threads,
+            latency_weight=latency_weight,
+        ) as router,
+        progress(not as_json) as callback,
+    ):
+        result = profile_router(router, images, iterations, counts, seconds, callback)
+    _write_json(output, result)
+    if as_json:
+        print_json(result)
+    else:
+        print_profile(result, what)
+
+
+def _write_json(file: Path | None, data: Any) -> None:
+    if file is None:
+        return
+    from trt_moe.bundle.writer import write_bytes
+
+    write_bytes(file, json.dumps(data, indent=2, allow_nan=False).encode() + b"\n")

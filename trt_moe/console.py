@@ -1,0 +1,134 @@
+"""What commands print: tables and JSON to stdout, messages and progress to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+ProgressCallback = Callable[[str, int, int], None]
+"""Called as progress(what, done, total)."""
+
+# Piped output is read by programs and log viewers: a table must not be squeezed into 80 columns there.
+_PIPED_WIDTH = 240
+
+
+def stdout() -> Console:
+    """Console for results. Markup is off: names and paths may hold square brackets."""
+    return _console(stderr=False)
+
+
+def stderr() -> Console:
+    """Console for messages and progress."""
+    return _console(stderr=True)
+
+
+def clean(text: object) -> str:
+    """Text without control characters, which file names may hold and terminals obey."""
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text)
+    )
+
+
+def note(message: str) -> None:
+    """Print one message to stderr, unwrapped."""
+    stderr().print(clean(message), soft_wrap=True)
+
+
+def print_json(data: Any) -> None:
+    """Print one JSON document to stdout. NaN has no JSON form and raises ValueError."""
+    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; the first column and those with text are flush left, numbers flush right."""
+    out = stdout()
+    if title:
+        out.print(clean(title), style="bold")
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        numeric = index > 0 and all(_is_number(row[index]) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(clean(cell) for cell in row))
+    out.print(table)
+
+
+@contextmanager
+def progress(show: bool = True) -> Iterator[ProgressCallback]:
+    """Progress bars on stderr, one per `what`; none where stderr is no terminal or `show` is False."""
+    console = stderr()
+    if not show or not console.is_terminal:
+        yield lambda what, done, total: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(clean(what), total=total)
+            bars.update(tasks[what], completed=done, total=total)
+            if done >= total:
+                bars.remove_task(tasks.pop(what))
+
+        yield update
+
+
+def percent(fraction: float) -> str:
+    """A fraction as percent with one decimal, such as "93.1 %"."""
+    return f"{100 * fraction:.1f} %"
+
+
+def milliseconds(value: float) -> str:
+    """A latency with three significant digits, such as "0.812" or "14.3"."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.3f}"
+
+
+def _console(stderr: bool) -> Console:
+    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _PIPED_WIDTH)
+    return console
+
+
+def _is_number(cell: object) -> bool:
+    text = str(cell).replace("%", "").replace(",", "").replace("x", "").strip()
+    if text in ("", "-"):
+        return True
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON form")

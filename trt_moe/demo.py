@@ -1,0 +1,119 @@
+"""`trt-moe demo`: the shipped bundle on its shipped test images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trt_moe.bundle import Bundle
+from trt_moe.bundle.manifest import MIXTURE
+from trt_moe.console import ProgressCallback, stdout
+from trt_moe.errors import InputError
+from trt_moe.evaluation import Report, TestSet, evaluate
+from trt_moe.evaluation.tables import print_frontier, print_shares, print_strategies
+from trt_moe.router import Router
+
+_STRATEGY_KEYS = ("accuracy", "mean_ms", "p99_ms")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Outcome of a demo.
+
+    Attributes:
+        data: ready for JSON: device, experts, severities, mixture, cheapest, dearest, images, picture.
+        report: the whole evaluation.
+    """
+
+    data: dict[str, Any]
+    report: Report
+
+
+def run_demo(
+    bundle: str | Path,
+    picture: Path,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    latency_weight: float | None = None,
+    progress: ProgressCallback = lambda what, done, total: None,
+) -> Demo:
+    """Route the bundle's samples at every severity, compare, and draw the picture.
+
+    Args:
+        bundle: with samples.
+        picture: PNG file to write.
+        device: of the router.
+        precision: of the experts.
+        threads: CPU threads; None: all usable.
+        latency_weight: None: the bundle's.
+        progress: called as progress(what, done, total).
+
+    Raises:
+        BundleError: the bundle is damaged or ships no samples.
+        InputError: the picture's folder does not exist.
+    """
+    from trt_moe.evaluation.picture import draw
+
+    if not picture.absolute().parent.is_dir():
+        raise InputError(
+            f"{picture.absolute().parent} is not a folder; say where the picture goes with --picture"
+        )
+    loaded = Bundle.load(bundle)
+    images, labels, severities = loaded.samples()
+    sets = [
+        TestSet(int(severity), images[severities == severity], labels[severities == severity])
+        for severity in np.unique(severities)
+    ]
+    with Router(
+        loaded, device=device, precision=precision, threads=threads, latency_weight=latency_weight
+    ) as router:
+        report = evaluate(router, sets, "shipped samples", None, progress)
+    draw(report, picture)
+    return Demo(_demo_data(report, picture), report)
+
+
+def print_demo(demo: Demo) -> None:
+    """Print the demo as tables."""
+    data = demo.report.data
+    out = stdout()
+    out.print(
+        f"{data['bundle']}: {data['images']} real test images on {data['device']}, "
+        f"experts in {data['precision']}, latency weight {data['latency_weight']:g}",
+        style="bold",
+    )
+    print_shares(data)
+    print_strategies(data)
+    print_frontier(data)
+    out.print(f"Picture: {demo.data['picture']}")
+
+
+def _demo_data(report: Report, picture: Path) -> dict[str, Any]:
+    data, overall = report.data, report.data["overall"]
+    cheapest, dearest = data["experts"][0], data["experts"][-1]
+    rows = {
+        severity: {
+            "share": row["share"],
+            "accuracy": row["accuracy"],
+            "mean_ms": row["mean_ms"],
+            "p99_ms": row["p99_ms"],
+            "cheapest_accuracy": row["experts"][cheapest],
+            "dearest_accuracy": row["experts"][dearest],
+            "images": row["images"],
+        }
+        for severity, row in data["severities"].items()
+    }
+    return {
+        "device": data["device"],
+        "experts": data["experts"],
+        "severities": rows,
+        "mixture": {key: overall[MIXTURE][key] for key in _STRATEGY_KEYS},
+        "cheapest": {key: overall[cheapest][key] for key in _STRATEGY_KEYS},
+        "dearest": {key: overall[dearest][key] for key in _STRATEGY_KEYS},
+        "images": data["images"],
+        "picture": str(picture.absolute()),
+    }

@@ -1,0 +1,103 @@
+"""What every model of a bundle answers for every image: the stuff that all comparisons are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trt_moe.console import ProgressCallback
+from trt_moe.errors import ModelOutputError
+from trt_moe.router import Router
+
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers for N images of one severity, K experts.
+
+    Attributes:
+        severity: 0 to 5.
+        labels: int64 [N], the truth.
+        gater_logits: float32 [N, K], before the latency weight.
+        predicted: by expert and baseline name: int64 [N], the likeliest class.
+        confidence: by expert and baseline name: float32 [N], its probability.
+    """
+
+    severity: int
+    labels: NDArray[np.int64]
+    gater_logits: NDArray[np.float32]
+    predicted: dict[str, NDArray[np.int64]]
+    confidence: dict[str, NDArray[np.float32]]
+
+    def right(self, name: str) -> NDArray[np.bool_]:
+        """Bool [N], where the model `name` is right."""
+        return self.predicted[name] == self.labels
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+
+def collect(
+    router: Router,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    severity: int,
+    progress: ProgressCallback,
+) -> Answers:
+    """Run gater, experts and baselines on all images, in batches: answers do not depend on the batch.
+
+    Args:
+        router: gives the compiled models.
+        images: uint8 [N, H, W, C].
+        labels: int64 [N].
+        severity: noted in the result.
+        progress: called as progress(what, done, total).
+
+    Raises:
+        ModelOutputError: a model gives logits that are not finite.
+    """
+    bundle = router.bundle
+    names = [entry.name for entry in [*bundle.models(), *bundle.baselines]]
+    starts = range(0, len(images), _BATCH)
+    gater_logits = np.empty((len(images), len(bundle.experts)), np.float32)
+    predicted = {name: np.empty(len(images), np.int64) for name in names[1:]}
+    confidence = {name: np.empty(len(images), np.float32) for name in names[1:]}
+    done, total = 0, len(names) * len(images)
+    for name in names:
+        model = router.model(name)
+        for start in starts:
+            part = slice(start, start + _BATCH)
+            logits = model.logits(images[part])
+            if not np.isfinite(logits).all():
+                raise ModelOutputError(f"{bundle.path}: {name} gives logits that are not finite")
+            if name == bundle.gater.name:
+                gater_logits[part] = logits
+            else:
+                predicted[name][part] = logits.argmax(axis=1)
+                confidence[name][part] = softmax(logits).max(axis=1)
+            done += len(logits)
+            progress(f"answers, severity {severity}", done, total)
+    return Answers(severity, labels, gater_logits, predicted, confidence)
+
+
+def join(parts: Sequence[Answers]) -> Answers:
+    """All severities as one; the severity of the result is -1."""
+    return Answers(
+        -1,
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.gater_logits for part in parts]),
+        {name: np.concatenate([part.predicted[name] for part in parts]) for name in parts[0].predicted},
+        {name: np.concatenate([part.confidence[name] for part in parts]) for name in parts[0].confidence},
+    )
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Float32 [N, K], rows sum to 1."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
+    return result

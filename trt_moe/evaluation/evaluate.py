@@ -1,0 +1,350 @@
+"""A bundle on a test set: the mixture beside every strategy that it has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trt_moe.bundle import Bundle
+from trt_moe.bundle.manifest import MIXTURE
+from trt_moe.console import ProgressCallback
+from trt_moe.data import EVALUATION_SEED, SEVERITIES, Dataset, corrupt
+from trt_moe.errors import DataError
+from trt_moe.evaluation import latency
+from trt_moe.evaluation.answers import Answers, collect, join
+from trt_moe.evaluation.frontier import Costs, Point, cascade_curve, frontier, thinned, within_of_dearest
+from trt_moe.evaluation.metrics import confusion_matrix, expected_calibration_error, latency_summary
+from trt_moe.evaluation.strategies import (
+    best_blend,
+    cascade_right,
+    cascade_share,
+    cascade_threshold,
+    oracle,
+    routed,
+    routes,
+    shares,
+)
+from trt_moe.router import Router
+
+RANDOM = "random"
+CASCADE = "cascade"
+ORACLE = "oracle"
+
+_NEAR_DEAREST = 0.005
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Images of one severity.
+
+    Attributes:
+        severity: 0 to 5.
+        images: uint8 [N, H, W, C].
+        labels: int64 [N], indices into the bundle's classes.
+    """
+
+    __test__ = False  # pytest would take it for a test
+
+    severity: int
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All numbers of an evaluation.
+
+    Attributes:
+        data: ready for JSON, see `evaluate`.
+        points: the whole frontier, for plots.
+        cascade: (mean ms, accuracy) of the confidence cascade, for plots.
+    """
+
+    data: dict[str, Any]
+    points: tuple[Point, ...]
+    cascade: tuple[tuple[float, float], ...]
+
+
+def make_test_sets(
+    dataset: Dataset,
+    bundle: Bundle,
+    severities: Sequence[int] = tuple(range(SEVERITIES)),
+    kind: str = "both",
+    images: int | None = None,
+    seed: int = EVALUATION_SEED,
+) -> list[TestSet]:
+    """Corrupt a data set as the bundle's training did, or take its own severities where it has them.
+
+    Args:
+        dataset: as read by `load_dataset`, of the bundle's image size.
+        bundle: gives the classes and the corruption.
+        severities: which of 0 to 5.
+        kind: "both", "blur" or "noise".
+        images: at most so many of each severity, evenly chosen; None: all.
+        seed: of the noise.
+
+    Raises:
+        DataError: classes that the bundle does not know, other image sizes, or no image left.
+    """
+    unknown = sorted(set(dataset.class_names) - set(bundle.class_names))
+    if unknown:
+        raise DataError(
+            f"{dataset.name} has classes that {bundle.name} does not know: {', '.join(unknown[:5])}; "
+            f"it knows {', '.join(bundle.class_names[:12])}"
+        )
+    if dataset.images.shape[1:] != bundle.input_shape:
+        raise DataError(
+            f"{dataset.name} has images of {dataset.images.shape[1:]}, the bundle {bundle.input_shape}"
+        )
+    index_of = np.array([bundle.class_names.index(name) for name in dataset.class_names], np.int64)
+    labels = index_of[dataset.labels]
+    sets = []
+    for severity in severities:
+        own = dataset.severities is not None
+        chosen = np.flatnonzero(dataset.severities == severity) if own else np.arange(len(dataset))
+        if images is not None and images < len(chosen):
+            chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, images).round().astype(int))]
+        if len(chosen) == 0:
+            continue
+        pixels = dataset.images[chosen]
+        if not own:
+            pixels = corrupt(pixels, severity, seed, chosen, kind=kind, **_corruption(bundle))
+        sets.append(TestSet(severity, pixels, labels[chosen]))
+    if not sets:
+        raise DataError(f"{dataset.name} has no images of severity {', '.join(map(str, severities))}")
+    return sets
+
+
+def evaluate(
+    router: Router,
+    sets: Sequence[TestSet],
+    dataset: str,
+    latency_images: int | None = 200,
+    progress: ProgressCallback = lambda what, done, total: None,
+) -> Report:
+    """Compare the mixture with each expert, the baselines, random routing, a cascade and an oracle.
+
+    Accuracies come from all images, latencies from single-image calls measured in turns (see
+    `trt_moe.evaluation.latency.measure`) on `latency_images` of each severity.
+
+    - random: the best mix of experts drawn without a look at the image, at the mixture's mean latency.
+    - cascade: the cheapest expert first; the least confident images go on to the dearest, as many as bring
+      the mean latency (cheapest + share * dearest) to the mixture's. One threshold for all severities.
+    - oracle: the cheapest expert that is right.
+
+    Args:
+        router: at the latency weight to evaluate.
+        sets: one for each severity.
+        dataset: what reports call the data.
+        latency_images: of each severity; None: all.
+        progress: called as progress(what, done, total).
+
+    Raises:
+        ModelOutputError: a model gives logits that are not finite.
+    """
+    return _Evaluation(router, sets, dataset, latency_images, progress).report()
+
+
+class _Evaluation:
+    def __init__(
+        self,
+        router: Router,
+        sets: Sequence[TestSet],
+        dataset: str,
+        latency_images: int | None,
+        progress: ProgressCallback,
+    ) -> None:
+        self.router = router
+        self.bundle = router.bundle
+        self.dataset = dataset
+        self.progress = progress
+        self.experts = tuple(entry.name for entry in self.bundle.experts)
+        self.baselines = tuple(entry.name for entry in self.bundle.baselines)
+        self.cheapest, self.dearest = self.experts[0], self.experts[-1]
+        self.relative = np.array([entry.relative_cost for entry in self.bundle.experts])
+        self.weight = router.latency_weight
+        self.answers = [collect(router, s.images, s.labels, s.severity, progress) for s in sets]
+        self.all = join(self.answers)
+        self.subsets = [_spread(len(s.labels), latency_images) for s in sets]
+        models = [self.bundle.gater.name, *self.experts, *self.baselines]
+        self.timed = [
+            latency.measure(router, s.images[rows], models, progress, f"latencies, severity {s.severity}")
+            for s, rows in zip(sets, self.subsets, strict=True)
+        ]
+        self.all_timed = latency.join(self.timed)
+        self.costs = self._costs()
+        self.sets = sets
+
+    def report(self) -> Report:
+        """Put everything together."""
+        points = frontier(self.all, self.experts, self.relative, self.costs)
+        near = within_of_dearest(points, float(self.all.right(self.dearest).mean()), _NEAR_DEAREST)
+        budget = self._mixture_ms(self.all)
+        threshold = cascade_threshold(
+            self.all.confidence[self.cheapest],
+            (budget - self.costs.expert_ms[0]) / max(self.costs.expert_ms[-1], 1e-9),
+        )
+        accuracy = np.array([self.all.right(name).mean() for name in self.experts])
+        blend = best_blend(self.costs.expert_ms, accuracy, budget)
+        rows = {
+            str(part.severity): self._severity(part, timed, threshold, blend.weights)
+            for part, timed in zip(self.answers, self.timed, strict=True)
+        }
+        mixture_routes = routes(self.all.gater_logits, self.relative, self.weight)
+        predicted = routed([self.all.predicted[name] for name in self.experts], mixture_routes)
+        data = {
+            "bundle": self.bundle.name,
+            "dataset": self.dataset,
+            "device": self.router.device,
+            "precision": self.router.precision,
+            "latency_weight": self.weight,
+            "experts": list(self.experts),
+            "baselines": list(self.baselines),
+            "classes": self.bundle.class_names,
+            "images": sum(len(part) for part in self.answers),
+            "latency_images": len(self.all_timed.routes),
+            "disagreements": self._disagreements(),
+            "severities": rows,
+            "overall": self._overall(threshold, blend.weights, budget),
+            "frontier": [point.to_json(self.experts) for point in thinned(points)],
+            "near_dearest": self._near_dearest(near),
+            "confusion": confusion_matrix(self.all.labels, predicted, len(self.bundle.class_names)).tolist(),
+        }
+        curve = cascade_curve(self.all, self.cheapest, self.dearest, self.costs)
+        return Report(data, tuple(points), tuple(curve))
+
+    def _costs(self) -> Costs:
+        times = self.all_timed.milliseconds
+        gater = times[self.bundle.gater.name]
+        expert = routed([times[name] for name in self.experts], self.all_timed.routes)
+        return Costs(
+            gater_ms=float(gater.mean()),
+            expert_ms=np.array([times[name].mean() for name in self.experts]),
+            overhead_ms=float((times[MIXTURE] - gater - expert).mean()),
+        )
+
+    def _mixture_ms(self, answers: Answers) -> float:
+        chosen = routes(answers.gater_logits, self.relative, self.weight)
+        return self.costs.mixture_ms(shares(chosen, len(self.experts)))
+
+    def _severity(
+        self, part: Answers, timed: latency.Latencies, threshold: float, blend: NDArray[np.float64]
+    ) -> dict[str, Any]:
+        chosen = routes(part.gater_logits, self.relative, self.weight)
+        accuracy = {name: float(part.right(name).mean()) for name in self.experts}
+        share = dict(zip(self.experts, shares(chosen, len(self.experts)).tolist(), strict=True))
+        return {
+            "images": len(part),
+            "share": share,
+            "accuracy": self._mixture_accuracy(part),
+            **latency_summary(timed.milliseconds[MIXTURE]),
+            "ece": self._mixture_ece(part),
+            "experts": accuracy,
+            "baselines": {name: float(part.right(name).mean()) for name in self.baselines},
+            RANDOM: float(sum(p * accuracy[name] for p, name in zip(blend, self.experts, strict=True))),
+            CASCADE: float(cascade_right(part, self.cheapest, self.dearest, threshold).mean()),
+            "cascade_share": cascade_share(part, self.cheapest, threshold),
+            ORACLE: float(self._oracle_right(part).mean()),
+        }
+
+    def _overall(self, threshold: float, blend: NDArray[np.float64], budget: float) -> dict[str, Any]:
+        times, answers = self.all_timed.milliseconds, self.all
+        rows: dict[str, Any] = {
+            MIXTURE: {
+                "accuracy": self._mixture_accuracy(answers),
+                **latency_summary(times[MIXTURE]),
+                "modelled_ms": budget,
+                "gater_ms": self.costs.gater_ms,
+                "overhead_ms": self.costs.overhead_ms,
+                "ece": self._mixture_ece(answers),
+            }
+        }
+        for name in (*self.experts, *self.baselines):
+            rows[name] = {"accuracy": float(answers.right(name).mean()), **latency_summary(times[name])}
+        accuracy = np.array([rows[name]["accuracy"] for name in self.experts])
+        share = cascade_share(answers, self.cheapest, threshold)
+        rows[RANDOM] = {
+            "accuracy": float(blend @ accuracy),
+            "mean_ms": float(blend @ self.costs.expert_ms),
+            "share": dict(zip(self.experts, blend.tolist(), strict=True)),
+        }
+        rows[CASCADE] = {
+            "accuracy": float(cascade_right(answers, self.cheapest, self.dearest, threshold).mean()),
+            "mean_ms": float(self.costs.expert_ms[0] + share * self.costs.expert_ms[-1]),
+            "share_of_dearest": share,
+        }
+        chosen = oracle(answers, self.experts)
+        rows[ORACLE] = {
+            "accuracy": float(self._oracle_right(answers).mean()),
+            "mean_ms": float(shares(chosen, len(self.experts)) @ self.costs.expert_ms),
+        }
+        return rows
+
+    def _near_dearest(self, point: Point | None) -> dict[str, Any] | None:
+        """Measure, not only model, the weight that comes within half a point of the dearest expert."""
+        if point is None:
+            return None
+        before = self.router.latency_weight
+        self.router.latency_weight = point.latency_weight
+        try:
+            parts = [
+                latency.measure(
+                    self.router, s.images[rows], [self.dearest], self.progress, "latencies, near dearest"
+                )
+                for s, rows in zip(self.sets, self.subsets, strict=True)
+            ]
+        finally:
+            self.router.latency_weight = before
+        times = latency.join(parts).milliseconds
+        dearest = float(times[self.dearest].mean())
+        return {
+            **point.to_json(self.experts),
+            "accuracy_below_dearest": float(self.all.right(self.dearest).mean()) - point.accuracy,
+            "measured_ms": float(times[MIXTURE].mean()),
+            "measured_dearest_ms": dearest,
+            "of_dearest": float(times[MIXTURE].mean()) / dearest,
+        }
+
+    def _mixture_accuracy(self, answers: Answers) -> float:
+        chosen = routes(answers.gater_logits, self.relative, self.weight)
+        return float(routed([answers.right(name) for name in self.experts], chosen).mean())
+
+    def _mixture_ece(self, answers: Answers) -> float:
+        chosen = routes(answers.gater_logits, self.relative, self.weight)
+        confidence = routed([answers.confidence[name] for name in self.experts], chosen)
+        right = routed([answers.right(name) for name in self.experts], chosen)
+        return expected_calibration_error(confidence, right)
+
+    def _oracle_right(self, answers: Answers) -> NDArray[np.bool_]:
+        return np.stack([answers.right(name) for name in self.experts]).any(axis=0)
+
+    def _disagreements(self) -> int:
+        """Images that the router answered otherwise, alone, than the models did in batches; expected 0."""
+        count = 0
+        for part, timed, rows in zip(self.answers, self.timed, self.subsets, strict=True):
+            chosen = routes(part.gater_logits, self.relative, self.weight)
+            predicted = routed([part.predicted[name] for name in self.experts], chosen)
+            count += int(((timed.routes != chosen[rows]) | (timed.labels != predicted[rows])).sum())
+        return count
+
+
+def _spread(count: int, most: int | None) -> NDArray[np.int64]:
+    if most is None or most >= count:
+        return np.arange(count)
+    return np.unique(np.linspace(0, count - 1, most).round().astype(np.int64))
+
+
+def _corruption(bundle: Bundle) -> dict[str, Any]:
+    training = bundle.manifest.training
+    if training is None:
+        return {}
+    corruption = training.corruption
+    return {
+        "blur_sigma": corruption.blur_sigma,
+        "noise_sigma": corruption.noise_sigma,
+        "reference_side": corruption.reference_side,
+    }

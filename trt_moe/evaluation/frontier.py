@@ -1,0 +1,90 @@
+"""Accuracy against mean latency when the latency weight is swept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trt_moe.evaluation.answers import Answers
+from trt_moe.evaluation.strategies import (
+    Floats,
+    cascade_right,
+    cascade_threshold,
+    routed,
+    routes,
+    shares,
+    switch_weights,
+)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Measured means in milliseconds: gater, each expert [K], and what the router adds to their sum."""
+
+    gater_ms: float
+    expert_ms: Floats
+    overhead_ms: float
+
+    def mixture_ms(self, share: Floats) -> float:
+        """Mean latency of the mixture at these shares of the experts, float64 [K]."""
+        return self.gater_ms + float(share @ self.expert_ms) + self.overhead_ms
+
+
+@dataclass(frozen=True)
+class Point:
+    """One latency weight: accuracy, mean latency from the measured parts, share of each expert."""
+
+    latency_weight: float
+    accuracy: float
+    mean_ms: float
+    share: tuple[float, ...]
+
+    def to_json(self, experts: Sequence[str]) -> dict[str, Any]:
+        """The point with the shares by expert name."""
+        return {
+            "latency_weight": self.latency_weight,
+            "accuracy": self.accuracy,
+            "mean_ms": self.mean_ms,
+            "share": dict(zip(experts, self.share, strict=True)),
+        }
+
+
+def frontier(answers: Answers, experts: Sequence[str], relative_costs: Floats, costs: Costs) -> list[Point]:
+    """The mixture at ascending latency weights, so from slow to fast."""
+    points = []
+    right = [answers.right(name) for name in experts]
+    for weight in switch_weights(answers.gater_logits, relative_costs):
+        chosen = routes(answers.gater_logits, relative_costs, float(weight))
+        share = shares(chosen, len(experts))
+        accuracy = float(np.mean(routed(right, chosen)))
+        points.append(Point(float(weight), accuracy, costs.mixture_ms(share), tuple(share.tolist())))
+    return points
+
+
+def within_of_dearest(points: Sequence[Point], dearest_accuracy: float, loss: float) -> Point | None:
+    """The fastest point whose accuracy is at most `loss` below the dearest expert's, or None."""
+    good = [point for point in points if point.accuracy >= dearest_accuracy - loss]
+    return min(good, key=lambda point: point.mean_ms) if good else None
+
+
+def thinned(points: Sequence[Point], most: int = 13) -> list[Point]:
+    """At most so many points, evenly spread over the latencies."""
+    if len(points) <= most:
+        return list(points)
+    latencies = np.array([point.mean_ms for point in points])
+    wanted = np.linspace(latencies.min(), latencies.max(), most)
+    chosen = sorted({int(np.abs(latencies - value).argmin()) for value in wanted})
+    return [points[index] for index in chosen]
+
+
+def cascade_curve(answers: Answers, cheapest: str, dearest: str, costs: Costs) -> list[tuple[float, float]]:
+    """(mean ms, accuracy) of the confidence cascade as it hands on more and more images."""
+    curve = []
+    for share in np.linspace(0, 1, 41):
+        threshold = cascade_threshold(answers.confidence[cheapest], float(share))
+        accuracy = float(cascade_right(answers, cheapest, dearest, threshold).mean())
+        curve.append((float(costs.expert_ms[0] + share * costs.expert_ms[-1]), accuracy))
+    return curve

@@ -1,0 +1,111 @@
+"""An evaluation as a picture: shares and accuracy by severity, and the frontier."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trt_moe.bundle.manifest import MIXTURE
+from trt_moe.bundle.writer import write_bytes
+from trt_moe.evaluation.evaluate import ORACLE, Report
+
+# Told apart by people of any colour vision (Okabe and Ito).
+_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#777777",
+)
+_EXPERTS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442")
+
+
+def draw(report: Report, file: Path) -> Path:
+    """Write a PNG, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure  # no pyplot: it would look for a display
+
+    data = report.data
+    figure = Figure(figsize=(12, 5.4), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_severities(left, data)
+    _draw_frontier(right, report)
+    figure.suptitle(
+        f"{data['bundle']} on {data['device']} ({data['precision']}): {data['images']:,} images, "
+        f"latency weight {data['latency_weight']:g}",
+        fontsize=10,
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes(file, buffer.getvalue())
+    return file
+
+
+def _draw_severities(axes: Any, data: dict[str, Any]) -> None:
+    severities = list(data["severities"])
+    rows = list(data["severities"].values())
+    positions = np.arange(len(severities))
+    bottom = np.zeros(len(severities))
+    for index, name in enumerate(data["experts"]):
+        height = np.array([100 * row["share"][name] for row in rows])
+        colour = _EXPERTS[index % len(_EXPERTS)]
+        axes.bar(positions, height, 0.75, bottom, color=colour, alpha=0.35, label=f"share to {name}")
+        bottom += height
+    lines = [(MIXTURE, [row["accuracy"] for row in rows], _BLUE, "o-", 2.2)]
+    cheapest, dearest = data["experts"][0], data["experts"][-1]
+    lines += [
+        (f"always {cheapest}", [row["experts"][cheapest] for row in rows], _GREEN, "v--", 1.2),
+        (f"always {dearest}", [row["experts"][dearest] for row in rows], _RED, "^--", 1.2),
+    ]
+    for name in data["baselines"]:
+        lines.append((f"always {name}", [row["baselines"][name] for row in rows], _GREY, "s:", 1.2))
+    for label, values, colour, style, width in lines:
+        axes.plot(positions, 100 * np.array(values), style, color=colour, lw=width, ms=5, label=label)
+    axes.set(xticks=positions, xticklabels=severities, ylim=(0, 100), xlabel="severity of blur and noise")
+    axes.set(ylabel="accuracy (lines), share of images (bars), %", title="Routing and accuracy")
+    axes.grid(axis="y", alpha=0.3)
+    _legend(axes)
+
+
+def _draw_frontier(axes: Any, report: Report) -> None:
+    data, overall = report.data, report.data["overall"]
+    curve = np.array([(point.mean_ms, 100 * point.accuracy) for point in report.points])
+    axes.plot(curve[:, 0], curve[:, 1], "-", color=_BLUE, lw=2.2, label="mixture, latency weight swept")
+    shipped = overall[MIXTURE]
+    axes.plot(
+        shipped["modelled_ms"],
+        100 * shipped["accuracy"],
+        "o",
+        color=_BLUE,
+        ms=9,
+        label="at this latency weight",
+    )
+    cascade = np.array(report.cascade)
+    axes.plot(cascade[:, 0], 100 * cascade[:, 1], "--", color=_PURPLE, lw=1.4, label="confidence cascade")
+    ends = [(overall[name]["mean_ms"], 100 * overall[name]["accuracy"]) for name in data["experts"]]
+    axes.plot(*zip(ends[0], ends[-1], strict=True), ":", color=_GREY, lw=1.4, label="random")
+    for index, name in enumerate(data["experts"]):
+        marker = "v" if index == 0 else "^" if index == len(ends) - 1 else "D"
+        colour = _GREEN if index == 0 else _RED if index == len(ends) - 1 else _ORANGE
+        axes.plot(*ends[index], marker, color=colour, ms=9, label=f"always {name}")
+    for name in data["baselines"]:
+        row = overall[name]
+        axes.plot(row["mean_ms"], 100 * row["accuracy"], "s", color=_GREY, ms=7, label=f"always {name}")
+    row = overall[ORACLE]
+    axes.plot(row["mean_ms"], 100 * row["accuracy"], "*", color="black", ms=10, label="oracle")
+    axes.set(xlabel="mean latency of one image, ms", ylabel="accuracy over all severities, %")
+    axes.set(title="Accuracy against latency", xlim=(0, None))
+    axes.grid(alpha=0.3)
+    _legend(axes)
+
+
+def _legend(axes: Any) -> None:
+    # Below the axes, where it hides no data.
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)

@@ -1,0 +1,139 @@
+"""An evaluation as tables for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trt_moe.bundle.manifest import MIXTURE
+from trt_moe.console import milliseconds, percent, print_table, stdout
+
+
+def print_report(data: dict[str, Any]) -> None:
+    """Print what `evaluate` returned: severities, strategies, frontier, remarks."""
+    out = stdout()
+    out.print(
+        f"{data['bundle']} on {data['device']}, experts in {data['precision']}, "
+        f"latency weight {data['latency_weight']:g}; {data['dataset']}, {data['images']:,} images"
+    )
+    print_severities(data)
+    print_strategies(data)
+    print_frontier(data)
+    _print_remarks(data)
+
+
+def print_shares(data: dict[str, Any]) -> None:
+    """One row for each severity: shares, accuracy of mixture, cheapest and dearest expert, latency."""
+    experts = data["experts"]
+    ends = [experts[0], experts[-1]]
+    columns = ["severity", *(f"to {name}" for name in experts), MIXTURE, *ends, "mean ms", "p99 ms"]
+    rows = [
+        [
+            severity,
+            *(percent(row["share"][name]) for name in experts),
+            percent(row["accuracy"]),
+            *(percent(row["experts"][name]) for name in ends),
+            milliseconds(row["mean_ms"]),
+            milliseconds(row["p99_ms"]),
+        ]
+        for severity, row in data["severities"].items()
+    ]
+    print_table("share of the images, accuracy, and the mixture's latency, by severity", columns, rows)
+
+
+def print_severities(data: dict[str, Any]) -> None:
+    """One row for each severity, with every strategy."""
+    experts, baselines = data["experts"], data["baselines"]
+    columns = ["severity", *(f"to {name}" for name in experts), MIXTURE]
+    columns += [*experts, *baselines, "random", "cascade", "oracle", "mean ms", "p99 ms"]
+    rows = [
+        [
+            severity,
+            *(percent(row["share"][name]) for name in experts),
+            percent(row["accuracy"]),
+            *(percent(row["experts"][name]) for name in experts),
+            *(percent(row["baselines"][name]) for name in baselines),
+            percent(row["random"]),
+            percent(row["cascade"]),
+            percent(row["oracle"]),
+            milliseconds(row["mean_ms"]),
+            milliseconds(row["p99_ms"]),
+        ]
+        for severity, row in data["severities"].items()
+    ]
+    print_table("shares, accuracy and the mixture's latency by severity", columns, rows)
+
+
+def print_strategies(data: dict[str, Any]) -> None:
+    """One row for each way to choose an expert, over all severities."""
+    overall = data["overall"]
+    dearest_ms = overall[data["experts"][-1]]["mean_ms"]
+    labels = {MIXTURE: "mixture (gater and experts)"}
+    labels |= {name: f"always {name}" for name in data["experts"]}
+    labels |= {name: f"always {name} (baseline)" for name in data["baselines"]}
+    labels |= {
+        "random": "random experts, same latency",
+        "cascade": "confidence cascade, same latency",
+        "oracle": "oracle (knows the answer)",
+    }
+    rows = [
+        [
+            labels[name],
+            percent(row["accuracy"]),
+            milliseconds(row["mean_ms"]),
+            milliseconds(row["p50_ms"]) if "p50_ms" in row else "-",
+            milliseconds(row["p99_ms"]) if "p99_ms" in row else "-",
+            percent(row["mean_ms"] / dearest_ms),
+        ]
+        for name, row in overall.items()
+    ]
+    columns = ["strategy", "accuracy", "mean ms", "p50 ms", "p99 ms", "of dearest"]
+    print_table("strategies over all severities", columns, rows)
+
+
+def print_frontier(data: dict[str, Any]) -> None:
+    """The mixture at other latency weights."""
+    experts = data["experts"]
+    dearest_ms = data["overall"][experts[-1]]["mean_ms"]
+    rows = [
+        [
+            f"{point['latency_weight']:.3g}",
+            percent(point["accuracy"]),
+            milliseconds(point["mean_ms"]),
+            percent(point["mean_ms"] / dearest_ms),
+            *(percent(point["share"][name]) for name in experts),
+        ]
+        for point in data["frontier"]
+    ]
+    columns = ["latency weight", "accuracy", "mean ms", "of dearest", *(f"to {name}" for name in experts)]
+    print_table("frontier (router.latency_weight swept; latency from the measured parts)", columns, rows)
+
+
+def _print_remarks(data: dict[str, Any]) -> None:
+    out = stdout()
+    mixture = data["overall"][MIXTURE]
+    out.print(
+        f"Latencies: {data['latency_images']:,} single images, mixture and models in turn. The mixture's "
+        f"include the gater ({milliseconds(mixture['gater_ms'])} ms) and all overhead "
+        f"({milliseconds(mixture['overhead_ms'])} ms); the models' are bare inference."
+    )
+    near = data["near_dearest"]
+    if near is not None:
+        out.print(
+            f"Within half a point of always {data['experts'][-1]}: "
+            f"latency weight {near['latency_weight']:.3g}, "
+            f"{percent(near['accuracy'])} at {percent(near['of_dearest'])} of its mean latency, measured."
+        )
+    out.print(f"Calibration error of the mixture (15 bins): {percent(mixture['ece'])}.")
+    if data["disagreements"]:
+        out.print(
+            f"{data['disagreements']} images were answered otherwise alone than in a batch; expected none. "
+            "Try --precision fp32, and report it.",
+            style="bold red",
+        )
+
+
+def print_confusion(data: dict[str, Any]) -> None:
+    """Rows are the truth, columns the mixture's answers."""
+    names = data["classes"]
+    rows = [[name, *row] for name, row in zip(names, data["confusion"], strict=True)]
+    print_table("confusion of the mixture (rows: truth)", ["class", *names], rows)

@@ -1,0 +1,427 @@
+"""`trt-moe pack`: a bundle out of a gater and experts that someone already has as ONNX files."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trt_moe.bundle import (
+    Bundle,
+    Golden,
+    InputSpec,
+    Latency,
+    LatencyTable,
+    Manifest,
+    ModelEntry,
+    Samples,
+    sha256_file,
+    write_golden,
+    write_manifest,
+)
+from trt_moe.console import ProgressCallback
+from trt_moe.errors import EngineBuildError, InputError, MissingDependencyError, ModelOutputError
+
+try:
+    import onnx
+    import onnxruntime
+
+    from trt_moe.export.wrap import Preprocessing, Wrapped, read_model, wrap
+except ImportError as error:
+    raise MissingDependencyError(
+        f"packing needs the packages onnx and onnxruntime ({error}); pip install 'trt-moe[train]'"
+    ) from error
+
+TOLERANCE = {"fp32": 5e-3, "fp16": 5e-2, "bf16": 2e-1}
+"""Golden tolerances written to the bundle, by precision."""
+
+BATCH_TOLERANCE = 1e-3
+_SAMPLE_GOLDEN_SEED = 0
+_ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to pack.
+
+    Attributes:
+        name: in the bundle: lower-case letters, digits, dots, dashes.
+        file: ONNX file.
+        preprocessing: what the network expects of its pixels.
+        architecture: for people; None: the producer that the file names.
+    """
+
+    name: str
+    file: Path
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    architecture: str | None = None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The new bundle, the mean latency of every model in milliseconds, and what was changed in each."""
+
+    bundle: Bundle
+    mean_ms: dict[str, float]
+    notes: dict[str, tuple[str, ...]]
+
+
+def pack(
+    out: str | Path,
+    *,
+    gater: Source,
+    experts: Sequence[Source],
+    class_names: Sequence[str],
+    input_shape: tuple[int, int, int],
+    baselines: Sequence[Source] = (),
+    name: str | None = None,
+    latency_weight: float = 0.0,
+    samples: Path | None = None,
+    max_samples: int = 600,
+    golden_images: int = 12,
+    iterations: int = 400,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: ProgressCallback = lambda what, done, total: None,
+) -> Packed:
+    """Wrap, measure and check the models, and write a bundle; `out` is complete or not there.
+
+    Args:
+        out: the bundle's folder.
+        gater: scores the experts in the order in which `experts` lists them.
+        experts: two or more classifiers of the same classes, in any order.
+        class_names: in the order of the experts' outputs.
+        input_shape: (height, width, channels) of the images that the router will take.
+        baselines: models to compare with.
+        name: of the bundle; None: the folder's name.
+        latency_weight: default of the router.
+        samples: folder of test images, <class>/<file> or <severity>/<class>/<file>, to put into the bundle.
+        max_samples: at most so many of them, evenly chosen.
+        golden_images: recorded with the logits of each model.
+        iterations: timed runs of each model.
+        threads: for the measurement; None: all usable CPUs.
+        overwrite: replace `out` where it exists.
+        progress: called as progress(what, done, total).
+
+    Raises:
+        InputError: models that are no such classifiers or do not fit each other; `out` exists.
+        EngineBuildError: a model was exported for a fixed batch size.
+        ModelOutputError: a model gives logits that are not finite.
+        BundleError: the finished bundle does not validate.
+    """
+    target = Path(out).absolute()
+    _check_target(target, overwrite)
+    _check_names(gater, experts, baselines)
+    work = target.parent / f".{target.name}.{secrets.token_hex(4)}.part"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work.mkdir()
+        draft = _Draft(work, tuple(class_names), input_shape, name or target.name, latency_weight)
+        draft.wrap_all(gater, experts, baselines, progress)
+        draft.add_samples(samples, max_samples)
+        draft.measure(iterations, threads, progress)
+        draft.sort_experts(gater)
+        draft.add_golden(golden_images)
+        write_manifest(work, draft.manifest())
+        draft.check_precision(threads)
+        _replace(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Packed(Bundle.load(target), draft.mean_ms, draft.notes)
+
+
+class _Draft:
+    """A bundle in the making, in the folder `work`."""
+
+    def __init__(
+        self, work: Path, class_names: tuple[str, ...], shape: tuple[int, int, int], name: str, weight: float
+    ) -> None:
+        self.work = work
+        self.class_names = class_names
+        self.shape = shape
+        self.name = name
+        self.weight = weight
+        self.entries: dict[str, ModelEntry] = {}
+        self.gater = ""
+        self.experts: list[str] = []
+        self.baselines: list[str] = []
+        self.notes: dict[str, tuple[str, ...]] = {}
+        self.mean_ms: dict[str, float] = {}
+        self.tables: list[LatencyTable] = []
+        self.golden: Golden | None = None
+        self.samples: Samples | None = None
+        self._listed: list[str] = []
+
+    def wrap_all(
+        self,
+        gater: Source,
+        experts: Sequence[Source],
+        baselines: Sequence[Source],
+        progress: ProgressCallback,
+    ) -> None:
+        sources = [gater, *experts, *baselines]
+        for index, source in enumerate(sources):
+            expected = len(experts) if source is gater else len(self.class_names)
+            what = "experts" if source is gater else "class names"
+            self._wrap(source, expected, what)
+            progress("wrapping models", index + 1, len(sources))
+        self.gater = gater.name
+        self.experts = self._listed = [source.name for source in experts]
+        self.baselines = [source.name for source in baselines]
+
+    def measure(self, iterations: int, threads: int | None, progress: ProgressCallback) -> None:
+        """Time all models in turns, in fp32 (which gives the relative costs) and as "auto" would run them."""
+        write_manifest(self.work, self.manifest())
+        bundle = Bundle.load(self.work)
+        for precision in ("fp32", "auto"):
+            table, means = time_models(bundle, precision, iterations, threads, progress)
+            if precision == "fp32":
+                self.mean_ms = means
+            if table.precision not in {known.precision for known in self.tables}:
+                self.tables.append(table)
+
+    def sort_experts(self, gater: Source) -> None:
+        """Order the experts by cost, and with them the gater's outputs; set the relative costs."""
+        self.experts = sorted(self._listed, key=lambda name: self.mean_ms[name])
+        order = [self._listed.index(name) for name in self.experts]
+        if order != sorted(order):
+            self._wrap(gater, len(order), "experts", order)
+        dearest = self.mean_ms[self.experts[-1]]
+        for name, entry in self.entries.items():
+            cost = 1.0 if name == self.experts[-1] else round(self.mean_ms[name] / dearest, 6)
+            self.entries[name] = entry.model_copy(update={"relative_cost": cost})
+
+    def add_golden(self, count: int) -> None:
+        """Record inputs and the logits that ONNX Runtime gives for them in float32."""
+        if count < 1:
+            return
+        images = self._golden_images(count)
+        logits = {name: run_onnx(self.work / f"{name}.onnx", images) for name in self.entries}
+        write_golden(self.work / "golden.npz", images, logits)
+        digest = sha256_file(self.work / "golden.npz")
+        self.golden = Golden(file="golden.npz", sha256=digest, tolerance=TOLERANCE)  # type: ignore[arg-type]
+
+    def check_precision(self, threads: int | None) -> None:
+        """Note the models that the device's own precision takes past the golden tolerance."""
+        from trt_moe.golden import relative_error
+        from trt_moe.model import Model
+
+        bundle = Bundle.load(self.work)
+        if self.golden is None:
+            return
+        arrays = bundle.golden()
+        for entry in bundle.experts:
+            model = Model.load(bundle, entry.name, precision="auto", threads=threads)
+            error = relative_error(model.logits(arrays["images"]), arrays[entry.name])
+            if error > TOLERANCE[model.precision]:
+                note = f"its logits are {error:.2g} off in {model.precision}: route it with precision fp32"
+                self.notes[entry.name] = (*self.notes[entry.name], note)
+
+    def add_samples(self, folder: Path | None, most: int) -> None:
+        """Copy test images, resized to the bundle's input."""
+        if folder is None:
+            return
+        from PIL import Image
+
+        from trt_moe.data import load_dataset
+
+        data = load_dataset(folder, "test", shape=self.shape)
+        unknown = sorted(set(data.class_names) - set(self.class_names))
+        if unknown:
+            raise InputError(f"{folder} has classes that the experts do not: {', '.join(unknown[:5])}")
+        chosen = np.unique(np.linspace(0, len(data) - 1, min(most, len(data))).round().astype(int))
+        for index in chosen:
+            severity = 0 if data.severities is None else int(data.severities[index])
+            place = self.work / "samples" / str(severity) / data.class_names[data.labels[index]]
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = data.images[index]
+            Image.fromarray(pixels[..., 0] if self.shape[2] == 1 else pixels).save(place / f"{index:06d}.png")
+        self.samples = Samples(folder="samples", images=len(chosen))
+
+    def manifest(self) -> Manifest:
+        """What is known so far; before the costs are measured all experts cost the same."""
+        height, width, channels = self.shape
+        return Manifest(
+            name=self.name,
+            class_names=list(self.class_names),
+            input=InputSpec(height=height, width=width, channels=channels),  # type: ignore[arg-type]
+            latency_weight=self.weight,
+            gater=self.entries[self.gater],
+            experts=[self.entries[name] for name in self.experts],
+            baselines=[self.entries[name] for name in self.baselines],
+            latency=self.tables,
+            golden=self.golden,
+            samples=self.samples,
+        )
+
+    def _wrap(self, source: Source, expected: int, what: str, order: Sequence[int] | None = None) -> None:
+        model = read_model(source.file)
+        place = f"{source.name} ({source.file})"
+        wrapped = wrap(model, self.shape, source.preprocessing, place, order)
+        if wrapped.outputs != expected:
+            raise InputError(
+                f"{place}: gives {wrapped.outputs} logits, there are {expected} {what}; they must agree"
+            )
+        file = self.work / f"{source.name}.onnx"
+        _save(wrapped.model, file, place)
+        _check_runs(file, self.shape, place)
+        self.notes[source.name] = wrapped.notes
+        self.entries[source.name] = _entry(source, wrapped, model.producer_name, file)
+
+    def _golden_images(self, count: int) -> NDArray[np.uint8]:
+        if self.samples is not None:
+            bundle = Bundle(self.work, self.manifest())
+            images, _, _ = bundle.samples()
+            return images[np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)]
+        return _noise(count, self.shape)
+
+
+def time_models(
+    bundle: Bundle, precision: str, iterations: int, threads: int | None, progress: ProgressCallback
+) -> tuple[LatencyTable, dict[str, float]]:
+    """Time every model of a bundle for single images, in turns so that a busy moment falls on all.
+
+    Returns:
+        The table for the manifest, and the mean of each model in milliseconds.
+    """
+    from trt_moe.model import Model
+
+    entries = [*bundle.models(), *bundle.baselines]
+    models = {
+        entry.name: Model.load(bundle, entry.name, precision=precision, threads=threads) for entry in entries
+    }
+    image = _noise(1, bundle.input_shape)[0]
+    per_round = max(1, iterations // _ROUNDS)
+    rows: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
+    for done in range(_ROUNDS):
+        for name, model in models.items():
+            rows[name].append(model.time(image, iterations=per_round, warmup=5 if done == 0 else 1))
+        progress(f"timing models in {precision}", done + 1, _ROUNDS)
+    times = {name: np.concatenate(row) for name, row in rows.items()}
+    expert = models[bundle.experts[-1].name]
+    table = LatencyTable(
+        device=expert.device,
+        backend="openvino",
+        precision=expert.precision,
+        threads=threads or _usable_cpus(),
+        models={name: _latency(values) for name, values in times.items()},
+    )
+    return table, {name: float(values.mean()) for name, values in times.items()}
+
+
+def run_onnx(file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Logits float32 [N, K] of a model of a bundle by ONNX Runtime on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    logits: NDArray[np.float32] = session.run(["logits"], {"images": images})[0]
+    return logits
+
+
+def _check_runs(file: Path, shape: tuple[int, int, int], what: str) -> None:
+    images = _noise(3, shape)
+    try:
+        alone = np.concatenate([run_onnx(file, image[None]) for image in images])
+    except Exception as error:
+        reason = str(error).splitlines()[0][:300]
+        raise InputError(f"{what}: does not run on uint8 {shape} images ({reason})") from error
+    if not np.isfinite(alone).all():
+        raise ModelOutputError(
+            f"{what}: gives logits that are not finite; check its weights and preprocessing"
+        )
+    try:
+        together = run_onnx(file, images)
+        scale = max(1.0, float(np.abs(alone).max()))
+        agrees = (
+            together.shape == alone.shape and float(np.abs(together - alone).max()) / scale < BATCH_TOLERANCE
+        )
+    except Exception:
+        agrees = False
+    if not agrees:
+        raise EngineBuildError(
+            f"{what}: works for single images only; export it again with a dynamic batch dimension "
+            "(torch.onnx.export(..., dynamic_shapes={...: {0: Dim('N')}}))"
+        )
+
+
+def _save(model: onnx.ModelProto, file: Path, what: str) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:
+        raise InputError(f"{what}: cannot be wrapped ({str(error).splitlines()[0][:300]})") from error
+    onnx.save(model, str(file))
+
+
+def _entry(source: Source, wrapped: Wrapped, producer: str, file: Path) -> ModelEntry:
+    return ModelEntry(
+        name=source.name,
+        file=file.name,
+        sha256=sha256_file(file),
+        parameters=wrapped.parameters,
+        architecture=source.architecture or f"{source.file.name} ({producer or 'unknown producer'})",
+        graph_size=list(wrapped.graph_size),
+        relative_cost=1.0,
+    )
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not overwrite:
+        raise InputError(f"{target} exists; choose another folder or replace it with --force")
+    # --force with a wrong path must not remove someone's home.
+    if not target.is_dir() or (any(target.iterdir()) and not (target / "bundle.json").is_file()):
+        raise InputError(f"{target} is not a bundle, so it is not replaced; choose another folder")
+
+
+def _check_names(gater: Source, experts: Sequence[Source], baselines: Sequence[Source]) -> None:
+    if len(experts) < 2:
+        raise InputError(f"{len(experts)} experts were given; a mixture needs at least 2")
+    names = [source.name for source in [gater, *experts, *baselines]]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"model names must differ; {', '.join(repeated)} appears more than once")
+
+
+def _latency(values: NDArray[np.float64]) -> Latency:
+    p50, p90, p99 = np.percentile(values, [50, 90, 99])
+    return Latency(
+        mean_ms=round(float(values.mean()), 4),
+        p50_ms=round(float(p50), 4),
+        p90_ms=round(float(p90), 4),
+        p99_ms=round(float(p99), 4),
+    )
+
+
+def _usable_cpus() -> int:
+    from trt_moe import _core
+
+    return int(_core.usable_cpus())
+
+
+def _noise(count: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    # Brightness differs from image to image, so that not all go to one expert.
+    rng = np.random.default_rng(_SAMPLE_GOLDEN_SEED)
+    level = np.linspace(0.2, 1.0, count)[:, None, None, None]
+    noise: NDArray[Any] = rng.integers(0, 256, (count, *shape)) * level
+    return noise.astype(np.uint8)
+
+
+def _replace(work: Path, target: Path) -> None:
+    if not target.exists():
+        work.rename(target)
+        return
+    old = target.parent / f".{target.name}.{secrets.token_hex(4)}.old"
+    target.replace(old)
+    try:
+        work.replace(target)
+    except BaseException:
+        old.replace(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

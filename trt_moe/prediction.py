@@ -1,0 +1,132 @@
+"""`trt-moe predict`: image files to labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trt_moe.console import ProgressCallback, clean, milliseconds, percent, print_table, stderr
+from trt_moe.images import LoadFailure, find_images, load_images
+from trt_moe.router import Router
+
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one file.
+
+    Attributes:
+        path: of the image.
+        label: likeliest class.
+        probability: of that class.
+        expert: who answered.
+        ms: latency of this image, alone.
+        top: the likeliest classes with their probabilities, best first.
+    """
+
+    path: str
+    label: str
+    probability: float
+    expert: str
+    ms: float
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Answers for the readable files, and the others."""
+
+    rows: tuple[Prediction, ...]
+    failures: tuple[LoadFailure, ...]
+
+    def to_json(self, router: Router) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "bundle": router.bundle.name,
+            "device": router.device,
+            "latency_weight": router.latency_weight,
+            "predictions": [{**asdict(row), "top": [list(pair) for pair in row.top]} for row in self.rows],
+            "failures": [{"path": str(failure.path), "reason": failure.reason} for failure in self.failures],
+        }
+
+
+def predict_files(
+    router: Router, paths: Sequence[str | Path], top: int, progress: ProgressCallback
+) -> Predictions:
+    """Answer every image that `paths` name, one by one so that the latencies are those of single images.
+
+    Args:
+        router: answers.
+        paths: files, and folders that are searched for images.
+        top: how many classes to keep of each answer.
+        progress: called as progress(what, done, total).
+
+    Raises:
+        DataError: a folder holds no image.
+    """
+    files = list(find_images(paths))
+    rows: list[Prediction] = []
+    failures: list[LoadFailure] = []
+    for number, chunk in enumerate(_chunks(files)):
+        loaded = load_images(chunk, router.bundle, on_error="skip")
+        failures += loaded.failures
+        for path, image in zip(loaded.paths, loaded.images, strict=True):
+            rows.append(_predict(router, path, image, top))
+        progress("images", min(len(files), (number + 1) * _CHUNK), len(files))
+    return Predictions(tuple(rows), tuple(failures))
+
+
+def print_predictions(predictions: Predictions, router: Router) -> None:
+    """Print the answers as a table, the failures to stderr."""
+    if predictions.rows:
+        columns = ["image", "label", "probability", "expert", "ms"]
+        rows = [
+            (row.path, row.label, percent(row.probability), row.expert, milliseconds(row.ms))
+            for row in predictions.rows
+        ]
+        others = len(predictions.rows[0].top) - 1
+        if others > 0:
+            columns.append(f"next {others}")
+            rows = [
+                (*cells, ", ".join(f"{name} {percent(p)}" for name, p in row.top[1:]))  # type: ignore[misc]
+                for cells, row in zip(rows, predictions.rows, strict=True)
+            ]
+        print_table(
+            f"{router.bundle.name} on {router.device}, latency weight {router.latency_weight:g}",
+            columns,
+            rows,
+        )
+    errors = stderr()
+    for failure in predictions.failures:
+        errors.print(f"trt-moe: cannot read {clean(failure)}", soft_wrap=True)
+    if predictions.failures:
+        total = len(predictions.failures) + len(predictions.rows)
+        errors.print(
+            f"trt-moe: {len(predictions.failures)} of {total} images could not be read", soft_wrap=True
+        )
+
+
+def _predict(router: Router, path: Path, image: np.ndarray[Any, Any], top: int) -> Prediction:
+    row = router.predict(image[None])[0]
+    names = router.bundle.class_names
+    best = np.argsort(-row.probabilities, kind="stable")[:top]
+    return Prediction(
+        path=str(path),
+        label=row.class_name,
+        probability=float(row.probabilities[row.label]),
+        expert=row.expert_name,
+        ms=row.latency_ms,
+        top=tuple((names[index], float(row.probabilities[index])) for index in best),
+    )
+
+
+def _chunks(files: Iterable[Path]) -> Iterator[list[Path]]:
+    remaining = iter(files)
+    while chunk := list(islice(remaining, _CHUNK)):
+        yield chunk

@@ -1,0 +1,142 @@
+"""What `trt-moe profile` measures."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trt_moe.bundle import Bundle
+from trt_moe.bundle.manifest import MIXTURE
+from trt_moe.console import ProgressCallback
+from trt_moe.evaluation.latency import measure
+from trt_moe.router import Router
+
+DEFAULT_CLIENTS = (1, 2, 4, 8, 16)
+
+_QUANTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p99_9_ms": 99.9}
+_NOISE_IMAGES = 64
+
+
+def profile(
+    router: Router,
+    images: NDArray[np.uint8],
+    iterations: int = 1000,
+    clients: Sequence[int] = DEFAULT_CLIENTS,
+    seconds: float = 3.0,
+    progress: ProgressCallback = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Time single images through every model and the mixture, then load the router from many threads.
+
+    Args:
+        router: fresh, so that its stage statistics are of this profile.
+        images: uint8 [N, H, W, C], taken in turn.
+        iterations: single images for the latencies.
+        clients: numbers of threads that call `router.predict` with single images as fast as they can.
+        seconds: how long for each number.
+        progress: called as progress(what, done, total).
+
+    Returns:
+        Ready for JSON: "latency" by model and "mixture", "stages" of the single images, "clients".
+    """
+    bundle = router.bundle
+    names = [entry.name for entry in [*bundle.models(), *bundle.baselines]]
+    rows = np.resize(np.arange(len(images)), iterations)
+    timed = measure(router, images[rows], names, progress, "single images")
+    stages = router.stats()["stages"]
+    load = [_load(router, images, count, seconds, progress) for count in clients]
+    return {
+        "bundle": bundle.name,
+        "device": router.device,
+        "precision": router.precision,
+        "latency_weight": router.latency_weight,
+        "iterations": iterations,
+        "latency": {name: summary(values) for name, values in timed.milliseconds.items()},
+        "share": {
+            name: float((timed.routes == index).mean()) for index, name in enumerate(router.expert_names)
+        },
+        "stages": stages,
+        "clients": load,
+    }
+
+
+def profile_images(bundle: Bundle) -> tuple[NDArray[np.uint8], str]:
+    """The bundle's samples in mixed order, or noise where it ships none; and what they are, for people."""
+    rng = np.random.default_rng(0)
+    if bundle.manifest.samples is None:
+        return rng.integers(
+            0, 256, (_NOISE_IMAGES, *bundle.input_shape), dtype=np.uint8
+        ), "noise (no samples shipped)"
+    images, _, _ = bundle.samples()
+    return images[rng.permutation(len(images))], "shipped samples of all severities"
+
+
+def summary(values: NDArray[np.float64]) -> dict[str, Any]:
+    """Mean, quantiles, least and most in milliseconds, and images per second of one caller."""
+    quantiles = np.percentile(values, list(_QUANTILES.values()))
+    return {
+        "mean_ms": float(values.mean()),
+        **{key: float(value) for key, value in zip(_QUANTILES, quantiles, strict=True)},
+        "min_ms": float(values.min()),
+        "max_ms": float(values.max()),
+        "images_per_s": float(1e3 / values.mean()),
+    }
+
+
+def _load(
+    router: Router, images: NDArray[np.uint8], clients: int, seconds: float, progress: ProgressCallback
+) -> dict[str, Any]:
+    stop = threading.Event()
+    ready = threading.Barrier(clients + 1)
+    latencies: list[list[float]] = [[] for _ in range(clients)]
+    errors: list[BaseException] = []
+
+    def client(number: int) -> None:
+        mine, index = latencies[number], number * 7919
+        ready.wait()
+        try:
+            while not stop.is_set():
+                image = images[index % len(images)][None]
+                index += 1
+                begin = time.perf_counter()
+                router.predict(image)
+                mine.append((time.perf_counter() - begin) * 1e3)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    ready.wait()
+    begin = time.perf_counter()
+    what = f"{clients} client{'s' if clients > 1 else ''}"
+    try:
+        while (passed := time.perf_counter() - begin) < seconds and not errors:
+            progress(what, int(passed * 10), int(seconds * 10))
+            time.sleep(min(0.1, seconds))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    elapsed = time.perf_counter() - begin
+    progress(what, 1, 1)
+    if errors:
+        raise errors[0]
+    values = np.concatenate([np.array(row) for row in latencies])
+    quantiles = np.percentile(values, list(_QUANTILES.values()))
+    return {
+        "clients": clients,
+        "images_per_s": len(values) / elapsed,
+        "mean_ms": float(values.mean()),
+        **{key: float(value) for key, value in zip(_QUANTILES, quantiles, strict=True)},
+        "max_ms": float(values.max()),
+    }
+
+
+def ordered_latency(data: dict[str, Any]) -> list[str]:
+    """The models of a profile with the mixture first."""
+    return [MIXTURE, *(name for name in data["latency"] if name != MIXTURE)]
