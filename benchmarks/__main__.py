@@ -1,6 +1,6 @@
 """Runs every benchmark on a shipped bundle and writes one JSON file and a Markdown table.
 
-    python -m benchmarks [--bundle fashion-mnist] [--out benchmarks/results] [--quick] [--only overhead,peers,...]
+python -m benchmarks [--bundle fashion-mnist] [--out benchmarks/results] [--quick] [--only overhead,peers,...]
 """
 
 import argparse

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,5 +111,4 @@ def onnxruntime_runner(bundle: Bundle) -> Callable[[str, Images], NDArray[np.flo
 
 def rss_mb() -> float:
     """Resident memory of this process in MB (10^6 bytes)."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -78,7 +78,7 @@ def run(bundle: Bundle, images: Images, quick: bool) -> dict[str, Any]:
         latencies: dict[str, list[float]] = {name: [] for name in contenders}
         walls = dict.fromkeys(contenders, 0.0)
         try:
-            for name, call in contenders.items():
+            for call in contenders.values():
                 _drive(call, images, 0.5)
             for _ in range(turns):
                 for name, call in contenders.items():
@@ -87,9 +87,7 @@ def run(bundle: Bundle, images: Images, quick: bool) -> dict[str, Any]:
                     latencies[name] += times
         finally:
             grouping.close()
-    return {
-        name: percentiles(times) | {"images_per_s": len(times) / walls[name]} for name, times in latencies.items()
-    }
+    return {name: percentiles(times) | {"images_per_s": len(times) / walls[name]} for name, times in latencies.items()}
 
 
 def _drive(call: Callable[[Images], Any], images: Images, seconds: float) -> tuple[float, list[float]]:

@@ -40,9 +40,7 @@ def stderr() -> Console:
 
 def clean(text: object) -> str:
     """Text without control characters, which file names may hold and terminals obey."""
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text)
-    )
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
 
 
 def note(message: str) -> None:

@@ -60,18 +60,14 @@ def run_demo(
     from trt_moe.evaluation.picture import draw
 
     if not picture.absolute().parent.is_dir():
-        raise InputError(
-            f"{picture.absolute().parent} is not a folder; say where the picture goes with --picture"
-        )
+        raise InputError(f"{picture.absolute().parent} is not a folder; say where the picture goes with --picture")
     loaded = Bundle.load(bundle)
     images, labels, severities = loaded.samples()
     sets = [
         TestSet(int(severity), images[severities == severity], labels[severities == severity])
         for severity in np.unique(severities)
     ]
-    with Router(
-        loaded, device=device, precision=precision, threads=threads, latency_weight=latency_weight
-    ) as router:
+    with Router(loaded, device=device, precision=precision, threads=threads, latency_weight=latency_weight) as router:
         report = evaluate(router, sets, "shipped samples", None, progress)
     draw(report, picture)
     return Demo(_demo_data(report, picture), report)

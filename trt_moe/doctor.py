@@ -58,7 +58,7 @@ def print_report(report: dict[str, Any]) -> None:
     tensorrt = report["tensorrt"]
     found = [f"{name} {version}" for name, version in tensorrt["packages"].items()]
     found += [path for path in (tensorrt["library"], tensorrt["rtx_library"]) if path]
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         ("trt-moe", product["version"] or "not installed as a package"),
         ("backends built", backends),
         ("python", f"{report['python']['version']} ({report['python']['executable']})"),

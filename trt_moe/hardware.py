@@ -163,9 +163,7 @@ def _from_nvidia_smi() -> list[dict[str, Any]]:
         parts = [part.strip() for part in line.split(",")]
         if len(parts) == 4:
             memory = int(parts[1]) if parts[1].isdigit() else 0
-            devices.append(
-                {"name": parts[0], "memory_mib": memory, "compute_capability": parts[2], "driver": parts[3]}
-            )
+            devices.append({"name": parts[0], "memory_mib": memory, "compute_capability": parts[2], "driver": parts[3]})
     return devices
 
 

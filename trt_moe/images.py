@@ -69,9 +69,7 @@ def load_images(
 
 
 @overload
-def load_images(
-    paths: PathLike | Iterable[PathLike], bundle: Bundle, *, on_error: Literal["skip"]
-) -> LoadedImages: ...
+def load_images(paths: PathLike | Iterable[PathLike], bundle: Bundle, *, on_error: Literal["skip"]) -> LoadedImages: ...
 
 
 def load_images(

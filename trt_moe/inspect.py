@@ -29,9 +29,7 @@ def print_bundle(bundle: Bundle) -> None:
     if manifest.samples is not None:
         out.print(f"samples         {manifest.samples.images} images in {manifest.samples.folder}/")
     if manifest.golden is not None:
-        tolerance = ", ".join(
-            f"{precision} {value:g}" for precision, value in manifest.golden.tolerance.items()
-        )
+        tolerance = ", ".join(f"{precision} {value:g}" for precision, value in manifest.golden.tolerance.items())
         out.print(f"golden          {manifest.golden.file} (tolerance {tolerance})")
     out.print()
     _print_models(bundle)
@@ -85,7 +83,7 @@ def _print_evaluation(bundle: Bundle) -> None:
     baselines = [entry.name for entry in bundle.baselines]
     rows = []
     for severity in sorted(evaluation.severities):
-        row = evaluation.severities[severity]  # type: ignore[index]
+        row = evaluation.severities[severity]
         rows.append(
             [
                 severity,
@@ -110,9 +108,7 @@ def _print_latency(bundle: Bundle) -> None:
             for name, row in table.models.items()
         ]
         where = f"{table.device}, {table.backend} {table.precision}, {table.threads} threads"
-        print_table(
-            f"latency of one image on {where}", ["model", "mean ms", "p50 ms", "p90 ms", "p99 ms"], rows
-        )
+        print_table(f"latency of one image on {where}", ["model", "mean ms", "p50 ms", "p90 ms", "p99 ms"], rows)
 
 
 def _print_training(bundle: Bundle) -> None:
@@ -126,8 +122,7 @@ def _print_training(bundle: Bundle) -> None:
         ("method", f"{training.method}, latency weight {training.latency_weight:g}, seed {training.seed}"),
         (
             "blur sigma",
-            " ".join(f"{value:g}" for value in corruption.blur_sigma)
-            + f" px at {corruption.reference_side} px",
+            " ".join(f"{value:g}" for value in corruption.blur_sigma) + f" px at {corruption.reference_side} px",
         ),
         ("noise sigma", " ".join(f"{value:g}" for value in corruption.noise_sigma) + " of full range"),
         ("commit", training.commit),

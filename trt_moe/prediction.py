@@ -56,9 +56,7 @@ class Predictions:
         }
 
 
-def predict_files(
-    router: Router, paths: Sequence[str | Path], top: int, progress: ProgressCallback
-) -> Predictions:
+def predict_files(router: Router, paths: Sequence[str | Path], top: int, progress: ProgressCallback) -> Predictions:
     """Answer every image that `paths` name, one by one so that the latencies are those of single images.
 
     Args:
@@ -107,9 +105,7 @@ def print_predictions(predictions: Predictions, router: Router) -> None:
         errors.print(f"trt-moe: cannot read {clean(failure)}", soft_wrap=True)
     if predictions.failures:
         total = len(predictions.failures) + len(predictions.rows)
-        errors.print(
-            f"trt-moe: {len(predictions.failures)} of {total} images could not be read", soft_wrap=True
-        )
+        errors.print(f"trt-moe: {len(predictions.failures)} of {total} images could not be read", soft_wrap=True)
 
 
 def _predict(router: Router, path: Path, image: np.ndarray[Any, Any], top: int) -> Prediction:

@@ -55,7 +55,8 @@ class Result:
     @property
     def labels(self) -> NDArray[np.int64]:
         """Int64 [N], index of the likeliest class."""
-        return self.probabilities.argmax(axis=1)
+        labels: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return labels
 
     @property
     def classes(self) -> list[str]:

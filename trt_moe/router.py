@@ -80,7 +80,8 @@ class Router:
                 raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}")
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         weight = _checked_weight(self._bundle.latency_weight if latency_weight is None else latency_weight)
-        self._options = {"precision": precision, "threads": threads}
+        self._precision = precision
+        self._threads = threads
         self._models: dict[str, Model] = {}
         self._models_lock = threading.Lock()
         self._gater = self._load(self._bundle.gater.name, precision="fp32")
@@ -170,7 +171,7 @@ class Router:
     def model(self, name: str) -> Model:
         """One model of the bundle by itself: the router's own gater or experts, or a baseline, compiled now."""
         with self._models_lock:
-            return self._load(name, precision=str(self._options["precision"]))
+            return self._load(name, precision=self._precision)
 
     def stats(self) -> dict[str, Any]:
         """Counts and latencies since the router was made.
@@ -209,14 +210,10 @@ class Router:
 
     def _load(self, name: str, precision: str) -> Model:
         if name not in self._models:
-            threads = self._options["threads"]
-            model = Model.load(self._bundle, name, precision=precision, threads=threads)  # type: ignore[arg-type]
-            if self._bundle.manifest.golden is not None and max(model.core.buckets) > 1:
-                if answers_vary_with_batch(model, self._bundle.golden()["images"]):
-                    _log.info(
-                        "%s answers differently in batches on this device; it runs image by image", name
-                    )
-                    model = Model.load(self._bundle, name, precision=precision, threads=threads, buckets=[1])  # type: ignore[arg-type]
+            model = Model.load(self._bundle, name, precision=precision, threads=self._threads)
+            if max(model.core.buckets) > 1 and answers_vary_with_batch(model, self._bundle):
+                _log.info("%s answers differently in batches on this device; it runs image by image", name)
+                model = Model.load(self._bundle, name, precision=precision, threads=self._threads, buckets=[1])
             self._models[name] = model
         return self._models[name]
 

@@ -20,8 +20,7 @@ void check_signals() {
 }
 
 using Answers = py::typing::Tuple<py::array_t<float>, py::array_t<float>, py::array_t<std::int64_t>, py::array_t<float>>;
-using Completed = py::typing::Tuple<std::uint64_t, py::typing::Optional<py::exception<Error>>, py::array_t<float>,
-                                    py::array_t<float>, std::int64_t, float>;
+using Completed = py::typing::Tuple<py::int_, py::object, py::array_t<float>, py::array_t<float>, py::int_, py::float_>;
 
 Answers predict(Scheduler& self, const py::array& images) {
   const ImageBatchView view = image_batch(images, self.input());
@@ -42,13 +41,13 @@ py::array_t<float> copy_row(const std::vector<float>& row) {
   return py::array_t<float>(static_cast<py::ssize_t>(row.size()), row.data());
 }
 
-py::list take_completed(Scheduler& self) {
+py::typing::List<Completed> take_completed(Scheduler& self) {
   std::vector<SubmittedRequest*> done;
   {
     const py::gil_scoped_release release;
     self.take_completed(done);
   }
-  py::list answers;
+  py::typing::List<Completed> answers;
   for (SubmittedRequest* request : done) {
     const std::optional<Failure> failure = request->failure();
     answers.append(py::make_tuple(request->ticket(), failure ? python_error(*failure) : py::object(py::none()),
@@ -70,13 +69,13 @@ py::dict stage_dict(const HistogramSnapshot& stage) {
   return out;
 }
 
-py::dict stats(const Scheduler& self) {
+py::typing::Dict<py::str, py::object> stats(const Scheduler& self) {
   const SchedulerStats stats = self.stats();
   py::dict stages;
   for (std::size_t stage = 0; stage < kStageNames.size(); ++stage) {
     stages[py::str(std::string(kStageNames[stage]))] = stage_dict(stats.stages[stage]);
   }
-  py::dict out;
+  py::typing::Dict<py::str, py::object> out;
   out["stages"] = stages;
   out["images"] = stats.images;
   out["batches"] = stats.batches;

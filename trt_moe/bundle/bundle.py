@@ -261,10 +261,6 @@ def _find(path: str | os.PathLike[str]) -> Path:
         return shipped[name]
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         near = difflib.get_close_matches(name, shipped, n=3, cutoff=0.5)
-        known = (
-            f"did you mean {' or '.join(near)}?"
-            if near
-            else f"shipped bundles: {', '.join(shipped) or 'none'}"
-        )
+        known = f"did you mean {' or '.join(near)}?" if near else f"shipped bundles: {', '.join(shipped) or 'none'}"
         raise BundleError(f"no folder and no shipped bundle is called {name!r}; {known}")
     raise BundleError(f"{root} does not exist; give a bundle's folder or the name of a shipped bundle")

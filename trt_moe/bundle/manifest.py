@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trt_moe.errors import BundleError
 
@@ -232,24 +232,16 @@ def parse_manifest(data: Any, where: str) -> Manifest:
     Raises:
         BundleError: the schema version is unknown (checked before anything else) or a field is wrong.
     """
-    from pydantic import ValidationError
-
     if not isinstance(data, dict):
         raise BundleError(f"{where}: expected a JSON object, found {type(data).__name__}")
     version = data.get("schema_version")
     match = re.fullmatch(r"(\d{1,4})\.(\d{1,4})", version) if isinstance(version, str) else None
     if match is None:
-        raise BundleError(
-            f'{where}: schema_version is {_short(version)}; expected text such as "{SCHEMA_VERSION}"'
-        )
+        raise BundleError(f'{where}: schema_version is {_short(version)}; expected text such as "{SCHEMA_VERSION}"')
     ours, minor = SCHEMA_VERSION.split(".")
     if int(match[1]) != int(ours):
-        direction = (
-            "upgrade trt-moe (pip install -U trt-moe)" if int(match[1]) > int(ours) else "rebuild the bundle"
-        )
-        raise BundleError(
-            f"{where}: schema version {version} is unknown; this trt-moe reads {ours}.x; {direction}"
-        )
+        direction = "upgrade trt-moe (pip install -U trt-moe)" if int(match[1]) > int(ours) else "rebuild the bundle"
+        raise BundleError(f"{where}: schema version {version} is unknown; this trt-moe reads {ours}.x; {direction}")
     try:
         # Strict, so that "3" is not taken for 3: whoever wrote that would be surprised elsewhere.
         return Manifest.model_validate(data, strict=True)
@@ -257,18 +249,18 @@ def parse_manifest(data: Any, where: str) -> Manifest:
         hint = ""
         if int(match[2]) > int(minor):
             hint = f"; it is of the newer schema {version}, upgrade trt-moe (pip install -U trt-moe)"
-        raise BundleError(f"{where}: {_describe(error.errors(include_url=False))}{hint}") from None
+        raise BundleError(f"{where}: {describe_errors(error)}{hint}") from None
 
 
-def _describe(errors: list[Any], most: int = 5) -> str:
+def describe_errors(error: ValidationError, most: int = 5) -> str:
+    """What is wrong with a manifest in one line: place, complaint and the value found, of the first few."""
+    errors = error.errors(include_url=False)
     lines = []
-    for error in errors[:most]:
-        place = ".".join(str(part) for part in error["loc"])
-        message = error["msg"].removeprefix("Value error, ")
-        shown = (
-            "" if isinstance(error["input"], dict | list | BaseModel) or error["type"] == "missing" else True
-        )
-        found = f" (found {_short(error['input'])})" if shown else ""
+    for each in errors[:most]:
+        place = ".".join(str(part) for part in each["loc"])
+        message = each["msg"].removeprefix("Value error, ")
+        whole = isinstance(each["input"], dict | list | BaseModel) or each["type"] == "missing"
+        found = "" if whole else f" (found {_short(each['input'])})"
         lines.append(f"{place}: {message}{found}" if place else f"{message}{found}")
     if len(errors) > most:
         lines.append(f"and {len(errors) - most} more")
@@ -292,18 +284,12 @@ def _check_costs(experts: list[ModelEntry]) -> None:
     costs = [entry.relative_cost for entry in experts]
     for entry in experts:
         if not 0.0 < entry.relative_cost <= 1.0 + _DEAREST_TOLERANCE:
-            raise ValueError(
-                f"experts: {entry.name} has relative_cost {entry.relative_cost:g}; expected (0, 1]"
-            )
+            raise ValueError(f"experts: {entry.name} has relative_cost {entry.relative_cost:g}; expected (0, 1]")
     if costs != sorted(costs):
         order = ", ".join(f"{entry.name} {entry.relative_cost:g}" for entry in experts)
-        raise ValueError(
-            f"experts must go from the cheapest to the dearest; their relative costs are {order}"
-        )
+        raise ValueError(f"experts must go from the cheapest to the dearest; their relative costs are {order}")
     if abs(costs[-1] - 1.0) > _DEAREST_TOLERANCE:
-        raise ValueError(
-            f"experts: the dearest, {experts[-1].name}, must have relative_cost 1, not {costs[-1]:g}"
-        )
+        raise ValueError(f"experts: the dearest, {experts[-1].name}, must have relative_cost 1, not {costs[-1]:g}")
 
 
 def _check_known(where: str, names: Any, known: set[str]) -> None:

@@ -56,9 +56,7 @@ class Port:
 
     def __str__(self) -> str:
         """Readable form such as `images uint8 [N, 28, 28, 1]`."""
-        shape = (
-            "of any shape" if self.shape is None else "[" + ", ".join(str(d or "?") for d in self.shape) + "]"
-        )
+        shape = "of any shape" if self.shape is None else "[" + ", ".join(str(d or "?") for d in self.shape) + "]"
         return f"{ascii(self.name)[1:-1]:.60} {DTYPES.get(self.dtype, f'type {self.dtype}')} {shape}"
 
 

@@ -90,15 +90,11 @@ def read_json(path: Path, what: str) -> Any:
     """
     raw = read_bounded(path, MAX_JSON_BYTES, what)
     try:
-        return json.loads(
-            raw.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys
-        )
+        return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
     except UnicodeDecodeError as error:
         raise BundleError(f"{what}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except json.JSONDecodeError as error:
-        raise BundleError(
-            f"{what}: not JSON ({error.msg} in line {error.lineno}, column {error.colno})"
-        ) from None
+        raise BundleError(f"{what}: not JSON ({error.msg} in line {error.lineno}, column {error.colno})") from None
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{what}: not acceptable JSON ({str(error)[:200]})") from None
 
@@ -147,9 +143,7 @@ def read_npz(
                 headers[name] = (dtype, shape)
                 declared += _array_bytes(dtype, shape)
                 if declared > MAX_NPZ_BYTES:
-                    raise BundleError(
-                        f"{what}: declares over {MAX_NPZ_BYTES:,} bytes of arrays, the most that is read"
-                    )
+                    raise BundleError(f"{what}: declares over {MAX_NPZ_BYTES:,} bytes of arrays, the most that is read")
             arrays = {}
             for name, member in members.items():
                 with archive.open(member) as stream:
@@ -176,9 +170,7 @@ def _npz_members(
         name = member.filename.removesuffix(".npy")
         if name == member.filename or name in members or (name not in required and name not in optional):
             expected = ", ".join([*required, *optional])
-            raise BundleError(
-                f"{what}: unexpected member {member.filename!r:.80}; expected arrays {expected}"
-            )
+            raise BundleError(f"{what}: unexpected member {member.filename!r:.80}; expected arrays {expected}")
         members[name] = member
     missing = [name for name in required if name not in members]
     if missing:

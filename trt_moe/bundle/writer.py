@@ -50,9 +50,7 @@ def write_manifest(path: str | Path, manifest: Manifest) -> Path:
     return target
 
 
-def write_golden(
-    path: str | Path, images: NDArray[np.uint8], logits: Mapping[str, NDArray[np.float32]]
-) -> Path:
+def write_golden(path: str | Path, images: NDArray[np.uint8], logits: Mapping[str, NDArray[np.float32]]) -> Path:
     """Write golden inputs and the logits of each model atomically; the same arrays give the same bytes.
 
     Args:
@@ -64,15 +62,12 @@ def write_golden(
         InputError: wrong dtype, rank or number of rows, or values that are not finite.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
-        raise InputError(
-            f"golden images are {images.dtype} {images.shape}; expected uint8 [G, H, W, C] with G >= 1"
-        )
+        raise InputError(f"golden images are {images.dtype} {images.shape}; expected uint8 [G, H, W, C] with G >= 1")
     arrays: dict[str, NDArray[Any]] = {GOLDEN_IMAGES_KEY: images}
     for name, values in logits.items():
         if values.dtype != np.float32 or values.ndim != 2 or len(values) != len(images):
             raise InputError(
-                f"golden logits of {name} are {values.dtype} {values.shape}; "
-                f"expected float32 [{len(images)}, K]"
+                f"golden logits of {name} are {values.dtype} {values.shape}; expected float32 [{len(images)}, K]"
             )
         if not np.isfinite(values).all():
             raise InputError(f"golden logits of {name} are not finite; the model is broken")

@@ -23,7 +23,7 @@ INTERRUPTED = 130
 class _Group(TyperGroup):
     """Turns expected errors into one message and an exit code; unexpected ones keep their traceback."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except (InputError, BundleError, DataError) as error:
@@ -80,9 +80,7 @@ def _print_version(show: bool) -> None:
 def _root(
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."
-        ),
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     del version

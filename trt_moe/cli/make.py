@@ -14,12 +14,8 @@ from trt_moe.errors import InputError
 if TYPE_CHECKING:
     from trt_moe.export.wrap import Preprocessing
 
-_Config = Annotated[
-    Path, typer.Argument(help="Training configuration (YAML), see configs/.", metavar="CONFIG")
-]
-_Data = Annotated[
-    Path | None, typer.Option("--data", help="Folder of the data set; default: the configuration's.")
-]
+_Config = Annotated[Path, typer.Argument(help="Training configuration (YAML), see configs/.", metavar="CONFIG")]
+_Data = Annotated[Path | None, typer.Option("--data", help="Folder of the data set; default: the configuration's.")]
 _Out = Annotated[Path | None, typer.Option("--out", help="The bundle's folder; default: engines/NAME.")]
 _Runs = Annotated[
     Path | None, typer.Option("--checkpoints", help="Folder of training runs; default: the configuration's.")
@@ -66,17 +62,11 @@ def export(
 @app.command()
 def pack(
     out: Annotated[Path, typer.Argument(help="The bundle's folder to write.", metavar="OUT")],
-    gater: Annotated[
-        str, typer.Option("--gater", help="ONNX file that scores the experts in the order given here.")
-    ],
+    gater: Annotated[str, typer.Option("--gater", help="ONNX file that scores the experts in the order given here.")],
     expert: Annotated[list[str], typer.Option("--expert", help="NAME=FILE.onnx; give it twice or more.")],
-    classes: Annotated[
-        str, typer.Option("--classes", help="cat,dog,... or a text file with one class a line.")
-    ],
+    classes: Annotated[str, typer.Option("--classes", help="cat,dog,... or a text file with one class a line.")],
     input_shape: Annotated[str, typer.Option("--input", help="Images of the router: HEIGHTxWIDTHxCHANNELS.")],
-    baseline: Annotated[
-        list[str] | None, typer.Option("--baseline", help="NAME=FILE.onnx to compare with.")
-    ] = None,
+    baseline: Annotated[list[str] | None, typer.Option("--baseline", help="NAME=FILE.onnx to compare with.")] = None,
     scale: Annotated[str, typer.Option(help="Factor on bytes, before mean and std.")] = "1/255",
     mean: Annotated[str, typer.Option(help="Subtracted after the scale; one value, or one a channel.")] = "0",
     std: Annotated[str, typer.Option(help="Divided by at the end; one value, or one a channel.")] = "1",
@@ -87,14 +77,10 @@ def pack(
             help="MODEL.KEY=VALUE for one model: scale, mean, std, size (96x96), layout (nchw, nhwc), bgr.",
         ),
     ] = None,
-    samples: Annotated[
-        Path | None, typer.Option(help="Folder of test images to ship with the bundle.")
-    ] = None,
+    samples: Annotated[Path | None, typer.Option(help="Folder of test images to ship with the bundle.")] = None,
     max_samples: Annotated[int, typer.Option(min=1, help="At most so many of them.")] = 600,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; default: the folder's.")] = None,
-    latency_weight: Annotated[
-        float, typer.Option("--latency-weight", "-w", min=0.0, help="Default of routers.")
-    ] = 0.0,
+    latency_weight: Annotated[float, typer.Option("--latency-weight", "-w", min=0.0, help="Default of routers.")] = 0.0,
     iterations: Annotated[int, typer.Option(min=20, help="Timed runs of each model.")] = 400,
     threads: options.Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT where it is a bundle.")] = False,
@@ -134,9 +120,7 @@ def pack(
     bundle = packed.bundle
     if as_json:
         costs = {entry.name: entry.relative_cost for entry in [*bundle.models(), *bundle.baselines]}
-        print_json(
-            {"bundle": bundle.path, "mean_ms": packed.mean_ms, "relative_cost": costs, "notes": packed.notes}
-        )
+        print_json({"bundle": bundle.path, "mean_ms": packed.mean_ms, "relative_cost": costs, "notes": packed.notes})
         return
     rows = [
         (

@@ -32,14 +32,10 @@ class Precision(str, Enum):
     fp16 = "fp16"
 
 
-Json = Annotated[
-    bool, typer.Option("--json", help="Print JSON to stdout instead of tables, and no progress.")
-]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of tables, and no progress.")]
 Bundle = Annotated[
     str,
-    typer.Option(
-        "--bundle", "-b", help="A bundle's folder, or the name of a shipped bundle.", metavar="BUNDLE"
-    ),
+    typer.Option("--bundle", "-b", help="A bundle's folder, or the name of a shipped bundle.", metavar="BUNDLE"),
 ]
 DeviceOption = Annotated[Device, typer.Option("--device", "-d", help="Where to run.")]
 PrecisionOption = Annotated[
@@ -51,9 +47,7 @@ Threads = Annotated[
 ]
 LatencyWeight = Annotated[
     float | None,
-    typer.Option(
-        "--latency-weight", "-w", min=0.0, help="How much latency counts in routing; default: the bundle's."
-    ),
+    typer.Option("--latency-weight", "-w", min=0.0, help="How much latency counts in routing; default: the bundle's."),
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Also write the JSON to this file.")]
 
@@ -161,9 +155,7 @@ def overrides(settings: Sequence[str], models: Sequence[str]) -> dict[str, dict[
         if not equals or not dot:
             raise InputError(f"--set {setting!r}; expected MODEL.KEY=VALUE such as gater.size=96x96")
         if model not in result:
-            raise InputError(
-                f"--set {setting!r}: no model is called {model!r}; there are {', '.join(models)}"
-            )
+            raise InputError(f"--set {setting!r}: no model is called {model!r}; there are {', '.join(models)}")
         result[model][key] = value
     return result
 

@@ -99,9 +99,7 @@ def predict(
 def evaluate_bundle(
     data: Annotated[
         Path,
-        typer.Argument(
-            help="Folder of a data set: <class>/<image>, idx files, or <severity>/<class>/<image>."
-        ),
+        typer.Argument(help="Folder of a data set: <class>/<image>, idx files, or <severity>/<class>/<image>."),
     ],
     bundle: options.Bundle = options.DEMO_BUNDLE,
     split: Annotated[Split, typer.Option(help="Part of the data set.")] = Split.test,
@@ -165,9 +163,7 @@ def evaluate_bundle(
 @app.command()
 def profile(
     bundle: Annotated[str, typer.Argument(help="A bundle's folder, or the name of a shipped bundle.")],
-    iterations: Annotated[
-        int, typer.Option("--iterations", "-n", min=1, help="Single images to time.")
-    ] = 1000,
+    iterations: Annotated[int, typer.Option("--iterations", "-n", min=1, help="Single images to time.")] = 1000,
     clients: Annotated[str, typer.Option(help="Numbers of client threads; none to skip.")] = "1,2,4,8,16",
     seconds: Annotated[float, typer.Option(min=0.1, help="Of load for each number of clients.")] = 3.0,
     latency_weight: options.LatencyWeight = None,

@@ -35,7 +35,7 @@ class Answers:
 
     def right(self, name: str) -> NDArray[np.bool_]:
         """Bool [N], where the model `name` is right."""
-        return self.predicted[name] == self.labels
+        return np.equal(self.predicted[name], self.labels)
 
     def __len__(self) -> int:
         """Number of images."""

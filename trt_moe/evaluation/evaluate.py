@@ -13,6 +13,7 @@ from trt_moe.bundle import Bundle
 from trt_moe.bundle.manifest import MIXTURE
 from trt_moe.console import ProgressCallback
 from trt_moe.data import EVALUATION_SEED, SEVERITIES, Dataset, corrupt
+from trt_moe.data.corruptions import Kind
 from trt_moe.errors import DataError
 from trt_moe.evaluation import latency
 from trt_moe.evaluation.answers import Answers, collect, join
@@ -73,7 +74,7 @@ def make_test_sets(
     dataset: Dataset,
     bundle: Bundle,
     severities: Sequence[int] = tuple(range(SEVERITIES)),
-    kind: str = "both",
+    kind: Kind = "both",
     images: int | None = None,
     seed: int = EVALUATION_SEED,
 ) -> list[TestSet]:
@@ -97,9 +98,7 @@ def make_test_sets(
             f"it knows {', '.join(bundle.class_names[:12])}"
         )
     if dataset.images.shape[1:] != bundle.input_shape:
-        raise DataError(
-            f"{dataset.name} has images of {dataset.images.shape[1:]}, the bundle {bundle.input_shape}"
-        )
+        raise DataError(f"{dataset.name} has images of {dataset.images.shape[1:]}, the bundle {bundle.input_shape}")
     index_of = np.array([bundle.class_names.index(name) for name in dataset.class_names], np.int64)
     labels = index_of[dataset.labels]
     sets = []
@@ -292,9 +291,7 @@ class _Evaluation:
         self.router.latency_weight = point.latency_weight
         try:
             parts = [
-                latency.measure(
-                    self.router, s.images[rows], [self.dearest], self.progress, "latencies, near dearest"
-                )
+                latency.measure(self.router, s.images[rows], [self.dearest], self.progress, "latencies, near dearest")
                 for s, rows in zip(self.sets, self.subsets, strict=True)
             ]
         finally:
@@ -320,7 +317,7 @@ class _Evaluation:
         return expected_calibration_error(confidence, right)
 
     def _oracle_right(self, answers: Answers) -> NDArray[np.bool_]:
-        return np.stack([answers.right(name) for name in self.experts]).any(axis=0)
+        return np.asarray(np.any([answers.right(name) for name in self.experts], axis=0))
 
     def _disagreements(self) -> int:
         """Images that the router answered otherwise, alone, than the models did in batches; expected 0."""

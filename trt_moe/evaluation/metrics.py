@@ -15,15 +15,12 @@ def expected_calibration_error(confidence: NDArray[np.float32], right: NDArray[n
     bins = np.minimum((confidence.astype(np.float64) * ECE_BINS).astype(int), ECE_BINS - 1)
     count = np.bincount(bins, minlength=ECE_BINS)
     gap = np.abs(
-        np.bincount(bins, weights=right, minlength=ECE_BINS)
-        - np.bincount(bins, weights=confidence, minlength=ECE_BINS)
+        np.bincount(bins, weights=right, minlength=ECE_BINS) - np.bincount(bins, weights=confidence, minlength=ECE_BINS)
     )
     return float(gap[count > 0].sum() / len(confidence))
 
 
-def confusion_matrix(
-    labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int
-) -> NDArray[np.int64]:
+def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     """Int64 [classes, classes]: rows are the truth, columns the answers."""
     flat = np.bincount(labels * classes + predicted, minlength=classes * classes)
     return flat.reshape(classes, classes).astype(np.int64)

@@ -18,7 +18,7 @@ _T = TypeVar("_T", bound=np.generic)
 def routes(gater_logits: NDArray[np.float32], costs: Floats, latency_weight: float) -> NDArray[np.int64]:
     """Int64 [N]: argmax_k(logit_k - latency_weight * cost_k), ties to the cheaper expert."""
     scores = gater_logits - np.float32(latency_weight) * costs.astype(np.float32)
-    return scores.argmax(axis=1).astype(np.int64)
+    return np.asarray(scores.argmax(axis=1), np.int64)
 
 
 def shares(chosen: NDArray[np.int64], experts: int) -> Floats:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from trt_moe.bundle import (
     Bundle,
@@ -25,6 +26,7 @@ from trt_moe.bundle import (
     write_golden,
     write_manifest,
 )
+from trt_moe.bundle.manifest import ModelName, describe_errors
 from trt_moe.console import ProgressCallback
 from trt_moe.errors import EngineBuildError, InputError, MissingDependencyError, ModelOutputError
 
@@ -131,6 +133,8 @@ def pack(
         write_manifest(work, draft.manifest())
         draft.check_precision(threads)
         _replace(work, target)
+    except ValidationError as error:
+        raise InputError(f"{target}: {describe_errors(error)}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Packed(Bundle.load(target), draft.mean_ms, draft.notes)
@@ -265,9 +269,7 @@ class _Draft:
         place = f"{source.name} ({source.file})"
         wrapped = wrap(model, self.shape, source.preprocessing, place, order)
         if wrapped.outputs != expected:
-            raise InputError(
-                f"{place}: gives {wrapped.outputs} logits, there are {expected} {what}; they must agree"
-            )
+            raise InputError(f"{place}: gives {wrapped.outputs} logits, there are {expected} {what}; they must agree")
         file = self.work / f"{source.name}.onnx"
         _save(wrapped.model, file, place)
         _check_runs(file, self.shape, place)
@@ -278,7 +280,8 @@ class _Draft:
         if self.samples is not None:
             bundle = Bundle(self.work, self.manifest())
             images, _, _ = bundle.samples()
-            return images[np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)]
+            chosen = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+            return np.ascontiguousarray(images[chosen])
         return _noise(count, self.shape)
 
 
@@ -293,9 +296,7 @@ def time_models(
     from trt_moe.model import Model
 
     entries = [*bundle.models(), *bundle.baselines]
-    models = {
-        entry.name: Model.load(bundle, entry.name, precision=precision, threads=threads) for entry in entries
-    }
+    models = {entry.name: Model.load(bundle, entry.name, precision=precision, threads=threads) for entry in entries}
     image = _noise(1, bundle.input_shape)[0]
     per_round = max(1, iterations // _ROUNDS)
     rows: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
@@ -332,15 +333,11 @@ def _check_runs(file: Path, shape: tuple[int, int, int], what: str) -> None:
         reason = str(error).splitlines()[0][:300]
         raise InputError(f"{what}: does not run on uint8 {shape} images ({reason})") from error
     if not np.isfinite(alone).all():
-        raise ModelOutputError(
-            f"{what}: gives logits that are not finite; check its weights and preprocessing"
-        )
+        raise ModelOutputError(f"{what}: gives logits that are not finite; check its weights and preprocessing")
     try:
         together = run_onnx(file, images)
         scale = max(1.0, float(np.abs(alone).max()))
-        agrees = (
-            together.shape == alone.shape and float(np.abs(together - alone).max()) / scale < BATCH_TOLERANCE
-        )
+        agrees = together.shape == alone.shape and float(np.abs(together - alone).max()) / scale < BATCH_TOLERANCE
     except Exception:
         agrees = False
     if not agrees:
@@ -384,6 +381,13 @@ def _check_names(gater: Source, experts: Sequence[Source], baselines: Sequence[S
     if len(experts) < 2:
         raise InputError(f"{len(experts)} experts were given; a mixture needs at least 2")
     names = [source.name for source in [gater, *experts, *baselines]]
+    for name in names:
+        # Before any file is written by that name.
+        try:
+            TypeAdapter(ModelName).validate_python(name)
+        except ValidationError as error:
+            reason = f"{describe_errors(error)}; use lower-case letters, digits, . _ -"
+            raise InputError(f"model name {name!r} is refused: {reason}") from None
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise InputError(f"model names must differ; {', '.join(repeated)} appears more than once")

@@ -91,9 +91,7 @@ def read_model(file: Path) -> onnx.ModelProto:
         raise InputError(f"{file}: not a valid ONNX model ({str(error).splitlines()[0][:300]})") from error
     opset = _opset(model)
     if opset < MIN_OPSET:
-        raise InputError(
-            f"{file}: uses operator set {opset}; export it again with {MIN_OPSET} or newer (20 is good)"
-        )
+        raise InputError(f"{file}: uses operator set {opset}; export it again with {MIN_OPSET} or newer (20 is good)")
     return model
 
 
@@ -127,9 +125,7 @@ def wrap(
     outputs = _postprocess(builder, target, order, what, notes)
     result = builder.finish(model, shape, outputs)
     parameters = sum(
-        int(np.prod(weight.dims))
-        for weight in graph.initializer
-        if weight.data_type in (*_FLOATS, TensorProto.DOUBLE)
+        int(np.prod(weight.dims)) for weight in graph.initializer if weight.data_type in (*_FLOATS, TensorProto.DOUBLE)
     )
     return Wrapped(result, graph_size, outputs, parameters, tuple(notes))
 
@@ -184,9 +180,7 @@ def _ports(graph: onnx.GraphProto, what: str) -> tuple[onnx.ValueInfoProto, onnx
             "input and one output of logits"
         )
     if len(_dims(inputs[0])) != 4:
-        raise InputError(
-            f"{what}: input {_show(inputs[0])}; expected 4 dimensions, [N, C, H, W] or [N, H, W, C]"
-        )
+        raise InputError(f"{what}: input {_show(inputs[0])}; expected 4 dimensions, [N, C, H, W] or [N, H, W, C]")
     return inputs[0], graph.output[0]
 
 
@@ -196,6 +190,8 @@ def _layout(source: onnx.ValueInfoProto, preprocessing: Preprocessing, channels:
     dims = _dims(source)
     allowed = {channels, 3} if channels == 1 else {channels}
     first, last = dims[1] in allowed, dims[3] in allowed
+    if not (first or last):
+        raise InputError(f"{what}: input {_show(source)}; the bundle's images have {channels} channels")
     if first == last:
         raise InputError(
             f"{what}: input {_show(source)} may be [N, C, H, W] or [N, H, W, C] for {channels} channels; say "
@@ -248,9 +244,7 @@ def _graph_size(
     wanted = preprocessing.size
     for side, static in enumerate(found):
         if wanted is not None and static is not None and static != wanted[side]:
-            raise InputError(
-                f"{what}: its graph takes {found[0]} x {found[1]}, the size asked for is {wanted}"
-            )
+            raise InputError(f"{what}: its graph takes {found[0]} x {found[1]}, the size asked for is {wanted}")
     default = wanted or shape[:2]
     return (found[0] or default[0], found[1] or default[1])
 
@@ -292,9 +286,7 @@ def _normalise(builder: _Builder, tensor: str, channels: int, preprocessing: Pre
     values = []
     for name, given in (("mean", preprocessing.mean), ("std", preprocessing.std)):
         if len(given) not in (1, channels):
-            raise InputError(
-                f"{what}: {name} has {len(given)} values; expected 1 or {channels}, one per channel"
-            )
+            raise InputError(f"{what}: {name} has {len(given)} values; expected 1 or {channels}, one per channel")
         values.append(np.broadcast_to(np.asarray(given, np.float64), (channels,)))
     mean, std = values
     factor = (preprocessing.scale / std).astype(np.float32).reshape(1, channels, 1, 1)
@@ -326,9 +318,7 @@ def _postprocess(
     if dtype == TensorProto.FLOAT:
         builder.after.append(helper.make_node("Identity", [tensor], ["logits"], name="wrap/logits"))
     else:
-        builder.after.append(
-            helper.make_node("Cast", [tensor], ["logits"], name="wrap/logits", to=TensorProto.FLOAT)
-        )
+        builder.after.append(helper.make_node("Cast", [tensor], ["logits"], name="wrap/logits", to=TensorProto.FLOAT))
     return int(dims[1])
 
 

@@ -56,9 +56,7 @@ def profile(
         "latency_weight": router.latency_weight,
         "iterations": iterations,
         "latency": {name: summary(values) for name, values in timed.milliseconds.items()},
-        "share": {
-            name: float((timed.routes == index).mean()) for index, name in enumerate(router.expert_names)
-        },
+        "share": {name: float((timed.routes == index).mean()) for index, name in enumerate(router.expert_names)},
         "stages": stages,
         "clients": load,
     }
@@ -68,9 +66,7 @@ def profile_images(bundle: Bundle) -> tuple[NDArray[np.uint8], str]:
     """The bundle's samples in mixed order, or noise where it ships none; and what they are, for people."""
     rng = np.random.default_rng(0)
     if bundle.manifest.samples is None:
-        return rng.integers(
-            0, 256, (_NOISE_IMAGES, *bundle.input_shape), dtype=np.uint8
-        ), "noise (no samples shipped)"
+        return rng.integers(0, 256, (_NOISE_IMAGES, *bundle.input_shape), dtype=np.uint8), "noise (no samples shipped)"
     images, _, _ = bundle.samples()
     return images[rng.permutation(len(images))], "shipped samples of all severities"
 

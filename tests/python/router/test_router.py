@@ -33,7 +33,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def test_predict_routes_and_answers_as_the_models_must(router: trt_moe.Router, tiny: TinyBundle) -> None:
     images = tiny.random(40)
     result = router.predict(images)
-    expected = np.stack([tiny.expert_logits(route, images[i : i + 1])[0] for i, route in enumerate(tiny.routes(images))])
+    expected = np.stack(
+        [tiny.expert_logits(route, images[i : i + 1])[0] for i, route in enumerate(tiny.routes(images))]
+    )
     assert result.experts.tolist() == tiny.routes(images).tolist()
     assert result.labels.tolist() == tiny.labels(images).tolist()
     assert result.classes == [f"class-{label}" for label in tiny.labels(images)]
@@ -55,7 +57,9 @@ def test_a_result_indexes_and_iterates_rows(router: trt_moe.Router, tiny: TinyBu
 
 @settings(deadline=None, max_examples=25)
 @given(levels=st.lists(st.integers(0, 255), min_size=1, max_size=70), cut=st.integers(0, 70))
-def test_answers_do_not_depend_on_the_batch(router: trt_moe.Router, tiny: TinyBundle, levels: list[int], cut: int) -> None:
+def test_answers_do_not_depend_on_the_batch(
+    router: trt_moe.Router, tiny: TinyBundle, levels: list[int], cut: int
+) -> None:
     images = np.concatenate([tiny.grey(level) for level in levels])
     together = router.predict(images)
     parts = [router.predict(part) for part in (images[:cut], images[cut:]) if len(part)]
@@ -72,7 +76,9 @@ def test_answers_are_the_same_from_16_threads(router: trt_moe.Router, tiny: Tiny
         alone = list(pool.map(lambda image: router.predict(image[None]), images))
         futures = list(pool.map(router.submit, images))
     np.testing.assert_array_equal(np.concatenate([one.probabilities for one in alone]), together.probabilities)
-    np.testing.assert_array_equal(np.stack([future.result().probabilities for future in futures]), together.probabilities)
+    np.testing.assert_array_equal(
+        np.stack([future.result().probabilities for future in futures]), together.probabilities
+    )
     assert [future.result().expert for future in futures] == together.experts.tolist()
 
 
@@ -192,7 +198,7 @@ def test_golden_logits_are_checked_unless_switched_off(tmp_path) -> None:
     (bundle.path / "expert-1.onnx").write_bytes(swapped.read_bytes())
     digest = trt_moe.bundle.sha256_file(swapped)
     edit_manifest(bundle.path, lambda data: data["experts"][1].update(sha256=digest))
-    with pytest.raises(trt_moe.ModelOutputError, match="expert-1.*golden"):
+    with pytest.raises(trt_moe.ModelOutputError, match=r"expert-1.*golden"):
         trt_moe.Router(bundle.path)
     trt_moe.Router(bundle.path, check=False).close()
 
@@ -232,7 +238,9 @@ def test_stats_count_every_image_once(tiny: TinyBundle) -> None:
     assert [expert["images"] for expert in stats["experts"].values()] == np.bincount(routes, minlength=3).tolist()
     assert sum(expert["share"] for expert in stats["experts"].values()) == pytest.approx(1.0)
     assert stats["in_flight"] == 0
-    assert stats["stages"]["total"]["p50_ms"] <= stats["stages"]["total"]["p99_ms"] <= stats["stages"]["total"]["max_ms"]
+    assert (
+        stats["stages"]["total"]["p50_ms"] <= stats["stages"]["total"]["p99_ms"] <= stats["stages"]["total"]["max_ms"]
+    )
 
 
 @pytest.mark.parametrize(
