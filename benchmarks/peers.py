@@ -23,7 +23,7 @@ def run(bundle: Bundle, images: Images, quick: bool) -> dict[str, Any]:
     with Router(bundle) as router:
         openvino = PythonRouting(bundle, openvino_runner(bundle))
         onnxruntime = PythonRouting(bundle, onnxruntime_runner(bundle))
-        torch = PythonRouting(bundle, torch_runner(bundle))
+        torch = PythonRouting(bundle, torch_runner(bundle, images))
         contenders: dict[str, Callable[[Images], Any]] = {
             OURS: router.predict,
             "OpenVINO Python, per image": openvino.per_image,

@@ -1,0 +1,175 @@
+import json
+
+import numpy as np
+import pytest
+from support.tiny_bundle import write_tiny_bundle
+
+from trt_moe.bundle import Bundle
+from trt_moe.data import Dataset, corrupt, load_dataset
+from trt_moe.demo import run_demo
+from trt_moe.errors import BundleError, DataError, InputError, ModelOutputError
+from trt_moe.evaluation import TestSet, evaluate, make_test_sets
+from trt_moe.evaluation.picture import draw
+from trt_moe.router import Router
+
+WEIGHT = 6.0
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_tiny_bundle(
+        tmp_path_factory.mktemp("b"), experts=3, classes=4, channels=3, latency_weight=WEIGHT, samples_per_class=2
+    )
+
+
+@pytest.fixture(scope="module")
+def sets(tiny):
+    rng = np.random.default_rng(1)
+    made = []
+    for severity in (0, 3):
+        images = tiny.random(60, seed=severity)
+        labels = tiny.labels(images)
+        wrong = rng.random(60) < 0.3
+        made.append(TestSet(severity, images, np.where(wrong, (labels + 1) % 4, labels)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def report(tiny, sets):
+    seen = []
+    with Router(tiny.path, precision="fp32", threads=1) as router:
+        result = evaluate(router, sets, "made", 10, lambda *args: seen.append(args))
+        assert router.latency_weight == WEIGHT
+    assert seen
+    assert all(done <= total for _, done, total in seen)
+    return result
+
+
+def test_accuracies_and_shares_are_those_of_the_router(tiny, sets, report):
+    with Router(tiny.path, precision="fp32", threads=1) as router:
+        for test_set in sets:
+            result = router.predict(test_set.images)
+            row = report.data["severities"][str(test_set.severity)]
+            assert row["accuracy"] == pytest.approx((result.labels == test_set.labels).mean())
+            share = np.bincount(result.experts, minlength=3) / 60
+            assert list(row["share"].values()) == pytest.approx(share.tolist())
+            np.testing.assert_array_equal(result.experts, tiny.routes(test_set.images, WEIGHT))
+
+
+def test_report_is_complete(report):
+    data = json.loads(json.dumps(report.data, allow_nan=False))
+    assert data["images"] == 120
+    assert data["latency_images"] == 20
+    assert data["disagreements"] == 0
+    assert list(data["severities"]) == ["0", "3"]
+    assert set(data["overall"]) == {
+        "mixture", "expert-0", "expert-1", "expert-2", "robust-light", "random", "cascade", "oracle",
+    }  # fmt: skip
+    for row in data["overall"].values():
+        assert 0 <= row["accuracy"] <= 1
+        assert row["mean_ms"] > 0
+    assert np.sum(data["confusion"]) == 120
+    assert np.trace(data["confusion"]) == pytest.approx(120 * data["overall"]["mixture"]["accuracy"])
+    assert data["near_dearest"]["measured_ms"] > 0
+    assert data["frontier"][0]["latency_weight"] == 0
+    # All tiny experts give the same answers, so every strategy is as accurate as any.
+    accuracies = {row["accuracy"] for row in data["overall"].values()}
+    assert max(accuracies) - min(accuracies) < 1e-9
+
+
+def test_picture(report, tmp_path):
+    draw(report, tmp_path / "picture.png")
+    from PIL import Image
+
+    with Image.open(tmp_path / "picture.png") as image:
+        image.load()
+        assert image.width > 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_broken_model_is_an_error(tmp_path, sets):
+    tiny = write_tiny_bundle(tmp_path, experts=3, classes=4, channels=3, nan=("expert-1",), golden=0)
+    with Router(tiny.path, check=False, threads=1, warmup=False) as router:
+        with pytest.raises(ModelOutputError, match="expert-1"):
+            evaluate(router, sets, "made", 2)
+
+
+def dataset(tiny, names=("class-2", "class-0"), severities=None):
+    images = tiny.random(20)
+    labels = np.arange(20) % 2
+    return Dataset(images, labels, names, "made", severities)
+
+
+def test_sets_map_classes_by_name_and_corrupt_as_training_did(tiny):
+    bundle = Bundle.load(tiny.path)
+    made = make_test_sets(dataset(tiny), bundle, (0, 2))
+    assert [one.severity for one in made] == [0, 2]
+    assert made[0].labels[:4].tolist() == [2, 0, 2, 0]
+    # The tiny bundle says that it was trained on no corruption at all.
+    np.testing.assert_array_equal(made[1].images, made[0].images)
+
+
+def test_images_are_corrupted_the_same_whatever_their_number(tmp_path):
+    from support.tiny_bundle import edit_manifest
+
+    tiny = write_tiny_bundle(tmp_path, classes=4, channels=3)
+    edit_manifest(tiny.path, lambda data: data.update(training=None))
+    bundle = Bundle.load(tiny.path)
+    data = dataset(tiny)
+    some = make_test_sets(data, bundle, (4,), images=3)[0]
+    assert len(some.labels) == 3
+    np.testing.assert_array_equal(some.images, corrupt(data.images, 4)[[0, 10, 19]])
+    only_noise = make_test_sets(data, bundle, (4,), kind="noise", images=3)[0]
+    assert (only_noise.images != some.images).any()
+
+
+def test_own_severities_are_kept(tiny):
+    severities = np.repeat([1, 5], 10)
+    made = make_test_sets(dataset(tiny, severities=severities), Bundle.load(tiny.path), (0, 1, 5))
+    assert [(one.severity, len(one.labels)) for one in made] == [(1, 10), (5, 10)]
+    with pytest.raises(DataError, match="no images of severity 2, 3"):
+        make_test_sets(dataset(tiny, severities=severities), Bundle.load(tiny.path), (2, 3))
+
+
+def test_samples_folder_is_a_data_set(tiny):
+    bundle = Bundle.load(tiny.path)
+    data = load_dataset(tiny.path / "samples", shape=bundle.input_shape)
+    made = make_test_sets(data, bundle)
+    images, labels, severities = bundle.samples()
+    np.testing.assert_array_equal(np.concatenate([one.images for one in made]), images)
+    np.testing.assert_array_equal(np.concatenate([one.labels for one in made]), labels)
+
+
+def test_foreign_data_is_refused(tiny):
+    bundle = Bundle.load(tiny.path)
+    with pytest.raises(DataError, match="classes that tiny does not know: cat"):
+        make_test_sets(dataset(tiny, names=("cat", "class-0")), bundle)
+    small = Dataset(np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, np.int64), ("class-0",), "small")
+    with pytest.raises(DataError, match=r"images of \(4, 4, 3\)"):
+        make_test_sets(small, bundle)
+
+
+def test_demo_json_has_exactly_the_promised_keys(tiny, tmp_path):
+    demo = run_demo(tiny.path, tmp_path / "demo.png", threads=1)
+    data = json.loads(json.dumps(demo.data, allow_nan=False))
+    assert list(data) == [
+        "device", "experts", "severities", "mixture", "cheapest", "dearest", "images", "picture",
+    ]  # fmt: skip
+    assert list(data["severities"]) == ["0", "1", "2", "3", "4", "5"]
+    for row in data["severities"].values():
+        assert {"share", "accuracy", "mean_ms"} <= set(row)
+        assert sum(row["share"].values()) == pytest.approx(1)
+    for strategy in ("mixture", "cheapest", "dearest"):
+        assert set(data[strategy]) == {"accuracy", "mean_ms", "p99_ms"}
+    assert data["images"] == 48
+    assert data["picture"] == str(tmp_path / "demo.png")
+    assert (tmp_path / "demo.png").is_file()
+    assert demo.report.data["latency_images"] == 48
+
+
+def test_demo_without_samples_or_folder(tmp_path):
+    tiny = write_tiny_bundle(tmp_path / "b", samples_per_class=0)
+    with pytest.raises(BundleError, match="has no samples"):
+        run_demo(tiny.path, tmp_path / "demo.png")
+    with pytest.raises(InputError, match="is not a folder"):
+        run_demo(tiny.path, tmp_path / "no" / "demo.png")

@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+
+from trt_moe.evaluation.answers import Answers, softmax
+from trt_moe.evaluation.frontier import Costs, cascade_curve, frontier, thinned, within_of_dearest
+from trt_moe.evaluation.metrics import confusion_matrix, expected_calibration_error, latency_summary
+from trt_moe.evaluation.strategies import (
+    best_blend,
+    cascade_right,
+    cascade_share,
+    cascade_threshold,
+    oracle,
+    routed,
+    routes,
+    shares,
+    switch_weights,
+)
+
+COSTS = np.array([0.1, 1.0])
+
+
+def answers(cheap_right, dear_right, gain, confidence=None):
+    """Two experts; `gain` is the gater's score of the dear one over the cheap one."""
+    labels = np.zeros(len(gain), np.int64)
+    gater = np.stack([np.zeros(len(gain)), np.asarray(gain, float)], axis=1).astype(np.float32)
+    predicted = {
+        "cheap": np.where(cheap_right, 0, 1),
+        "dear": np.where(dear_right, 0, 1),
+    }
+    sure = np.asarray(confidence if confidence is not None else np.full(len(gain), 0.5), np.float32)
+    return Answers(0, labels, gater, predicted, {"cheap": sure, "dear": sure})
+
+
+def test_routes_are_the_rule_of_the_bundle():
+    logits = np.array([[1.0, 1.0], [0.0, 2.0], [0.0, 0.5]], np.float32)
+    assert routes(logits, COSTS, 0.0).tolist() == [0, 1, 1]  # a tie goes to the cheaper one
+    assert routes(logits, COSTS, 1.0).tolist() == [0, 1, 0]
+    assert routes(logits, COSTS, 10.0).tolist() == [0, 0, 0]
+    assert shares(np.array([0, 1, 1, 1]), 3).tolist() == [0.25, 0.75, 0.0]
+
+
+def test_routed_takes_each_image_from_its_expert():
+    taken = routed([np.array([1, 2, 3]), np.array([10, 20, 30])], np.array([0, 1, 1]))
+    assert taken.tolist() == [1, 20, 30]
+
+
+def test_switch_weights_span_all_shares():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(500, 3)).astype(np.float32)
+    costs = np.array([0.1, 0.5, 1.0])
+    weights = switch_weights(logits, costs)
+    assert weights[0] == 0
+    assert (np.diff(weights) > 0).all()
+    assert shares(routes(logits, costs, weights[-1]), 3)[0] == 1.0
+    means = [shares(routes(logits, costs, w), 3) @ costs for w in weights]
+    assert (np.diff(means) <= 1e-12).all()
+
+
+def test_switch_weights_with_equal_costs():
+    assert switch_weights(np.zeros((4, 2), np.float32), np.array([1.0, 1.0])).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [(0.5, [1, 0, 0]), (1.0, [1, 0, 0]), (1.5, [0.5, 0.5, 0]), (2.0, [0, 1, 0]), (6.0, [0, 0.5, 0.5]), (99.0, [0, 0, 1])],
+)
+def test_best_blend_is_the_upper_hull(budget, expected):
+    blend = best_blend(np.array([1.0, 2.0, 10.0]), np.array([0.5, 0.8, 0.9]), budget)
+    np.testing.assert_allclose(blend.weights, expected)
+
+
+def test_best_blend_skips_an_expert_under_the_hull():
+    blend = best_blend(np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.4, 0.9]), 2.0)
+    np.testing.assert_allclose(blend.weights, [0.5, 0, 0.5])
+
+
+def test_best_blend_never_pays_for_nothing():
+    blend = best_blend(np.array([1.0, 2.0]), np.array([0.8, 0.7]), 5.0)
+    np.testing.assert_allclose(blend.weights, [1, 0])
+
+
+def test_cascade_hands_on_the_least_confident_share():
+    confidence = np.array([0.9, 0.2, 0.6, 0.4])
+    part = answers([1, 0, 1, 0], [0, 1, 1, 1], np.zeros(4), confidence)
+    threshold = cascade_threshold(part.confidence["cheap"], 0.5)
+    assert cascade_share(part, "cheap", threshold) == 0.5
+    assert cascade_right(part, "cheap", "dear", threshold).tolist() == [True, True, True, True]
+    assert cascade_share(part, "cheap", cascade_threshold(confidence, 0.0)) == 0
+    assert cascade_share(part, "cheap", cascade_threshold(confidence, -1.0)) == 0
+    assert cascade_share(part, "cheap", cascade_threshold(confidence, 1.0)) == 1
+    assert cascade_share(part, "cheap", cascade_threshold(confidence, 7.0)) == 1
+
+
+def test_oracle_takes_the_cheapest_that_is_right():
+    part = answers([1, 0, 0], [1, 1, 0], np.zeros(3))
+    assert oracle(part, ["cheap", "dear"]).tolist() == [0, 1, 0]
+
+
+def test_frontier_goes_from_slow_to_fast_and_finds_the_near_point():
+    # The dear expert is right everywhere, the cheap one on the first half; the gater knows it.
+    half = np.arange(100) < 50
+    part = answers(half, np.ones(100), np.where(half, -1.0, 1.0) + np.linspace(0, 0.1, 100))
+    costs = Costs(gater_ms=0.1, expert_ms=np.array([1.0, 10.0]), overhead_ms=0.05)
+    points = frontier(part, ["cheap", "dear"], COSTS, costs)
+    assert points[0].latency_weight == 0
+    assert points[0].mean_ms == pytest.approx(0.15 + 5.5)
+    assert points[0].accuracy == 1.0
+    assert points[-1].mean_ms == pytest.approx(1.15)
+    assert points[-1].accuracy == 0.5
+    near = within_of_dearest(points, 1.0, 0.05)
+    assert near is not None
+    assert near.accuracy >= 0.95
+    assert near.mean_ms == min(point.mean_ms for point in points if point.accuracy >= 0.95)
+    assert within_of_dearest(points, 2.0, 0.05) is None
+    few = thinned(points, 5)
+    assert len(few) <= 5
+    assert few[0] == points[0]
+    assert few[0].to_json(["cheap", "dear"])["share"] == {"cheap": 0.5, "dear": 0.5}
+    curve = cascade_curve(part, "cheap", "dear", costs)
+    assert curve[0] == (pytest.approx(1.0), pytest.approx(0.5))
+    assert curve[-1] == (pytest.approx(11.0), pytest.approx(1.0))
+
+
+def test_calibration_error():
+    right = np.array([True, False] * 50)
+    assert expected_calibration_error(np.full(100, 0.5, np.float32), right) == pytest.approx(0.0)
+    assert expected_calibration_error(np.full(100, 1.0, np.float32), right) == pytest.approx(0.5)
+    assert expected_calibration_error(np.ones(4, np.float32), np.ones(4, bool)) == 0
+
+
+def test_confusion_matrix_rows_are_the_truth():
+    matrix = confusion_matrix(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), 3)
+    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+
+
+def test_latency_summary():
+    summary = latency_summary(np.arange(1.0, 101.0))
+    assert summary["mean_ms"] == 50.5
+    assert summary["p50_ms"] == 50.5
+    assert summary["measured"] == 100
+
+
+def test_softmax_survives_large_logits():
+    result = softmax(np.array([[1e4, 0.0], [0.0, 0.0]], np.float32))
+    np.testing.assert_allclose(result, [[1, 0], [0.5, 0.5]])

@@ -1,0 +1,62 @@
+import json
+
+import numpy as np
+import pytest
+from support.tiny_bundle import write_tiny_bundle
+
+from trt_moe.bundle import Bundle
+from trt_moe.errors import RouterClosedError
+from trt_moe.profiling import profile
+from trt_moe.profiling.measure import profile_images, summary
+from trt_moe.router import Router
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_tiny_bundle(tmp_path_factory.mktemp("b"), experts=2)
+
+
+def test_profile_is_complete(tiny):
+    seen = []
+    with Router(tiny.path, threads=1) as router:
+        data = profile(router, tiny.random(10), 25, (1, 3), 0.2, lambda *args: seen.append(args))
+    data = json.loads(json.dumps(data, allow_nan=False))
+    assert set(data["latency"]) == {"mixture", "gater", "expert-0", "expert-1", "robust-light"}
+    for row in data["latency"].values():
+        assert 0 < row["min_ms"] <= row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"] <= row["p99_9_ms"] <= row["max_ms"]
+    assert set(data["stages"]) == {"gate", "queue", "gather", "expert", "scatter", "total"}
+    assert sum(data["share"].values()) == pytest.approx(1)
+    assert [row["clients"] for row in data["clients"]] == [1, 3]
+    assert all(row["images_per_s"] > 0 for row in data["clients"])
+    assert {what for what, _, _ in seen} == {"single images", "1 client", "3 clients"}
+
+
+def test_a_client_that_fails_ends_the_profile(tiny):
+    router = Router(tiny.path, threads=1)
+    original, calls = router.predict, []
+
+    def predict(batch):
+        calls.append(1)
+        if len(calls) > 60:
+            router.close()
+        return original(batch)
+
+    router.predict = predict
+    with pytest.raises(RouterClosedError):
+        profile(router, tiny.random(10), 25, (2,), 30.0)
+
+
+def test_images_are_the_samples_or_noise(tiny, tmp_path):
+    images, what = profile_images(Bundle.load(tiny.path))
+    assert len(images) == 18
+    assert "samples" in what
+    bare = write_tiny_bundle(tmp_path, samples_per_class=0)
+    images, what = profile_images(Bundle.load(bare.path))
+    assert images.shape == (64, 8, 8, 1)
+    assert "noise" in what
+
+
+def test_summary():
+    row = summary(np.array([1.0, 2.0, 3.0]))
+    assert row["mean_ms"] == 2.0
+    assert row["images_per_s"] == 500.0
