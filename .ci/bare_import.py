@@ -9,6 +9,8 @@ import time
 start = time.process_time()
 import trt_moe  # noqa: E402
 
+assert trt_moe.Router
+
 seconds = time.process_time() - start
 
 ABSENT = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda")

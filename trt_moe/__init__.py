@@ -1,6 +1,8 @@
 """trt-moe: image classification that routes every image to the cheapest expert able to handle it."""
 
-from trt_moe.bundle import Bundle
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from trt_moe.errors import (
     BundleError,
     DataError,
@@ -13,10 +15,13 @@ from trt_moe.errors import (
     RouterClosedError,
     TrtMoeError,
 )
-from trt_moe.images import load_images
-from trt_moe.model import Model
-from trt_moe.result import Result, ResultRow
-from trt_moe.router import Router
+
+if TYPE_CHECKING:
+    from trt_moe.bundle import Bundle
+    from trt_moe.images import load_images
+    from trt_moe.model import Model
+    from trt_moe.result import Result, ResultRow
+    from trt_moe.router import Router
 
 __version__ = "0.1.0"
 
@@ -39,3 +44,32 @@ __all__ = [
     "__version__",
     "load_images",
 ]
+
+# Loaded at first use: `trt-moe doctor` must run, and say why, where the C++ module cannot be loaded.
+_HOME = {
+    "Bundle": "trt_moe.bundle",
+    "Model": "trt_moe.model",
+    "Result": "trt_moe.result",
+    "ResultRow": "trt_moe.result",
+    "Router": "trt_moe.router",
+    "load_images": "trt_moe.images",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value = getattr(import_module(_HOME[name]), name)
+    except ImportError as error:
+        if isinstance(error, TrtMoeError):
+            raise
+        raise MissingDependencyError(
+            f"trt_moe.{name} cannot be loaded ({error}); `trt-moe doctor` says what is missing"
+        ) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

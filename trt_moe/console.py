@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ ProgressCallback = Callable[[str, int, int], None]
 
 # Piped output is read by programs and log viewers: a table must not be squeezed into 80 columns there.
 _PIPED_WIDTH = 240
+_REDRAW_S = 0.2
 
 
 def stdout() -> Console:
@@ -61,7 +63,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
         numeric = index > 0 and all(_is_number(row[index]) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        # Narrow terminals break the headers, never the numbers.
+        least = max((len(str(row[index])) for row in rows), default=0) if numeric or index == 0 else 8
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", min_width=min(least, 40))
     for row in rows:
         table.add_row(*(clean(cell) for cell in row))
     out.print(table)
@@ -81,13 +85,21 @@ def progress(show: bool = True) -> Iterator[ProgressCallback]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bars:
+    # Drawn by the caller, not by a thread of its own, which would disturb what is being measured.
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bars:
         tasks: dict[str, Any] = {}
+        drawn = 0.0
 
         def update(what: str, done: int, total: int) -> None:
+            nonlocal drawn
+            now = time.monotonic()
+            if done < total and now - drawn < _REDRAW_S:
+                return
+            drawn = now
             if what not in tasks:
                 tasks[what] = bars.add_task(clean(what), total=total)
             bars.update(tasks[what], completed=done, total=total)
+            bars.refresh()
             if done >= total:
                 bars.remove_task(tasks.pop(what))
 
@@ -97,6 +109,11 @@ def progress(show: bool = True) -> Iterator[ProgressCallback]:
 def percent(fraction: float) -> str:
     """A fraction as percent with one decimal, such as "93.1 %"."""
     return f"{100 * fraction:.1f} %"
+
+
+def points(fraction: float) -> str:
+    """A fraction as percent for tables whose title or header says so, such as "93.1"."""
+    return f"{100 * fraction:.1f}"
 
 
 def milliseconds(value: float) -> str:

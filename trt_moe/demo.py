@@ -11,7 +11,6 @@ import numpy as np
 from trt_moe.bundle import Bundle
 from trt_moe.bundle.manifest import MIXTURE
 from trt_moe.console import ProgressCallback, stdout
-from trt_moe.errors import InputError
 from trt_moe.evaluation import Report, TestSet, evaluate
 from trt_moe.evaluation.tables import print_frontier, print_shares, print_strategies
 from trt_moe.router import Router
@@ -55,12 +54,10 @@ def run_demo(
 
     Raises:
         BundleError: the bundle is damaged or ships no samples.
-        InputError: the picture's folder does not exist.
+        OSError: the picture cannot be written.
     """
     from trt_moe.evaluation.picture import draw
 
-    if not picture.absolute().parent.is_dir():
-        raise InputError(f"{picture.absolute().parent} is not a folder; say where the picture goes with --picture")
     loaded = Bundle.load(bundle)
     images, labels, severities = loaded.samples()
     sets = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trt_moe.bundle import Bundle, ModelEntry
-from trt_moe.console import milliseconds, percent, print_table, stdout
+from trt_moe.console import clean, milliseconds, points, print_table, stdout
 
 _MIB = 1 << 20
 
@@ -22,7 +22,7 @@ def print_bundle(bundle: Bundle) -> None:
     height, width, channels = bundle.input_shape
     out = stdout()
     shown = ", ".join(bundle.class_names[:12]) + (", ..." if len(bundle.class_names) > 12 else "")
-    out.print(f"{bundle.name}  ({bundle.path}, schema {manifest.schema_version})", style="bold")
+    out.print(f"{bundle.name}  ({clean(bundle.path)}, schema {manifest.schema_version})", style="bold")
     out.print(f"input           uint8 {height} x {width} x {channels} (height, width, channels)")
     out.print(f"classes         {len(bundle.class_names)}: {shown}")
     out.print(f"latency weight  {bundle.latency_weight:g}")
@@ -87,18 +87,20 @@ def _print_evaluation(bundle: Bundle) -> None:
         rows.append(
             [
                 severity,
-                percent(row.mixture),
+                points(row.mixture),
                 *(_optional(row.experts, name) for name in experts),
                 *(_optional(row.baselines, name) for name in baselines),
                 *(_optional(row.share, name) for name in experts),
             ]
         )
     columns = ["severity", "mixture", *experts, *baselines, *(f"share {name}" for name in experts)]
-    print_table(f"accuracy on {evaluation.dataset}, {evaluation.images:,} images a severity", columns, rows)
+    print_table(
+        f"accuracy and shares on {evaluation.dataset} in %, {evaluation.images:,} images a severity", columns, rows
+    )
 
 
 def _optional(values: dict[str, float], name: str) -> str:
-    return percent(values[name]) if name in values else "-"
+    return points(values[name]) if name in values else "-"
 
 
 def _print_latency(bundle: Bundle) -> None:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <system_error>
 #include <utility>
 
 #include "core/error.h"
@@ -66,7 +67,7 @@ struct Scheduler::Station {
 };
 
 // The caller's own thread: one latency session a model, used by one caller at a time.
-struct Scheduler::Lane1 {
+struct Scheduler::InlineLane {
   std::mutex mutex;
   std::unique_ptr<Session> gater;
   std::vector<std::unique_ptr<Session>> experts;
@@ -132,7 +133,7 @@ Scheduler::Scheduler(std::shared_ptr<Engine> gater, std::vector<Expert> experts,
                                        std::to_string(options_.max_queue) + "; expected at least 1 each");
   }
 
-  inline_lane_ = std::make_unique<Lane1>();
+  inline_lane_ = std::make_unique<InlineLane>();
   inline_lane_->gater = gater_->open(Lane::kLatency);
   for (const Expert& expert : experts_) inline_lane_->experts.push_back(expert.engine->open(Lane::kLatency));
   inline_lane_->images.resize(experts_.size());
@@ -142,11 +143,19 @@ Scheduler::Scheduler(std::shared_ptr<Engine> gater, std::vector<Expert> experts,
   }
 
   gate_station_ = std::make_unique<Station>(options_.max_queue);
-  start_station(*gate_station_, gater_);
+  fill_station(*gate_station_, gater_);
   for (const Expert& expert : experts_) {
-    start_station(*expert_stations_.emplace_back(std::make_unique<Station>(options_.max_queue)), expert.engine);
+    fill_station(*expert_stations_.emplace_back(std::make_unique<Station>(options_.max_queue)), expert.engine);
   }
-  // Threads start last: from here on nothing throws, so none is ever left running without an owner.
+  try {
+    start_threads();
+  } catch (const std::system_error& error) {
+    close(true);
+    throw Error(ErrorKind::kDevice, std::string("the system refused another thread: ") + error.what());
+  }
+}
+
+void Scheduler::start_threads() {
   for (const auto& worker : gate_station_->workers) {
     worker->thread = std::thread([this, &worker = *worker] {
       while (const std::size_t count =
@@ -170,7 +179,7 @@ Scheduler::Scheduler(std::shared_ptr<Engine> gater, std::vector<Expert> experts,
 
 Scheduler::~Scheduler() { close(true); }
 
-void Scheduler::start_station(Station& station, const std::shared_ptr<Engine>& engine) {
+void Scheduler::fill_station(Station& station, const std::shared_ptr<Engine>& engine) {
   const EngineInfo& info = engine->info();
   station.policy = {info.parallel, options_.max_batch, options_.max_wait};
   for (std::size_t i = 0; i < info.parallel; ++i) {
@@ -185,7 +194,9 @@ void Scheduler::start_station(Station& station, const std::shared_ptr<Engine>& e
 
 void Scheduler::stop_station(Station& station) {
   station.queue.close();
-  for (const auto& worker : station.workers) worker->thread.join();
+  for (const auto& worker : station.workers) {
+    if (worker->thread.joinable()) worker->thread.join();
+  }
 }
 
 Failure Scheduler::bad_logits(const std::string& model) {
@@ -247,7 +258,7 @@ void Scheduler::recycle(SubmittedRequest* request) {
 }
 
 void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, Clock::time_point submitted) {
-  Lane1& lane = *inline_lane_;
+  InlineLane& lane = *inline_lane_;
   const Clock::time_point start = Clock::now();
   std::memcpy(lane.gater->input().data(), image, input_.bytes());
   const std::span<const float> scores = lane.gater->run(1);

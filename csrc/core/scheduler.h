@@ -78,13 +78,14 @@ class Scheduler {
   struct Worker;
   struct Station;
   class Admission;
-  struct Lane1;
+  struct InlineLane;
 
   void run_gater(Worker& worker, std::size_t count);
   void run_expert(std::size_t expert, Worker& worker, std::size_t count);
   void run_inline(const std::uint8_t* image, const OutputRows& rows, Clock::time_point submitted);
   std::size_t drop_cancelled(std::span<Job> batch);
-  void start_station(Station& station, const std::shared_ptr<Engine>& engine);
+  void fill_station(Station& station, const std::shared_ptr<Engine>& engine);
+  void start_threads();
   void stop_station(Station& station);
   static Failure bad_logits(const std::string& model);
 
@@ -102,7 +103,7 @@ class Scheduler {
 
   std::unique_ptr<Station> gate_station_;
   std::vector<std::unique_ptr<Station>> expert_stations_;
-  std::unique_ptr<Lane1> inline_lane_;
+  std::unique_ptr<InlineLane> inline_lane_;
 
   CompletionQueue completed_;
   std::mutex spare_mutex_;

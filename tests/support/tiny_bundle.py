@@ -289,8 +289,6 @@ def _write_samples(tiny: TinyBundle, per_class: int) -> Samples:
                 # The left half tells the class, the right half is as bright as the severity.
                 image = tiny.grey(round((label + 0.5) / tiny.classes * 255))[0]
                 image[:, tiny.shape[1] // 2 :] = round(severity / (SEVERITIES - 1) * 255)
-                Image.fromarray(image.squeeze(-1) if tiny.shape[2] == 1 else image).save(
-                    folder / f"{index}.png"
-                )
+                Image.fromarray(image.squeeze(-1) if tiny.shape[2] == 1 else image).save(folder / f"{index}.png")
                 count += 1
     return Samples(folder="samples", images=count)

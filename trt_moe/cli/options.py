@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from enum import Enum
@@ -175,10 +176,10 @@ def counts(text: str, what: str) -> tuple[int, ...]:
 
 
 def check_writable(*files: Path | None) -> None:
-    """Refuse outputs whose folder is missing, before minutes are spent on what goes there.
+    """Refuse outputs that cannot be written, before minutes are spent on what goes there.
 
     Raises:
-        InputError: no such folder, or the file is one.
+        InputError: no such folder, no right to write there, or the file is a folder.
     """
     for file in files:
         if file is None:
@@ -187,3 +188,5 @@ def check_writable(*files: Path | None) -> None:
             raise InputError(f"{file}: its folder does not exist")
         if file.is_dir():
             raise InputError(f"{file} is a folder; expected a file name")
+        if not os.access(file.absolute().parent, os.W_OK):
+            raise InputError(f"{file}: no right to write into {file.absolute().parent}; choose another place")

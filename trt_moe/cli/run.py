@@ -47,6 +47,7 @@ def demo(
     from trt_moe.console import print_json, progress
     from trt_moe.demo import print_demo, run_demo
 
+    options.check_writable(picture)
     with progress(not as_json) as callback:
         result = run_demo(
             bundle,

@@ -71,13 +71,13 @@ def within_of_dearest(points: Sequence[Point], dearest_accuracy: float, loss: fl
 
 
 def thinned(points: Sequence[Point], most: int = 13) -> list[Point]:
-    """At most so many points, evenly spread over the latencies."""
+    """At most so many points, evenly spread over the latencies; always the first and the last."""
     if len(points) <= most:
         return list(points)
     latencies = np.array([point.mean_ms for point in points])
-    wanted = np.linspace(latencies.min(), latencies.max(), most)
-    chosen = sorted({int(np.abs(latencies - value).argmin()) for value in wanted})
-    return [points[index] for index in chosen]
+    wanted = np.linspace(latencies[0], latencies[-1], most)[1:-1]
+    chosen = {0, len(points) - 1, *(int(np.abs(latencies - value).argmin()) for value in wanted)}
+    return [points[index] for index in sorted(chosen)]
 
 
 def cascade_curve(answers: Answers, cheapest: str, dearest: str, costs: Costs) -> list[tuple[float, float]]:

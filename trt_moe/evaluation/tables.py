@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trt_moe.bundle.manifest import MIXTURE
-from trt_moe.console import milliseconds, percent, print_table, stdout
+from trt_moe.console import milliseconds, percent, points, print_table, stdout
 
 
 def print_report(data: dict[str, Any]) -> None:
@@ -15,7 +15,8 @@ def print_report(data: dict[str, Any]) -> None:
         f"{data['bundle']} on {data['device']}, experts in {data['precision']}, "
         f"latency weight {data['latency_weight']:g}; {data['dataset']}, {data['images']:,} images"
     )
-    print_severities(data)
+    print_shares(data)
+    print_accuracies(data)
     print_strategies(data)
     print_frontier(data)
     _print_remarks(data)
@@ -25,42 +26,37 @@ def print_shares(data: dict[str, Any]) -> None:
     """One row for each severity: shares, accuracy of mixture, cheapest and dearest expert, latency."""
     experts = data["experts"]
     ends = [experts[0], experts[-1]]
-    columns = ["severity", *(f"to {name}" for name in experts), MIXTURE, *ends, "mean ms", "p99 ms"]
+    columns = ["severity", *(f"share {name} %" for name in experts), f"{MIXTURE} right %"]
+    columns += [*(f"{name} right %" for name in ends), "mean ms", "p99 ms"]
     rows = [
         [
             severity,
-            *(percent(row["share"][name]) for name in experts),
-            percent(row["accuracy"]),
-            *(percent(row["experts"][name]) for name in ends),
+            *(points(row["share"][name]) for name in experts),
+            points(row["accuracy"]),
+            *(points(row["experts"][name]) for name in ends),
             milliseconds(row["mean_ms"]),
             milliseconds(row["p99_ms"]),
         ]
         for severity, row in data["severities"].items()
     ]
-    print_table("share of the images, accuracy, and the mixture's latency, by severity", columns, rows)
+    print_table("by severity: where images go, who is right, and the mixture's latency", columns, rows)
 
 
-def print_severities(data: dict[str, Any]) -> None:
-    """One row for each severity, with every strategy."""
+def print_accuracies(data: dict[str, Any]) -> None:
+    """One row for each severity, one column for each strategy."""
     experts, baselines = data["experts"], data["baselines"]
-    columns = ["severity", *(f"to {name}" for name in experts), MIXTURE]
-    columns += [*experts, *baselines, "random", "cascade", "oracle", "mean ms", "p99 ms"]
     rows = [
         [
             severity,
-            *(percent(row["share"][name]) for name in experts),
-            percent(row["accuracy"]),
-            *(percent(row["experts"][name]) for name in experts),
-            *(percent(row["baselines"][name]) for name in baselines),
-            percent(row["random"]),
-            percent(row["cascade"]),
-            percent(row["oracle"]),
-            milliseconds(row["mean_ms"]),
-            milliseconds(row["p99_ms"]),
+            points(row["accuracy"]),
+            *(points(row["experts"][name]) for name in experts),
+            *(points(row["baselines"][name]) for name in baselines),
+            *(points(row[name]) for name in ("random", "cascade", "oracle")),
         ]
         for severity, row in data["severities"].items()
     ]
-    print_table("shares, accuracy and the mixture's latency by severity", columns, rows)
+    columns = ["severity", MIXTURE, *experts, *baselines, "random", "cascade", "oracle"]
+    print_table("accuracy by severity and strategy, in %", columns, rows)
 
 
 def print_strategies(data: dict[str, Any]) -> None:
@@ -78,15 +74,15 @@ def print_strategies(data: dict[str, Any]) -> None:
     rows = [
         [
             labels[name],
-            percent(row["accuracy"]),
+            points(row["accuracy"]),
             milliseconds(row["mean_ms"]),
             milliseconds(row["p50_ms"]) if "p50_ms" in row else "-",
             milliseconds(row["p99_ms"]) if "p99_ms" in row else "-",
-            percent(row["mean_ms"] / dearest_ms),
+            points(row["mean_ms"] / dearest_ms),
         ]
         for name, row in overall.items()
     ]
-    columns = ["strategy", "accuracy", "mean ms", "p50 ms", "p99 ms", "of dearest"]
+    columns = ["strategy", "accuracy %", "mean ms", "p50 ms", "p99 ms", "% of dearest"]
     print_table("strategies over all severities", columns, rows)
 
 
@@ -97,14 +93,15 @@ def print_frontier(data: dict[str, Any]) -> None:
     rows = [
         [
             f"{point['latency_weight']:.3g}",
-            percent(point["accuracy"]),
+            points(point["accuracy"]),
             milliseconds(point["mean_ms"]),
-            percent(point["mean_ms"] / dearest_ms),
-            *(percent(point["share"][name]) for name in experts),
+            points(point["mean_ms"] / dearest_ms),
+            *(points(point["share"][name]) for name in experts),
         ]
         for point in data["frontier"]
     ]
-    columns = ["latency weight", "accuracy", "mean ms", "of dearest", *(f"to {name}" for name in experts)]
+    columns = ["latency weight", "accuracy %", "mean ms", "% of dearest"]
+    columns += [f"share {name} %" for name in experts]
     print_table("frontier (router.latency_weight swept; latency from the measured parts)", columns, rows)
 
 

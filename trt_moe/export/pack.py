@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,6 @@ from trt_moe.bundle import (
     Bundle,
     Golden,
     InputSpec,
-    Latency,
     LatencyTable,
     Manifest,
     ModelEntry,
@@ -28,12 +26,12 @@ from trt_moe.bundle import (
 )
 from trt_moe.bundle.manifest import ModelName, describe_errors
 from trt_moe.console import ProgressCallback
-from trt_moe.errors import EngineBuildError, InputError, MissingDependencyError, ModelOutputError
+from trt_moe.errors import InputError, MissingDependencyError
 
 try:
     import onnx
-    import onnxruntime
 
+    from trt_moe.export.trial import check_runs, noise_images, run_onnx, time_models
     from trt_moe.export.wrap import Preprocessing, Wrapped, read_model, wrap
 except ImportError as error:
     raise MissingDependencyError(
@@ -42,10 +40,6 @@ except ImportError as error:
 
 TOLERANCE = {"fp32": 5e-3, "fp16": 5e-2, "bf16": 2e-1}
 """Golden tolerances written to the bundle, by precision."""
-
-BATCH_TOLERANCE = 1e-3
-_SAMPLE_GOLDEN_SEED = 0
-_ROUNDS = 20
 
 
 @dataclass(frozen=True)
@@ -272,7 +266,7 @@ class _Draft:
             raise InputError(f"{place}: gives {wrapped.outputs} logits, there are {expected} {what}; they must agree")
         file = self.work / f"{source.name}.onnx"
         _save(wrapped.model, file, place)
-        _check_runs(file, self.shape, place)
+        check_runs(file, self.shape, place)
         self.notes[source.name] = wrapped.notes
         self.entries[source.name] = _entry(source, wrapped, model.producer_name, file)
 
@@ -282,69 +276,7 @@ class _Draft:
             images, _, _ = bundle.samples()
             chosen = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
             return np.ascontiguousarray(images[chosen])
-        return _noise(count, self.shape)
-
-
-def time_models(
-    bundle: Bundle, precision: str, iterations: int, threads: int | None, progress: ProgressCallback
-) -> tuple[LatencyTable, dict[str, float]]:
-    """Time every model of a bundle for single images, in turns so that a busy moment falls on all.
-
-    Returns:
-        The table for the manifest, and the mean of each model in milliseconds.
-    """
-    from trt_moe.model import Model
-
-    entries = [*bundle.models(), *bundle.baselines]
-    models = {entry.name: Model.load(bundle, entry.name, precision=precision, threads=threads) for entry in entries}
-    image = _noise(1, bundle.input_shape)[0]
-    per_round = max(1, iterations // _ROUNDS)
-    rows: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
-    for done in range(_ROUNDS):
-        for name, model in models.items():
-            rows[name].append(model.time(image, iterations=per_round, warmup=5 if done == 0 else 1))
-        progress(f"timing models in {precision}", done + 1, _ROUNDS)
-    times = {name: np.concatenate(row) for name, row in rows.items()}
-    expert = models[bundle.experts[-1].name]
-    table = LatencyTable(
-        device=expert.device,
-        backend="openvino",
-        precision=expert.precision,
-        threads=threads or _usable_cpus(),
-        models={name: _latency(values) for name, values in times.items()},
-    )
-    return table, {name: float(values.mean()) for name, values in times.items()}
-
-
-def run_onnx(file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Logits float32 [N, K] of a model of a bundle by ONNX Runtime on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    logits: NDArray[np.float32] = session.run(["logits"], {"images": images})[0]
-    return logits
-
-
-def _check_runs(file: Path, shape: tuple[int, int, int], what: str) -> None:
-    images = _noise(3, shape)
-    try:
-        alone = np.concatenate([run_onnx(file, image[None]) for image in images])
-    except Exception as error:
-        reason = str(error).splitlines()[0][:300]
-        raise InputError(f"{what}: does not run on uint8 {shape} images ({reason})") from error
-    if not np.isfinite(alone).all():
-        raise ModelOutputError(f"{what}: gives logits that are not finite; check its weights and preprocessing")
-    try:
-        together = run_onnx(file, images)
-        scale = max(1.0, float(np.abs(alone).max()))
-        agrees = together.shape == alone.shape and float(np.abs(together - alone).max()) / scale < BATCH_TOLERANCE
-    except Exception:
-        agrees = False
-    if not agrees:
-        raise EngineBuildError(
-            f"{what}: works for single images only; export it again with a dynamic batch dimension "
-            "(torch.onnx.export(..., dynamic_shapes={...: {0: Dim('N')}}))"
-        )
+        return noise_images(count, self.shape)
 
 
 def _save(model: onnx.ModelProto, file: Path, what: str) -> None:
@@ -391,30 +323,6 @@ def _check_names(gater: Source, experts: Sequence[Source], baselines: Sequence[S
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise InputError(f"model names must differ; {', '.join(repeated)} appears more than once")
-
-
-def _latency(values: NDArray[np.float64]) -> Latency:
-    p50, p90, p99 = np.percentile(values, [50, 90, 99])
-    return Latency(
-        mean_ms=round(float(values.mean()), 4),
-        p50_ms=round(float(p50), 4),
-        p90_ms=round(float(p90), 4),
-        p99_ms=round(float(p99), 4),
-    )
-
-
-def _usable_cpus() -> int:
-    from trt_moe import _core
-
-    return int(_core.usable_cpus())
-
-
-def _noise(count: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    # Brightness differs from image to image, so that not all go to one expert.
-    rng = np.random.default_rng(_SAMPLE_GOLDEN_SEED)
-    level = np.linspace(0.2, 1.0, count)[:, None, None, None]
-    noise: NDArray[Any] = rng.integers(0, 256, (count, *shape)) * level
-    return noise.astype(np.uint8)
 
 
 def _replace(work: Path, target: Path) -> None:

@@ -62,6 +62,7 @@ class ExpertConfig(Section):
     warmup: float = Field(default=0.15, ge=0, lt=1)
     clip: float = Field(default=5.0, gt=0)
     seed: int = Field(default=0, ge=0)
+    start_from: Name | None = Field(default=None, description="a teacher of this architecture, whose weights to go on from")
     teacher: Name | None = None
     distill_weight: float = Field(default=0.5, ge=0, le=1)
     temperature: float = Field(default=2.0, gt=0)
@@ -129,10 +130,9 @@ class TrainConfig(Section):
             raise ValueError(f"names must be unique among teachers, experts and baselines; twice: {twice}")
         teachers = {t.name for t in self.teachers}
         for entry in self.classifiers():
-            if entry.teacher is not None and (entry.teacher not in teachers or entry.name in teachers):
-                raise ValueError(
-                    f"{entry.name} names teacher {entry.teacher!r}; teachers are {sorted(teachers)}"
-                )
+            for named in (entry.teacher, entry.start_from):
+                if named is not None and (named not in teachers or entry.name in teachers):
+                    raise ValueError(f"{entry.name} names teacher {named!r}; teachers are {sorted(teachers)}")
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} channels, std {len(self.std)}")
         return self
@@ -156,6 +156,8 @@ class TrainConfig(Section):
         }
         if expert.teacher is not None:
             parts["teacher"] = self.expert_hash(self.classifier(expert.teacher))
+        if expert.start_from is not None:
+            parts["start_from"] = self.expert_hash(self.classifier(expert.start_from))
         return digest(parts)
 
     def gater_hash(self) -> str:

@@ -92,9 +92,26 @@ def train_experts(
             log(f"{expert.name}: already trained, {file}")
         else:
             teacher = models[expert.teacher] if expert.teacher is not None else None
+            if expert.start_from is not None:
+                start_from(model, models[expert.start_from], expert)
             train_expert(config, expert, model, parts, folder, teacher, progress, log)
         models[expert.name] = model.eval()
     return models
+
+
+def start_from(model: ImageModel, source: ImageModel, expert: ExpertConfig) -> None:
+    """Copy the weights of `source`, which may see another image size.
+
+    Raises:
+        InputError: the two are not of one architecture.
+    """
+    try:
+        model.network.load_state_dict(source.network.state_dict())
+    except RuntimeError as error:
+        raise InputError(
+            f"{expert.name} starts from {expert.start_from}, but their networks differ; give both the same model "
+            "and options"
+        ) from error
 
 
 def train_expert(

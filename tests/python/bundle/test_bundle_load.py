@@ -102,9 +102,7 @@ def test_not_onnx_at_all(tiny, content):
 
 def test_weights_in_other_files_are_refused(tiny):
     model = onnx.load(tiny.path / "gater.onnx")
-    onnx.save(
-        model, tiny.path / "gater.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
-    )
+    onnx.save(model, tiny.path / "gater.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
     rehash(tiny.path, "gater")
     assert "weights in other files" in refused(tiny.path)
 
@@ -209,6 +207,12 @@ def test_fifo_does_not_block(tiny):
     assert "not a regular file" in refused(tiny.path)
 
 
+def test_huge_onnx_is_refused_before_it_is_read(tiny):
+    with (tiny.path / "gater.onnx").open("r+b") as stream:
+        stream.truncate((2 << 30) + 1)  # sparse: takes no disk
+    assert "at most 2,147,483,648" in refused(tiny.path)
+
+
 def rehash_golden(path: Path) -> None:
     edit_manifest(path, lambda data: data["golden"].update(sha256=sha256_file(path / "golden.npz")))
 
@@ -218,9 +222,7 @@ def test_huge_declared_npz_array(tiny):
     import zipfile
 
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": "|u1", "fortran_order": False, "shape": (10**13, 8, 8, 3)}
-    )
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**13, 8, 8, 3)})
     with zipfile.ZipFile(tiny.path / "golden.npz", "w") as archive:
         archive.writestr("images.npy", header.getvalue())
         for name in ("gater", "expert-0", "expert-1", "expert-2"):

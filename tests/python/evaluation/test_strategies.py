@@ -62,7 +62,14 @@ def test_switch_weights_with_equal_costs():
 
 @pytest.mark.parametrize(
     ("budget", "expected"),
-    [(0.5, [1, 0, 0]), (1.0, [1, 0, 0]), (1.5, [0.5, 0.5, 0]), (2.0, [0, 1, 0]), (6.0, [0, 0.5, 0.5]), (99.0, [0, 0, 1])],
+    [
+        (0.5, [1, 0, 0]),
+        (1.0, [1, 0, 0]),
+        (1.5, [0.5, 0.5, 0]),
+        (2.0, [0, 1, 0]),
+        (6.0, [0, 0.5, 0.5]),
+        (99.0, [0, 0, 1]),
+    ],
 )
 def test_best_blend_is_the_upper_hull(budget, expected):
     blend = best_blend(np.array([1.0, 2.0, 10.0]), np.array([0.5, 0.8, 0.9]), budget)

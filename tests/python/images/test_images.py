@@ -95,9 +95,7 @@ def bad_files(folder):
     (folder / "cut.png").write_bytes(good.read_bytes()[:60])
     Image.fromarray(np.zeros((8, 8), np.float32)).save(folder / "float.tif")
     (folder / "folder.png").mkdir()
-    return good, [
-        folder / n for n in ("missing.png", "empty.png", "text.jpg", "cut.png", "float.tif", "folder.png")
-    ]
+    return good, [folder / n for n in ("missing.png", "empty.png", "text.jpg", "cut.png", "float.tif", "folder.png")]
 
 
 def test_unreadable_images_are_named_and_the_others_answered(tmp_path, bundle):
@@ -143,6 +141,7 @@ def test_decompression_bomb_is_not_decoded(tmp_path, monkeypatch):
         decode_image(tmp_path / "a.png", RGB)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of damaged EXIF data
 def test_every_cut_of_a_file_is_an_error_or_an_image(tmp_path):
     for name, options in (
         ("a.jpg", {}),

@@ -2,8 +2,8 @@ import json
 
 import numpy as np
 import pytest
-from support.tiny_bundle import write_tiny_bundle
 
+from support.tiny_bundle import write_tiny_bundle
 from trt_moe.bundle import Bundle
 from trt_moe.errors import RouterClosedError
 from trt_moe.profiling import profile

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import trt_moe
+import trt_moe.model
 from tests.support.tiny_bundle import TinyBundle, write_tiny_bundle
 
 

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trt_moe
+import trt_moe.bundle
+import trt_moe.router
 from tests.support.tiny_bundle import TinyBundle, edit_manifest, write_tiny_bundle
 
 

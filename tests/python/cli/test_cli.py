@@ -1,0 +1,295 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from support.tiny_bundle import write_tiny_bundle
+from trt_moe import __version__
+from trt_moe.cli import app, options
+from trt_moe.errors import InputError
+
+VERBS = ("demo", "predict", "eval", "profile", "inspect", "doctor", "train", "export", "pack")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_tiny_bundle(tmp_path_factory.mktemp("b") / "tiny", experts=2, classes=3, channels=3)
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    assert "Traceback" not in result.output
+    return result
+
+
+def test_help_and_version():
+    text = run("--help").stdout
+    for verb in VERBS:
+        assert verb in text
+        assert "--json" in run(verb, "--help").stdout
+    assert run("--version").stdout.strip() == f"trt-moe {__version__}"
+
+
+def test_help_is_quick_and_needs_no_heavy_package():
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'onnxruntime', 'timm', 'tensorrt', 'matplotlib'): sys.modules[name] = None\n"
+        "from trt_moe.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert 'openvino' not in sys.modules\n"
+    )
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    assert time.perf_counter() - begin < 10  # 0.6 s on an idle machine
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["predict"],
+        ["inspect"],
+        ["inspect", "no-such-bundle"],
+        ["inspect", "/no/such/folder"],
+        ["demo", "--precision", "int3"],
+        ["demo", "--latency-weight", "-1"],
+        ["profile", "x", "--clients", "0"],
+        ["eval", "/no/such/data"],
+        ["train", "/no/such.yaml"],
+        ["pack", "out"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments):
+    assert run(*arguments, code=2).stderr
+
+
+def test_errors_are_one_message(tiny):
+    result = run("inspect", tiny.path.parent, code=2)
+    assert result.stdout == ""
+    assert result.stderr.startswith("trt-moe: error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_control_characters_of_file_names_are_not_printed(tiny, tmp_path):
+    result = run("predict", tmp_path / "\x1b[31mred.png", "-b", tiny.path, code=1)
+    assert "\x1b" not in result.output
+
+
+def test_inspect(tiny):
+    text = run("inspect", tiny.path).stdout
+    for word in (
+        "gater",
+        "expert-1",
+        "robust-light",
+        "relative cost",
+        "linear in the mean brightness",
+        "made by script",
+    ):
+        assert word in text
+    data = json.loads(run("inspect", tiny.path, "--json").stdout)
+    assert data["name"] == "tiny"
+    assert data["bytes"]["gater"] == (tiny.path / "gater.onnx").stat().st_size
+
+
+def test_doctor():
+    text = run("doctor").stdout
+    assert "openvino" in text
+    assert "backends built" in text
+    data = json.loads(run("doctor", "--json").stdout)
+    assert data["ok"] is True
+    assert data["cpu"]["usable"] >= 1
+    assert "openvino" in data["trt_moe"]["backends"]
+
+
+def test_predict(tiny, tmp_path):
+    Image.fromarray(tiny.grey(250)[0]).save(tmp_path / "bright [1].png")
+    Image.fromarray(np.full((50, 20), 5, np.uint8)).save(tmp_path / "dark.png")
+    text = run("predict", tmp_path, "-b", tiny.path, "--top", 2).stdout
+    assert "bright [1].png" in text
+    assert "class-2" in text
+    data = json.loads(run("predict", tmp_path, "-b", tiny.path, "--json").stdout)
+    assert [row["label"] for row in data["predictions"]] == ["class-2", "class-0"]
+    assert [row["expert"] for row in data["predictions"]] == ["expert-1", "expert-0"]
+    assert all(row["ms"] > 0 for row in data["predictions"])
+    routed = json.loads(run("predict", tmp_path, "-b", tiny.path, "-w", 1000, "--json").stdout)
+    assert {row["expert"] for row in routed["predictions"]} == {"expert-0"}
+
+
+def test_predict_answers_the_readable_and_names_the_others(tiny, tmp_path):
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.fromarray(tiny.grey(250)[0]).save(good)
+    bad.write_text("no image")
+    result = run("predict", bad, good, tmp_path / "gone.png", "-b", tiny.path, code=1)
+    assert "class-2" in result.stdout
+    assert str(bad) in result.stderr
+    assert "gone.png: no such file" in result.stderr
+    assert "2 of 3 images could not be read" in result.stderr
+    result = run("predict", bad, good, "-b", tiny.path, "--json", code=1)
+    data = json.loads(result.stdout)
+    assert [row["path"] for row in data["predictions"]] == [str(good)]
+    assert [row["path"] for row in data["failures"]] == [str(bad)]
+
+
+def test_demo(tiny, tmp_path):
+    picture = tmp_path / "p.png"
+    text = run("demo", tiny.path, "--picture", picture).stdout
+    assert "severity" in text
+    assert "latency weight" in text
+    assert picture.is_file()
+    data = json.loads(run("demo", tiny.path, "--picture", picture, "--json").stdout)
+    assert data["images"] == 18
+
+
+def test_demo_picture_that_cannot_be_written(tiny, tmp_path, monkeypatch):
+    assert "its folder does not exist" in run("demo", tiny.path, "--picture", "/no/such/p.png", code=2).stderr
+    assert "is a folder" in run("demo", tiny.path, "--picture", tmp_path, code=2).stderr
+    monkeypatch.setattr("os.access", lambda *arguments: False)
+    assert "no right to write" in run("demo", tiny.path, "--picture", tmp_path / "p.png", code=2).stderr
+
+
+def test_eval(tiny, tmp_path):
+    arguments = ("eval", tiny.path / "samples", "-b", tiny.path, "--latency-images", 2)
+    output, picture = tmp_path / "e.json", tmp_path / "e.png"
+    text = run(*arguments, "--confusion", "--output", output, "--picture", picture).stdout
+    for word in ("cascade", "oracle", "frontier", "confusion", "class-2"):
+        assert word in text
+    assert json.loads(output.read_text())["images"] == 18
+    assert picture.is_file()
+    data = json.loads(run(*arguments, "--json", "--severities", "0,4-5").stdout)
+    assert list(data["severities"]) == ["0", "4", "5"]
+
+
+def test_eval_refuses_before_it_works(tiny):
+    arguments = ("eval", tiny.path / "samples", "-b", tiny.path)
+    assert "its folder does not exist" in run(*arguments, "--output", "/no/such/e.json", code=2).stderr
+    assert "expected numbers 0 to 5" in run(*arguments, "--severities", "6", code=2).stderr
+
+
+def test_profile(tiny, tmp_path):
+    output = tmp_path / "p.json"
+    arguments = ("profile", tiny.path, "-n", 20, "--clients", "1,2", "--seconds", 0.1)
+    text = run(*arguments, "--output", output).stdout
+    assert "p99.9 ms" in text
+    assert "clients" in text
+    assert json.loads(output.read_text())["iterations"] == 20
+    data = json.loads(run(*arguments[:4], "--clients", "none", "--json").stdout)
+    assert data["clients"] == []
+
+
+def test_training_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trt_moe.training.pipeline", None)
+    monkeypatch.setitem(sys.modules, "trt_moe.training.config", None)
+    assert "pip install 'trt-moe[train]'" in run("train", tmp_path / "c.yaml", code=1).stderr
+
+
+def test_export_of_an_unfinished_run(tmp_path):
+    pytest.importorskip("torch")
+    config = tmp_path / "c.yaml"
+    severities = "severities: [1, 1, 1, 1, 1, 1]"
+    config.write_text(
+        "name: demo\nmean: [0.5]\nstd: [0.5]\nexperts:\n"
+        f"  - {{name: small, model: squeezenet1_1, image_size: 64, {severities}}}\n"
+        f"  - {{name: large, model: squeezenet1_1, image_size: 64, {severities}}}\n"
+    )
+    message = run("export", config, "--data", tmp_path, "--checkpoints", tmp_path, code=2).stderr
+    assert "has no checkpoint of small, large" in message
+    from safetensors.numpy import save_file
+
+    (tmp_path / "demo").mkdir()
+    gaters = [f"gater-{method}-{seed}" for method in ("benefit", "gumbel") for seed in range(3)]
+    for name in ("small", "large", *gaters):
+        save_file({}, tmp_path / "demo" / f"{name}.safetensors", {"config": "of another day"})
+    message = run("export", config, "--data", tmp_path, "--checkpoints", tmp_path, code=2).stderr
+    assert "small, large were trained with other settings" in message
+    (tmp_path / "demo" / "small.safetensors").write_bytes(b"junk")
+    message = run("export", config, "--data", tmp_path, "--checkpoints", tmp_path, code=2).stderr
+    assert "small.safetensors is damaged" in message
+
+
+def interrupt(arguments, folder, after, **environment):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trt_moe", *map(str, arguments)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    time.sleep(after)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def test_ctrl_c_ends_quietly_and_leaves_nothing(tiny, tmp_path):
+    arguments = ["profile", tiny.path, "--seconds", 600, "--output", "out.json"]
+    code, out, err = interrupt(arguments, tmp_path, after=6)
+    assert code == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_closed_pipe_is_quiet(tiny):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trt_moe", "inspect", str(tiny.path), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.wait(timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0-5", (0, 1, 2, 3, 4, 5)), ("3", (3,)), ("5, 0", (0, 5)), ("1-2,2-3", (1, 2, 3))],
+)
+def test_severities(text, expected):
+    assert options.severities(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "6", "-1", "2-", "a", "5-3", "0..3"])
+def test_wrong_severities(text):
+    with pytest.raises(InputError):
+        options.severities(text)
+
+
+def test_other_parsers(tmp_path):
+    assert options.numbers("1/255", "x") == (1 / 255,)
+    assert options.numbers("0.5,1", "x") == (0.5, 1.0)
+    assert options.sizes("224x224x3", "x", 3) == (224, 224, 3)
+    assert options.latency_images("ALL") is None
+    assert options.latency_images("5") == 5
+    assert options.named_file("a=b.onnx") == ("a", tmp_path.__class__("b.onnx"))
+    assert options.named_file("dir/My Net.onnx")[0] == "my-net"
+    assert options.class_names("a, b") == ["a", "b"]
+    names = tmp_path / "names.txt"
+    names.write_text("first\n\nsecond\n")
+    assert options.class_names(str(names)) == ["first", "second"]
+    assert options.overrides(["a.b.mean=0,1"], ["a.b"]) == {"a.b": {"mean": "0,1"}}
+    assert options.counts("none", "x") == ()
+    for call in (
+        lambda: options.numbers("a", "x"),
+        lambda: options.numbers("1/0", "x"),
+        lambda: options.sizes("2x2", "x", 3),
+        lambda: options.sizes("0x2x3", "x", 3),
+        lambda: options.latency_images("0"),
+        lambda: options.named_file("=x"),
+        lambda: options.class_names("missing.txt"),
+        lambda: options.overrides(["nothing"], ["a"]),
+        lambda: options.overrides(["b.mean=1"], ["a"]),
+        lambda: options.counts("0", "x"),
+    ):
+        with pytest.raises(InputError):
+            call()

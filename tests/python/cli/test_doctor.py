@@ -1,0 +1,92 @@
+import pytest
+
+from trt_moe import doctor, hardware
+
+
+@pytest.mark.parametrize(
+    ("files", "text", "expected"),
+    [
+        ({}, "0::/a/b\n", None),
+        ({"a/b/cpu.max": "150000 100000\n"}, "0::/a/b\n", 1.5),
+        ({"a/b/cpu.max": "max 100000\n", "a/cpu.max": "200000 100000"}, "0::/a/b\n", 2.0),
+        ({"cpu.max": "50000 100000"}, "0::/a/b\n", 0.5),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/x\n", 3.0),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/x\n", None),
+        ({"a/cpu.max": "garbage"}, "0::/a\nnonsense\n", None),
+    ],
+)
+def test_cpu_quota(tmp_path, files, text, expected):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert hardware.cpu_quota(text, tmp_path) == expected
+
+
+def test_devices_of_nvidia_smi(monkeypatch):
+    monkeypatch.setattr(hardware, "_run", lambda *command: "NVIDIA X, 81559, 9.0, 580.10\nNVIDIA Y, [N/A], 8.7, 580.10")
+    monkeypatch.setattr(hardware, "_driver_version", lambda: None)
+    report = hardware.gpu_report()
+    assert report["driver"] == "580.10"
+    assert report["source"] == "nvidia-smi"
+    assert report["devices"][0] == {
+        "name": "NVIDIA X", "memory_mib": 81559, "compute_capability": "9.0", "driver": "580.10",
+    }  # fmt: skip
+    assert report["devices"][1]["memory_mib"] == 0
+
+
+def no_gpu(monkeypatch, pci, driver):
+    monkeypatch.setattr(hardware, "_from_nvidia_smi", list)
+    monkeypatch.setattr(hardware, "_from_nvml", list)
+    monkeypatch.setattr(hardware, "_pci_devices", lambda: pci)
+    monkeypatch.setattr(hardware, "_driver_version", lambda: driver)
+
+
+def test_a_gpu_without_driver_is_explained(monkeypatch):
+    no_gpu(monkeypatch, ["0000:01:00.0"], None)
+    assert "driver is not loaded" in hardware.gpu_report()["why_none"]
+    missing = doctor.diagnose()["missing"]
+    assert any(item["command"] == "sudo apt install nvidia-driver" for item in missing)
+
+
+def test_a_driver_without_devices_is_explained(monkeypatch):
+    no_gpu(monkeypatch, [], "580.10")
+    assert "--gpus all" in hardware.gpu_report()["why_none"]
+
+
+def test_jetson(monkeypatch):
+    text = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic"
+    monkeypatch.setattr(hardware, "_read", lambda path: text)
+    monkeypatch.setattr(hardware, "_run", lambda *command: "6.2+b77")
+    assert hardware.jetson_report() == {"release": "Jetson Linux 36.4.3", "jetpack": "JetPack 6.2+b77"}
+    monkeypatch.setattr(hardware, "_read", lambda path: None)
+    assert hardware.jetson_report() == {"release": None, "jetpack": None}
+
+
+def test_missing_packages_come_with_their_command(monkeypatch):
+    versions = {"openvino": "1.0"}
+    monkeypatch.setattr(doctor, "_version", lambda name: versions.get(name))
+    monkeypatch.setattr(doctor, "_pinned_openvino", lambda: "2026.4.1")
+    report = doctor.diagnose()
+    commands = [item["command"] for item in report["missing"]]
+    assert "pip install 'openvino==2026.4.1'" in commands
+    assert "pip install 'trt-moe[train]'" in commands
+    doctor.print_report(report)
+
+
+def test_a_gpu_without_tensorrt(monkeypatch):
+    device = {"name": "NVIDIA X", "memory_mib": 1, "compute_capability": "8.9", "driver": "1"}
+    monkeypatch.setattr(hardware, "_from_nvidia_smi", lambda: [device])
+    monkeypatch.setattr(doctor, "library", lambda name: None)
+    monkeypatch.setattr(doctor, "TENSORRT", ())
+    commands = [item["command"] for item in doctor.diagnose()["missing"]]
+    assert "pip install tensorrt-rtx" in commands
+
+
+def test_a_core_that_does_not_load_is_reported(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "_core_report", lambda: {"backends": [], "error": "libopenvino.so not found"})
+    report = doctor.diagnose()
+    assert report["ok"] is False
+    doctor.print_report(report)
+    out = capsys.readouterr().out
+    assert "libopenvino.so not found" in out
+    assert "cannot be routed" in out

@@ -1,0 +1,113 @@
+"""Measurements and trial runs of models that are being packed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from trt_moe.bundle import Bundle, Latency, LatencyTable
+from trt_moe.console import ProgressCallback
+from trt_moe.errors import EngineBuildError, InputError, ModelOutputError
+
+BATCH_TOLERANCE = 1e-3
+"""Largest accepted relative difference between the logits of an image alone and in a batch."""
+
+_ROUNDS = 20
+_SEED = 0
+
+
+def time_models(
+    bundle: Bundle, precision: str, iterations: int, threads: int | None, progress: ProgressCallback
+) -> tuple[LatencyTable, dict[str, float]]:
+    """Time every model of a bundle for single images, in turns so that a busy moment falls on all.
+
+    Returns:
+        The table for the manifest, and the mean of each model in milliseconds.
+    """
+    from trt_moe.model import Model
+
+    entries = [*bundle.models(), *bundle.baselines]
+    models = {entry.name: Model.load(bundle, entry.name, precision=precision, threads=threads) for entry in entries}
+    image = noise_images(1, bundle.input_shape)[0]
+    per_round = max(1, iterations // _ROUNDS)
+    rows: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
+    for done in range(_ROUNDS):
+        for name, model in models.items():
+            rows[name].append(model.time(image, iterations=per_round, warmup=5 if done == 0 else 1))
+        progress(f"timing models in {precision}", done + 1, _ROUNDS)
+    times = {name: np.concatenate(row) for name, row in rows.items()}
+    expert = models[bundle.experts[-1].name]
+    table = LatencyTable(
+        device=expert.device,
+        backend="openvino",
+        precision=expert.precision,
+        threads=threads or _usable_cpus(),
+        models={name: _latency(values) for name, values in times.items()},
+    )
+    return table, {name: float(values.mean()) for name, values in times.items()}
+
+
+def run_onnx(file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Logits float32 [N, K] of a model of a bundle by ONNX Runtime on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    logits: NDArray[np.float32] = session.run(["logits"], {"images": images})[0]
+    return logits
+
+
+def check_runs(file: Path, shape: tuple[int, int, int], what: str) -> None:
+    """Run a wrapped model on single images and on a batch; `what` starts the messages.
+
+    Raises:
+        InputError: it does not run.
+        EngineBuildError: a batch gives other logits than its images alone, or fails.
+        ModelOutputError: the logits are not finite.
+    """
+    images = noise_images(3, shape)
+    try:
+        alone = np.concatenate([run_onnx(file, image[None]) for image in images])
+    except Exception as error:
+        reason = str(error).splitlines()[0][:300]
+        raise InputError(f"{what}: does not run on uint8 {shape} images ({reason})") from error
+    if not np.isfinite(alone).all():
+        raise ModelOutputError(f"{what}: gives logits that are not finite; check its weights and preprocessing")
+    try:
+        together = run_onnx(file, images)
+        scale = max(1.0, float(np.abs(alone).max()))
+        agrees = together.shape == alone.shape and float(np.abs(together - alone).max()) / scale < BATCH_TOLERANCE
+    except Exception:
+        agrees = False
+    if not agrees:
+        raise EngineBuildError(
+            f"{what}: works for single images only; export it again with a dynamic batch dimension "
+            "(torch.onnx.export(..., dynamic_shapes={...: {0: Dim('N')}}))"
+        )
+
+
+def _latency(values: NDArray[np.float64]) -> Latency:
+    p50, p90, p99 = np.percentile(values, [50, 90, 99])
+    return Latency(
+        mean_ms=round(float(values.mean()), 4),
+        p50_ms=round(float(p50), 4),
+        p90_ms=round(float(p90), 4),
+        p99_ms=round(float(p99), 4),
+    )
+
+
+def _usable_cpus() -> int:
+    from trt_moe import _core
+
+    return int(_core.usable_cpus())
+
+
+def noise_images(count: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Reproducible uint8 [count, H, W, C] noise."""
+    # Brightness differs from image to image, so that not all go to one expert.
+    rng = np.random.default_rng(_SEED)
+    level = np.linspace(0.2, 1.0, count)[:, None, None, None]
+    noise: NDArray[np.float64] = rng.integers(0, 256, (count, *shape)) * level
+    return noise.astype(np.uint8)
