@@ -105,9 +105,7 @@ def _checked(
     count = len(images)
     levels = np.asarray(severity)
     if levels.dtype.kind not in "iu" or levels.shape not in ((), (count,)):
-        raise InputError(
-            f"severity must be an integer or integers [{count}], got {levels.dtype} {levels.shape}"
-        )
+        raise InputError(f"severity must be an integer or integers [{count}], got {levels.dtype} {levels.shape}")
     if levels.size and (levels.min() < 0 or levels.max() >= len(blur_sigma)):
         raise InputError(f"severity must lie in 0..{len(blur_sigma) - 1}, got {levels.min()}..{levels.max()}")
     ids = np.arange(count) if indices is None else np.asarray(indices)

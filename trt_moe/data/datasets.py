@@ -106,9 +106,7 @@ def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
         raise DataError(f"{path} cannot be read ({error}); fetch the file again") from error
     header = 4 + 4 * rank
     if len(raw) < header or raw[:4] != bytes([0, 0, 8, rank]):
-        raise DataError(
-            f"{path} is not an idx file of bytes with {rank} dimensions (starts with {raw[:4].hex()})"
-        )
+        raise DataError(f"{path} is not an idx file of bytes with {rank} dimensions (starts with {raw[:4].hex()})")
     shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank))
     expected = int(np.prod(shape, dtype=object))
     if len(raw) - header != expected:

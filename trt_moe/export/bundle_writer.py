@@ -211,9 +211,7 @@ def _evaluate(
         rows[str(severity)] = SeverityEvaluation(
             mixture=round(float(table.accuracy[0]), 6),
             experts={e.name: round(float(right[:, k].mean()), 6) for k, e in enumerate(experts)},
-            baselines={
-                b.name: round(float(_right(work, b.name, images, labels).mean()), 6) for b in source.baselines
-            },
+            baselines={b.name: round(float(_right(work, b.name, images, labels).mean()), 6) for b in source.baselines},
             share={e.name: round(float(table.share[0, k]), 6) for k, e in enumerate(experts)},
         )
         log(f"test {table.lines([e.name for e in experts])[0]}")
@@ -271,9 +269,7 @@ def _write_samples(source: BundleSource, work: Path) -> Samples:
 def _choose(test: Dataset, count: int) -> NDArray[np.int64]:
     """Indices of test images: the first of every class in turn, so that classes are balanced."""
     if len(test) < count:
-        raise DataError(
-            f"{test.name} has {len(test)} test images, the bundle ships {count}; lower sample_images"
-        )
+        raise DataError(f"{test.name} has {len(test)} test images, the bundle ships {count}; lower sample_images")
     by_class = [np.flatnonzero(test.labels == label) for label in range(len(test.class_names))]
     turns = max(len(indices) for indices in by_class)
     dealt = [int(indices[turn]) for turn in range(turns) for indices in by_class if turn < len(indices)]

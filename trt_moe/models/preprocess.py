@@ -37,17 +37,13 @@ class ImageModel(nn.Module):
         """
         super().__init__()
         if len(mean) != len(std) or not mean or min(std) <= 0:
-            raise InputError(
-                f"mean and std need one value per channel, std > 0; got {list(mean)} and {list(std)}"
-            )
+            raise InputError(f"mean and std need one value per channel, std > 0; got {list(mean)} and {list(std)}")
         self.network = network
         self.graph_size = graph_size
         self.resize = input_size != graph_size
         shape = (1, len(mean), 1, 1)
         self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in std]).reshape(shape))
-        self.register_buffer(
-            "bias", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).reshape(shape)
-        )
+        self.register_buffer("bias", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).reshape(shape))
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Turn uint8 [N, H, W, C] into float32 [N, C, *graph_size], as the network sees it."""

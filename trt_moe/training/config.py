@@ -14,9 +14,7 @@ from trt_moe.data.corruptions import BLUR_SIGMA, NOISE_SIGMA, REFERENCE_SIDE, SE
 from trt_moe.errors import InputError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-Weights = Annotated[
-    tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=SEVERITIES, max_length=SEVERITIES)
-]
+Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=SEVERITIES, max_length=SEVERITIES)]
 Method = Literal["benefit", "gumbel"]
 
 RESERVED_NAMES = frozenset({"gater", "images", "mixture"})
@@ -62,7 +60,7 @@ class ExpertConfig(Section):
     warmup: float = Field(default=0.15, ge=0, lt=1)
     clip: float = Field(default=5.0, gt=0)
     seed: int = Field(default=0, ge=0)
-    start_from: Name | None = Field(default=None, description="a teacher of this architecture, whose weights to go on from")
+    start_from: Name | None = Field(default=None, description="teacher whose weights to go on from")
     teacher: Name | None = None
     distill_weight: float = Field(default=0.5, ge=0, le=1)
     temperature: float = Field(default=2.0, gt=0)
@@ -92,9 +90,7 @@ class GaterConfig(Section):
     clip: float = Field(default=5.0, gt=0)
     passes: int = Field(default=2, ge=1, description="corrupted copies of every gater image")
     loss_clip: float = Field(default=6.0, gt=0, description="nats; the benefit method clips losses here")
-    temperature: tuple[float, float] = Field(
-        default=(1.0, 1.0), description="of Gumbel-Softmax, start and end"
-    )
+    temperature: tuple[float, float] = Field(default=(1.0, 1.0), description="of Gumbel-Softmax, start and end")
 
 
 class TrainConfig(Section):
@@ -117,9 +113,7 @@ class TrainConfig(Section):
     gater: GaterConfig = GaterConfig()
     sample_images: int = Field(default=120, ge=1, description="test images shipped, at each severity")
     golden_images: int = Field(default=12, ge=1)
-    evaluation_images: int = Field(
-        10_000, ge=1, description="test images in the manifest's accuracies, at most"
-    )
+    evaluation_images: int = Field(10_000, ge=1, description="test images in the manifest's accuracies, at most")
     source: Path | None = Field(default=None, exclude=True, description="the file this came from")
 
     @model_validator(mode="after")

@@ -154,8 +154,7 @@ def train_gater(
             value = loss.item()
             if not math.isfinite(value):
                 raise ModelOutputError(
-                    f"{what}: loss is {value} at epoch {epoch + 1}, step {step + 1}; "
-                    "lower gater.learning_rate"
+                    f"{what}: loss is {value} at epoch {epoch + 1}, step {step + 1}; lower gater.learning_rate"
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

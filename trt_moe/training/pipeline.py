@@ -167,9 +167,7 @@ def _measure(
         for name, timing in table.items():
             figures = " ".join(f"{key} {value:.3f}" for key, value in timing.summary().items())
             log(f"latency in {precision}, {name}: {figures}")
-    rows = {
-        p: {name: t.milliseconds.round(5).tolist() for name, t in row.items()} for p, row in timings.items()
-    }
+    rows = {p: {name: t.milliseconds.round(5).tolist() for name, t in row.items()} for p, row in timings.items()}
     text = json.dumps({"identity": identity, "milliseconds": rows})
     (folder / "latency.json").write_text(text, encoding="utf-8")
     return timings

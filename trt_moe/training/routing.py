@@ -49,9 +49,7 @@ class RoutingTable:
             f"severity {s}: "
             + " ".join(f"{name} {share:6.1%}" for name, share in zip(names, shares, strict=True))
             + f"  accuracy {accuracy:.4f}  cost {cost:.3f}"
-            for s, shares, accuracy, cost in zip(
-                self.severities, self.share, self.accuracy, self.cost, strict=True
-            )
+            for s, shares, accuracy, cost in zip(self.severities, self.share, self.accuracy, self.cost, strict=True)
         ]
 
 

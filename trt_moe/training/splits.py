@@ -54,9 +54,7 @@ def split(data: Dataset, config: SplitConfig) -> Parts:
     """
     needed = config.experts + config.gater + config.validation
     if len(data) < needed:
-        raise DataError(
-            f"{data.name} has {len(data)} training images, the splits need {needed}; make them smaller"
-        )
+        raise DataError(f"{data.name} has {len(data)} training images, the splits need {needed}; make them smaller")
     order = np.random.Generator(np.random.PCG64(config.seed)).permutation(len(data))[:needed]
     pieces = np.split(order, [config.experts, config.experts + config.gater])
     return Parts(*(Part(data.images[p], data.labels[p], p.astype(np.int64)) for p in pieces))
@@ -89,9 +87,7 @@ def every_severity(part: Part, corruption: CorruptionConfig, seed: int) -> Corru
     )
 
 
-def apply(
-    part: Part, severities: NDArray[np.int64], corruption: CorruptionConfig, seed: int
-) -> NDArray[np.uint8]:
+def apply(part: Part, severities: NDArray[np.int64], corruption: CorruptionConfig, seed: int) -> NDArray[np.uint8]:
     """Corrupt a part as the config says."""
     return corrupt(
         part.images,

@@ -9,7 +9,7 @@ pytest.importorskip("timm")
 from torch import nn  # noqa: E402
 
 from trt_moe.data import load_dataset  # noqa: E402
-from trt_moe.errors import DataError, ModelOutputError  # noqa: E402
+from trt_moe.errors import DataError, InputError, ModelOutputError  # noqa: E402
 from trt_moe.training import TrainConfig, experts  # noqa: E402
 from trt_moe.training import checkpoint as module  # noqa: E402
 from trt_moe.training.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
@@ -110,12 +110,21 @@ def test_a_finished_expert_is_skipped_and_a_changed_one_trained_again(raw_config
     assert set(names) == {"light"}
 
 
+def test_an_expert_can_go_on_from_its_teacher(raw_config, data_folder, tmp_path):
+    data = load_dataset(data_folder, "train")
+    raw_config["experts"][0] |= {"start_from": "teacher", "image_size": 48, "learning_rate": 1e-9}
+    models = _run(raw_config, data, tmp_path)
+    for name, value in models["teacher"].network.named_parameters():
+        torch.testing.assert_close(dict(models["light"].network.named_parameters())[name], value, atol=1e-4, rtol=0)
+    raw_config["experts"][1] |= {"start_from": "teacher"}
+    with pytest.raises(InputError, match="heavy starts from teacher, but their networks differ"):
+        _run(raw_config, data, tmp_path)
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_and_advice(raw_config, data_folder, tmp_path, monkeypatch):
     data = load_dataset(data_folder, "train")
     monkeypatch.setattr(experts, "distillation_loss", lambda student, *_: student.sum() * float("nan"))
-    with pytest.raises(
-        ModelOutputError, match=r"teacher: loss is nan at epoch 1, step 1 of 7.*learning_rate"
-    ):
+    with pytest.raises(ModelOutputError, match=r"teacher: loss is nan at epoch 1, step 1 of 7.*learning_rate"):
         _run(raw_config, data, tmp_path)
     assert not checkpoint_path(tmp_path, "teacher").exists()
 

@@ -35,6 +35,7 @@ def test_a_negative_latency_weight_is_refused(raw_config):
         ("severities", [0] * 6, "above 0"),
         ("severities", [1, 1, 1, 1, 1, -1], "greater than or equal"),
         ("teacher", "nobody", "'nobody'"),
+        ("start_from", "heavy", "'heavy'"),
         ("epochs", 0, "greater than or equal"),
         ("learning_rate", float("nan"), "finite"),
         ("wings", 2, "not permitted"),
