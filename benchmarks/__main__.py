@@ -25,7 +25,7 @@ def main() -> None:
     bundle = Bundle.load(options.bundle)
     images = load_mixed_images(bundle)
     options.out.mkdir(parents=True, exist_ok=True)
-    report = {"command": "python -m benchmarks " + " ".join(sys.argv[1:]), "environment": environment()}
+    report = {"command": "python -m benchmarks " + " ".join(sys.argv[1:]), "environment": environment(bundle)}
     tables = []
     for name in options.only.split(","):
         print(f"{name} ...", file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Images, PythonRouting, markdown, openvino_runner, percentiles
+from benchmarks.common import Images, OpenVinoPeer, PythonRouting, markdown, percentiles
 from trt_moe import Bundle, Router
 
 TITLE = "16 client threads, single images"
@@ -67,8 +67,9 @@ def run(bundle: Bundle, images: Images, quick: bool) -> dict[str, Any]:
     """Contenders take turns of some seconds, several times over."""
     turns, seconds = (1, 1.0) if quick else (5, 3.0)
     with Router(bundle) as router:
-        grouping = GroupingServer(PythonRouting(bundle, openvino_runner(bundle)))
-        locked = LockedLoop(PythonRouting(bundle, openvino_runner(bundle)))
+        openvino = OpenVinoPeer(bundle)
+        grouping = GroupingServer(PythonRouting(bundle, openvino.run_batch))
+        locked = LockedLoop(PythonRouting(bundle, openvino.run_one))
         contenders: dict[str, Callable[[Images], Any]] = {
             "trt-moe predict": router.predict,
             "trt-moe submit": lambda image: router.submit(image[0]).result(),

@@ -82,6 +82,8 @@ def print_demo(demo: Demo) -> None:
     print_shares(data)
     print_strategies(data)
     print_frontier(data)
+    if data["disagreements"]:
+        out.print(f"{data['disagreements']} images were answered differently alone than in a batch.", style="red")
     out.print(f"Picture: {demo.data['picture']}")
 
 

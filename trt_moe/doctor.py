@@ -86,7 +86,7 @@ def print_report(report: dict[str, Any]) -> None:
     out = stdout()
     if report["missing"]:
         rows = [(item["what"], item["for"], item["command"] or "-") for item in report["missing"]]
-        print_table("missing", ["what", "for", "command that adds it"], rows)
+        print_table("missing", ["what", "for", "command that adds it (. is the checkout)"], rows)
     if report["ok"]:
         out.print("Images can be routed on this machine. Try `trt-moe demo`.")
     else:
@@ -140,13 +140,13 @@ def _missing(report: dict[str, Any]) -> list[dict[str, str | None]]:
         wanted = f"openvino=={pinned}" if pinned else "openvino"
         add(f"openvino (found {found})", "the CPU backend, linked to this version", f"pip install '{wanted}'")
     elif report["trt_moe"]["error"]:
-        add("the compiled module _core", "everything", "pip install --force-reinstall --no-deps trt-moe")
+        add("the compiled module _core", "everything", "pip install --force-reinstall --no-deps .")
     lacking = [name for name in RUNTIME if packages[name] is None and name != "openvino"]
     if lacking:
         add(", ".join(lacking), "the run time", f"pip install {' '.join(lacking)}")
     lacking = [name for name in TRAINING if packages[name] is None]
     if lacking:
-        add(", ".join(lacking), "trt-moe train, export and pack", "pip install 'trt-moe[train]'")
+        add(", ".join(lacking), "trt-moe train, export and pack", "pip install '.[train]'")
     _missing_for_gpu(report, add)
     return missing
 

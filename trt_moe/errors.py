@@ -34,7 +34,7 @@ class EngineBuildError(TrtMoeError):
 
 
 class ModelOutputError(TrtMoeError):
-    """A model produced logits that are not finite."""
+    """A model produced logits that are not finite, or not those its bundle recorded."""
 
 
 class MissingDependencyError(TrtMoeError, ImportError):

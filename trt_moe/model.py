@@ -36,33 +36,36 @@ class Model:
         bundle: Bundle | str | os.PathLike[str],
         name: str,
         *,
+        backend: str = "openvino",
         precision: str = "auto",
         threads: int | None = None,
         buckets: list[int] | None = None,
     ) -> Model:
-        """Compile one model of a bundle for the CPU.
+        """Compile one model of a bundle.
 
         Args:
             bundle: the bundle, its folder or the name of a shipped one.
             name: of the model in the bundle.
+            backend: one of those this build has.
             precision: "auto" (the fastest the CPU has natively), "fp32", "bf16" or "fp16".
-            threads: at most so many; None: all CPUs that this process may use.
+            threads: CPU threads; None: one for each CPU that this process may use.
             buckets: batch sizes to compile for, ascending from 1; None: chosen by the model's size.
 
         Raises:
             BundleError: the bundle or the model's file is damaged.
             EngineBuildError: the model cannot be compiled, or not in that precision.
-            InputError: unknown name, precision, or threads below 1.
+            DeviceError: this build has no such backend.
+            InputError: unknown name or precision, or more threads than usable CPUs.
         """
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; expected at least 1, or None for all usable CPUs")
         core = _core.Model(
             bundle.read(bundle.entry(name)),
-            backend="openvino",
+            backend=backend,
             precision=precision,
             threads=threads or 0,
-            cache_dir=_engine_cache("openvino"),
+            cache_dir=engine_cache(backend) or "",
             buckets=buckets or [],
         )
         return cls(name, core)
@@ -96,13 +99,14 @@ class Model:
         return self.core.time(as_image(image), iterations, warmup)
 
 
-def _engine_cache(backend: str) -> str:
+def engine_cache(backend: str) -> str | None:
+    """The folder that keeps compiled engines, made if need be; None where they are not kept."""
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen == "":
-        return ""
+        return None
     folder = (Path(chosen) if chosen else platformdirs.user_cache_path("trt-moe")) / backend
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return ""  # A read-only home costs a compilation at each start, no more.
-    return str(folder) if os.access(folder, os.W_OK) else ""
+        return None  # A read-only home costs a compilation at each start, no more.
+    return str(folder) if os.access(folder, os.W_OK) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,3 +84,15 @@ class Result:
     def __iter__(self) -> Iterator[ResultRow]:
         """The answers image by image."""
         return (self[index] for index in range(len(self)))
+
+
+def join(results: Sequence[Result]) -> Result:
+    """Several results of one router as one, in order."""
+    return Result(
+        np.concatenate([result.probabilities for result in results]),
+        np.concatenate([result.experts for result in results]),
+        np.concatenate([result.latency_ms for result in results]),
+        np.concatenate([result.gater_logits for result in results]),
+        results[0].class_names,
+        results[0].expert_names,
+    )

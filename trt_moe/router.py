@@ -14,18 +14,25 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trt_moe import _core
 from trt_moe.bundle import Bundle
-from trt_moe.errors import DeviceError, InputError
-from trt_moe.golden import answers_vary_with_batch, check_golden
+from trt_moe.errors import DeviceError, InputError, TrtMoeError
+from trt_moe.golden import check_golden, noise_images, same_in_any_batch
 from trt_moe.inputs import as_image, as_images
 from trt_moe.model import Model
-from trt_moe.result import Result, ResultRow
+from trt_moe.result import Result, ResultRow, join
 
 _log = logging.getLogger("trt_moe")
 
 _BACKEND_OF = {"cpu": "openvino", "cuda": "cuda"}
+_DEVICE_OF = {backend: device for device, backend in _BACKEND_OF.items()}
+
+MAX_BATCH = 1 << 16
+MAX_WAIT_US = 10_000_000
+MAX_QUEUE = 1 << 20
+MAX_LATENCY_WEIGHT = 1e6
 
 
 class Router:
@@ -44,7 +51,8 @@ class Router:
             The gater always runs in fp32, since coarser scores tie.
         warmup: run every model before the constructor returns.
         latency_weight: of the routing rule argmax(logit - latency_weight * relative_cost); None: the bundle's.
-        check: compare the compiled models with the bundle's golden logits first.
+        check: first compare the compiled models with the bundle's golden logits, and their answers in every batch
+            size with those for single images.
         threads: CPU threads; None: all that this process may use (affinity and cgroup quota).
 
     Raises:
@@ -70,30 +78,31 @@ class Router:
         threads: int | None = None,
     ) -> None:
         """See the class."""
-        _check_device(device)
-        for name, value, least in (
-            ("max_batch", max_batch, 1),
-            ("max_wait_us", max_wait_us, 0),
-            ("max_queue", max_queue, 1),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}")
+        self._backend = _backend_for(device)
+        _check_count("max_batch", max_batch, 1, MAX_BATCH)
+        _check_count("max_wait_us", max_wait_us, 0, MAX_WAIT_US)
+        _check_count("max_queue", max_queue, 1, MAX_QUEUE)
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        weight = _checked_weight(self._bundle.latency_weight if latency_weight is None else latency_weight)
+        weight = self._bundle.latency_weight if latency_weight is None else latency_weight
+        self._latency_weight = _checked_weight(weight)
+        self._max_batch = max_batch
         self._precision = precision
         self._threads = threads
+        self._check = check
+        golden = self._bundle.golden() if check and self._bundle.manifest.golden is not None else None
+        self._probe = golden["images"] if golden is not None else noise_images(self._bundle.input_shape)
         self._models: dict[str, Model] = {}
         self._models_lock = threading.Lock()
         self._gater = self._load(self._bundle.gater.name, precision="fp32")
         self._experts = [self._load(entry.name, precision=precision) for entry in self._bundle.experts]
-        if check:
-            check_golden(self._bundle, [self._gater, *self._experts])
+        if golden is not None:
+            check_golden(self._bundle, golden, [self._gater, *self._experts])
         self._pipeline = _core.Pipeline(
             self._gater.core,
             [expert.core for expert in self._experts],
             names=self.expert_names,
             costs=[entry.relative_cost for entry in self._bundle.experts],
-            latency_weight=weight,
+            latency_weight=self._latency_weight,
             max_batch=max_batch,
             max_wait_us=max_wait_us,
             max_queue=max_queue,
@@ -110,7 +119,7 @@ class Router:
     @property
     def device(self) -> str:
         """The device, for people, e.g. "cpu: AMD EPYC, 2 threads"."""
-        return f"cpu: {self._gater.device}"
+        return f"{_DEVICE_OF[self._backend]}: {self._gater.device}"
 
     @property
     def precision(self) -> str:
@@ -125,11 +134,13 @@ class Router:
     @property
     def latency_weight(self) -> float:
         """How much latency counts against the gater's scores; set it any time, it holds from the next batch on."""
-        return self._pipeline.latency_weight
+        return self._latency_weight
 
     @latency_weight.setter
     def latency_weight(self, value: float) -> None:
-        self._pipeline.latency_weight = _checked_weight(value)
+        weight = _checked_weight(value)
+        self._pipeline.latency_weight = weight
+        self._latency_weight = weight
 
     def predict(self, batch: Any) -> Result:
         """Classify a batch of images; blocks until all are answered.
@@ -165,8 +176,14 @@ class Router:
         return self._completions.submit(as_image(image))
 
     async def predict_async(self, batch: Any) -> Result:
-        """`predict` for coroutines: the event loop goes on meanwhile."""
-        return await asyncio.to_thread(self.predict, batch)
+        """`predict` for coroutines: the event loop goes on meanwhile.
+
+        A cancelled call stops after at most `max_batch` more images.
+        """
+        images = as_images(batch, self._bundle.input_shape)
+        parts = [images[begin : begin + self._max_batch] for begin in range(0, len(images), self._max_batch)]
+        results = [await asyncio.to_thread(self.predict, part) for part in parts or [images]]
+        return results[0] if len(results) == 1 else join(results)
 
     def model(self, name: str) -> Model:
         """One model of the bundle by itself: the router's own gater or experts, or a baseline, compiled now."""
@@ -195,8 +212,8 @@ class Router:
         Args:
             cancel_pending: fail the waiting images with `RouterClosedError` instead.
         """
-        if self._closer.detach() is not None:
-            _close(self._pipeline, self._completions, cancel_pending)
+        _close(self._pipeline, self._completions, cancel_pending)
+        self._closer.detach()
 
     def __enter__(self) -> Router:
         """The router itself."""
@@ -210,12 +227,19 @@ class Router:
 
     def _load(self, name: str, precision: str) -> Model:
         if name not in self._models:
-            model = Model.load(self._bundle, name, precision=precision, threads=self._threads)
-            if max(model.core.buckets) > 1 and answers_vary_with_batch(model, self._bundle):
+            model = self._compile(name, precision, None)
+            if self._check and not same_in_any_batch(model, self._probe):
                 _log.info("%s answers differently in batches on this device; it runs image by image", name)
-                model = Model.load(self._bundle, name, precision=precision, threads=self._threads, buckets=[1])
+                model = self._compile(name, precision, [1])
+                if not same_in_any_batch(model, self._probe):
+                    _log.warning("%s: an image's logits may differ in their last bits from call to call", name)
             self._models[name] = model
         return self._models[name]
+
+    def _compile(self, name: str, precision: str, buckets: list[int] | None) -> Model:
+        return Model.load(
+            self._bundle, name, backend=self._backend, precision=precision, threads=self._threads, buckets=buckets
+        )
 
 
 class _Completions:
@@ -241,7 +265,9 @@ class _Completions:
         self._futures[ticket] = future
         try:
             self._pipeline.submit(ticket, image)
-        except BaseException:
+        except TrtMoeError:
+            # Only these mean that the core did not take the image. After Ctrl-C, which can strike once it was
+            # taken, the future must stay: its answer is on the way.
             del self._futures[ticket]
             raise
         return future
@@ -254,23 +280,34 @@ class _Completions:
 
     def _run(self) -> None:
         while done := self._pipeline.take_completed():
-            for ticket, error, probabilities, gater_logits, route, latency_ms in done:
+            for ticket, error, probabilities, gater_logits, expert, latency_ms in done:
                 future = self._futures.pop(ticket)
-                if error is not None:
-                    future.set_exception(error)
-                    continue
-                label = int(probabilities.argmax())
-                future.set_result(
-                    ResultRow(
-                        probabilities=probabilities,
-                        label=label,
-                        class_name=self.class_names[label],
-                        expert=route,
-                        expert_name=self.expert_names[route],
-                        latency_ms=latency_ms,
-                        gater_logits=gater_logits,
-                    )
-                )
+                try:
+                    if error is not None:
+                        future.set_exception(error)
+                    else:
+                        future.set_result(self._row(probabilities, gater_logits, expert, latency_ms))
+                except BaseException:
+                    # A callback of the future's owner failed; the other futures must get their answers.
+                    _log.exception("a callback of a submitted image failed")
+
+    def _row(
+        self,
+        probabilities: NDArray[np.float32],
+        gater_logits: NDArray[np.float32],
+        expert: int,
+        latency_ms: float,
+    ) -> ResultRow:
+        label = int(probabilities.argmax())
+        return ResultRow(
+            probabilities=probabilities,
+            label=label,
+            class_name=self.class_names[label],
+            expert=expert,
+            expert_name=self.expert_names[expert],
+            latency_ms=latency_ms,
+            gater_logits=gater_logits,
+        )
 
 
 def _close(pipeline: _core.Pipeline, completions: _Completions, cancel_pending: bool = True) -> None:
@@ -278,15 +315,23 @@ def _close(pipeline: _core.Pipeline, completions: _Completions, cancel_pending: 
     completions.join()
 
 
-def _check_device(device: str) -> None:
+def _backend_for(device: str) -> str:
     if device not in ("auto", *_BACKEND_OF):
         raise InputError(f"device is {device!r}; expected 'auto', 'cpu' or 'cuda'")
     built = _core.built_backends()
-    if device != "auto" and _BACKEND_OF[device] not in built:
+    if device == "auto":
+        return built[0]
+    if _BACKEND_OF[device] not in built:
         raise DeviceError(
             f"device={device!r} needs the {_BACKEND_OF[device]} backend, and this build has: {', '.join(built)}; "
             "use device='cpu', and see `trt-moe doctor`"
         )
+    return _BACKEND_OF[device]
+
+
+def _check_count(name: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InputError(f"{name} is {value!r}; expected a whole number from {least} to {most}")
 
 
 def _checked_weight(value: float) -> float:
@@ -294,6 +339,6 @@ def _checked_weight(value: float) -> float:
         weight = float(value)
     except (TypeError, ValueError):
         weight = math.nan
-    if not (math.isfinite(weight) and weight >= 0):
-        raise InputError(f"latency_weight is {value!r}; expected a finite number of at least 0")
+    if not 0 <= weight <= MAX_LATENCY_WEIGHT:
+        raise InputError(f"latency_weight is {value!r}; expected a number from 0 to {MAX_LATENCY_WEIGHT:g}")
     return weight

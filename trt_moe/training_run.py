@@ -45,7 +45,7 @@ def run_training(
         from trt_moe.training.pipeline import train
     except ImportError as error:
         raise MissingDependencyError(
-            f"training needs packages that are not installed ({error}); pip install 'trt-moe[train]'"
+            f"training needs packages that are not installed ({error}); in the checkout: pip install '.[train]'"
         ) from error
     config = load_config(config_file)
     changes = {"data": data, "checkpoints": checkpoints}

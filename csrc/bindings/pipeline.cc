@@ -19,7 +19,8 @@ void check_signals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
-using Answers = py::typing::Tuple<py::array_t<float>, py::array_t<float>, py::array_t<std::int64_t>, py::array_t<float>>;
+using Answers =
+    py::typing::Tuple<py::array_t<float>, py::array_t<float>, py::array_t<std::int64_t>, py::array_t<float>>;
 using Completed = py::typing::Tuple<py::int_, py::object, py::array_t<float>, py::array_t<float>, py::int_, py::float_>;
 
 Answers predict(Scheduler& self, const py::array& images) {

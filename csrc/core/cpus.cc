@@ -46,7 +46,9 @@ std::size_t cgroup_cpu_limit(const std::string& proc_self_cgroup, const fs::path
     const std::string controllers = line.substr(first + 1, second - first - 1);
     const bool v1_cpu = ("," + controllers + ",").find(",cpu,") != std::string::npos;
     if (!controllers.empty() && !v1_cpu) continue;
-    const fs::path mount = controllers.empty() ? cgroup_root : cgroup_root / controllers;
+    // v1 mounts are named after their controllers, in an order of the host's own, with a link for each one.
+    const fs::path named = cgroup_root / controllers;
+    const fs::path mount = controllers.empty() ? cgroup_root : fs::exists(named) ? named : cgroup_root / "cpu";
     fs::path group = fs::path(line.substr(second + 1)).relative_path();
     // A parent's quota binds its children, and inside a container the group's own path may not be mounted.
     for (;; group = group.parent_path()) {

@@ -32,6 +32,8 @@ inline Failure current_failure() {
     return {error.kind(), error.what()};
   } catch (const std::exception& error) {
     return {ErrorKind::kDevice, error.what()};
+  } catch (...) {
+    return {ErrorKind::kDevice, "the device failed without saying why"};
   }
 }
 

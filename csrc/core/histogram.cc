@@ -43,16 +43,18 @@ double HistogramSnapshot::quantile_ns(double q) const noexcept {
 }
 
 void Histogram::record(std::uint64_t ns) noexcept {
-  add(bins_[HistogramSnapshot::bin_of(ns)], 1);
-  add(sum_ns_, ns);
+  // The bin comes last and is released: a snapshot that counts this value also sees the extremes it set.
+  sum_ns_.store(sum_ns_.load(std::memory_order_relaxed) + ns, std::memory_order_relaxed);
   if (ns < min_ns_.load(std::memory_order_relaxed)) min_ns_.store(ns, std::memory_order_relaxed);
   if (ns > max_ns_.load(std::memory_order_relaxed)) max_ns_.store(ns, std::memory_order_relaxed);
+  std::atomic<std::uint64_t>& bin = bins_[HistogramSnapshot::bin_of(ns)];
+  bin.store(bin.load(std::memory_order_relaxed) + 1, std::memory_order_release);
 }
 
 HistogramSnapshot Histogram::snapshot() const noexcept {
   HistogramSnapshot copy;
   for (std::size_t bin = 0; bin < HistogramSnapshot::kBins; ++bin) {
-    copy.bins[bin] = bins_[bin].load(std::memory_order_relaxed);
+    copy.bins[bin] = bins_[bin].load(std::memory_order_acquire);
     copy.count += copy.bins[bin];
   }
   copy.sum_ns = sum_ns_.load(std::memory_order_relaxed);

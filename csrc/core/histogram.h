@@ -31,7 +31,7 @@ struct HistogramSnapshot {
   static std::uint64_t upper_edge(std::size_t bin) noexcept;
 };
 
-// One thread records, any thread takes a snapshot. With a single writer a relaxed load and store is enough,
+// One thread records, any thread takes a snapshot. With a single writer a plain load and store is enough,
 // so recording costs no locked instruction.
 class Histogram {
  public:
@@ -39,10 +39,6 @@ class Histogram {
   HistogramSnapshot snapshot() const noexcept;
 
  private:
-  static void add(std::atomic<std::uint64_t>& value, std::uint64_t amount) noexcept {
-    value.store(value.load(std::memory_order_relaxed) + amount, std::memory_order_relaxed);
-  }
-
   std::array<std::atomic<std::uint64_t>, HistogramSnapshot::kBins> bins_{};
   std::atomic<std::uint64_t> sum_ns_{0};
   std::atomic<std::uint64_t> min_ns_{std::numeric_limits<std::uint64_t>::max()};

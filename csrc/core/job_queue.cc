@@ -15,7 +15,9 @@ std::size_t JobQueue::pop(std::span<Job> batch, const Buckets& buckets, const Ba
       if (Clock::now() >= deadline) break;
       changed_.wait_until(lock, deadline);
     }
-    count = next_chunk(size_, policy.workers, policy.max_batch, buckets);
+    // Images that waited for company go together; without a wait, the workers share what is there.
+    const std::size_t workers = policy.max_wait.count() == 0 ? policy.workers : 1;
+    count = next_chunk(size_, workers, policy.max_batch, buckets);
     for (std::size_t i = 0; i < count; ++i) batch[i] = ring_[(head_ + i) % ring_.size()];
     head_ = (head_ + count) % ring_.size();
     size_ -= count;

@@ -64,6 +64,12 @@ void BlockingRequest::wait(void (*poll)()) {
   if (const std::optional<Failure> first = failure()) throw Error(first->kind, first->message);
 }
 
+void BlockingRequest::abandon() {
+  cancel();
+  while (!wait_for(std::chrono::hours(1))) {
+  }
+}
+
 SubmittedRequest::SubmittedRequest(std::size_t image_bytes, std::size_t classes, std::size_t experts)
     : Request({}, {}, {}), image_(image_bytes), probabilities_(classes), gater_logits_(experts) {}
 

@@ -1,8 +1,10 @@
 #include "core/scheduler.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <system_error>
 #include <utility>
 
@@ -52,11 +54,6 @@ struct Scheduler::Worker {
   std::atomic<std::uint64_t> images{0};
   std::atomic<std::uint64_t> batches{0};
   std::thread thread;
-
-  void count(std::size_t done) noexcept {
-    images.store(images.load(std::memory_order_relaxed) + done, std::memory_order_relaxed);
-    batches.store(batches.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
-  }
 };
 
 struct Scheduler::Station {
@@ -75,6 +72,20 @@ struct Scheduler::InlineLane {
   StageRecorder stats;
 };
 
+// Lets close() wait for the calls that it found under way.
+class Scheduler::ActivePredict {
+ public:
+  explicit ActivePredict(std::atomic<std::size_t>& count) : count_(count) { count_.fetch_add(1); }
+  ~ActivePredict() {
+    if (count_.fetch_sub(1) == 1) count_.notify_all();
+  }
+  ActivePredict(const ActivePredict&) = delete;
+  ActivePredict& operator=(const ActivePredict&) = delete;
+
+ private:
+  std::atomic<std::size_t>& count_;
+};
+
 // A place for some images in the scheduler, given back on destruction.
 class Scheduler::Admission {
  public:
@@ -87,7 +98,6 @@ class Scheduler::Admission {
                                                std::to_string(images) + " more do not fit in max_queue=" +
                                                std::to_string(limit) + "; wait for answers or raise max_queue");
       }
-      // Sequentially consistent with close(): it either sees these images or we see that it is closing.
     } while (!scheduler.in_flight_.compare_exchange_weak(before, before + images));
     was_idle_ = before == 0;
     if (scheduler.closing_.load()) {
@@ -207,22 +217,42 @@ Failure Scheduler::bad_logits(const std::string& model) {
 
 void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*poll)()) {
   const Clock::time_point submitted = Clock::now();
-  const std::size_t turn = std::min({images.count, options_.max_batch, options_.max_queue});
-  const Admission admission(*this, turn);
+  const std::size_t places = std::min({images.count, options_.max_batch, options_.max_queue});
+  // Counted before the admission looks whether we are closing: close() sees this call, or it is refused.
+  const ActivePredict active(active_predicts_);
+  const Admission admission(*this, places);
   if (images.count == 1 && admission.was_idle()) {
     const std::unique_lock lane(inline_lane_->mutex, std::try_to_lock);
     if (lane.owns_lock()) return run_inline(images.data, rows, submitted);
   }
-  for (std::size_t begin = 0; begin < images.count; begin += turn) {
-    const std::size_t count = std::min(turn, images.count - begin);
-    BlockingRequest request({images.image(begin), count, images.image_bytes},
-                            {rows.probabilities + begin * classes_, rows.gater_logits + begin * experts_.size(),
-                             rows.routes + begin, rows.latency_ms + begin},
-                            submitted);
-    const Clock::time_point queued = Clock::now();
-    const auto job = [&](std::size_t i) { return Job{&request, static_cast<std::uint32_t>(i), queued, 0}; };
-    if (!gate_station_->queue.push(count, job)) throw error_of(closed_failure());
-    request.wait(poll);
+  // More images than places go through in two alternating parts, so that the workers never run dry between them.
+  const std::size_t part = images.count <= places ? images.count : std::max<std::size_t>(1, places / 2);
+  std::array<std::optional<BlockingRequest>, 2> parts;
+  try {
+    std::size_t turn = 0;
+    for (std::size_t begin = 0; begin < images.count; begin += part, ++turn) {
+      std::optional<BlockingRequest>& request = parts[turn % (places >= 2 ? 2 : 1)];
+      if (request) request->wait(poll);
+      const std::size_t count = std::min(part, images.count - begin);
+      request.emplace(ImageBatchView{images.image(begin), count, images.image_bytes},
+                      OutputRows{rows.probabilities + begin * classes_, rows.gater_logits + begin * experts_.size(),
+                                 rows.routes + begin, rows.latency_ms + begin},
+                      submitted);
+      const Clock::time_point queued = Clock::now();
+      const auto job = [&](std::size_t i) { return Job{&*request, static_cast<std::uint32_t>(i), queued, 0}; };
+      if (!gate_station_->queue.push(count, job)) {
+        request.reset();
+        throw error_of(closed_failure());
+      }
+    }
+    for (std::optional<BlockingRequest>& request : parts) {
+      if (request) request->wait(poll);
+    }
+  } catch (...) {
+    for (std::optional<BlockingRequest>& request : parts) {
+      if (request) request->abandon();
+    }
+    throw;
   }
 }
 
@@ -257,7 +287,7 @@ void Scheduler::recycle(SubmittedRequest* request) {
   in_flight_.fetch_sub(1);
 }
 
-void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, Clock::time_point submitted) {
+void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, Clock::time_point submitted) try {
   InlineLane& lane = *inline_lane_;
   const Clock::time_point start = Clock::now();
   std::memcpy(lane.gater->input().data(), image, input_.bytes());
@@ -285,6 +315,8 @@ void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, Cl
   lane.stats.record(Stage::kScatter, ns_between(ran, done));
   lane.stats.record(Stage::kTotal, ns_between(submitted, done));
   std::atomic_ref(lane.images[route]).fetch_add(1, std::memory_order_relaxed);
+} catch (const std::exception&) {
+  throw error_of(current_failure());  // the same error as from a worker
 }
 
 std::size_t Scheduler::drop_cancelled(std::span<Job> batch) {
@@ -303,13 +335,13 @@ std::size_t Scheduler::drop_cancelled(std::span<Job> batch) {
 }
 
 void Scheduler::run_gater(Worker& worker, std::size_t count) {
-  const Clock::time_point start = Clock::now();
   const Buckets& buckets = gater_->info().buckets;
   std::size_t left = drop_cancelled(std::span(worker.batch).first(count));
   // A batch that lost cancelled images may fill no bucket any more; it then runs as several that are filled.
   for (std::size_t begin = 0; begin < left;) {
     const std::span<Job> batch = std::span(worker.batch).subspan(begin, buckets.filled_by(left - begin));
     begin += batch.size();
+    const Clock::time_point start = Clock::now();
     try {
       std::uint8_t* input = worker.session->input().data();
       for (const Job& job : batch) {
@@ -341,7 +373,6 @@ void Scheduler::run_gater(Worker& worker, std::size_t count) {
       if (!group.empty())
         expert_stations_[expert]->queue.push(group.size(), [&](std::size_t i) { return batch[group[i]]; });
     }
-    worker.count(batch.size());
   }
 }
 
@@ -368,8 +399,7 @@ void Scheduler::run_expert(std::size_t expert, Worker& worker, std::size_t count
       continue;
     }
     const Clock::time_point ran = Clock::now();
-    // Recorded before an image completes: whoever has all answers finds them all in stats().
-    worker.count(batch.size());
+    worker.batches.store(worker.batches.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     for (std::size_t i = 0; i < batch.size(); ++i) {
       const Job& job = batch[i];
       const auto row = logits.subspan(i * classes_, classes_);
@@ -382,11 +412,13 @@ void Scheduler::run_expert(std::size_t expert, Worker& worker, std::size_t count
       rows.routes[job.index] = static_cast<std::int64_t>(expert);
       const Clock::time_point done = Clock::now();
       rows.latency_ms[job.index] = ms_between(job.request->submitted(), done);
+      // Recorded before the image completes: whoever has all answers finds them all in stats().
       worker.stats.record(Stage::kQueue, job.waited_ns + ns_between(job.queued, start));
       worker.stats.record(Stage::kGather, ns_between(start, gathered));
       worker.stats.record(Stage::kExpert, ns_between(gathered, ran));
       worker.stats.record(Stage::kScatter, ns_between(ran, done));
       worker.stats.record(Stage::kTotal, ns_between(job.request->submitted(), done));
+      worker.images.store(worker.images.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
       job.request->complete_one();
     }
   }
@@ -397,10 +429,12 @@ void Scheduler::close(bool cancel_pending) {
   if (closed_) return;
   if (cancel_pending) cancel_pending_.store(true, std::memory_order_relaxed);
   closing_.store(true);
+  for (std::size_t active = active_predicts_.load(); active != 0; active = active_predicts_.load()) {
+    active_predicts_.wait(active);
+  }
   // Upstream first: when the experts' queues close, no gater worker is left that could push into them.
   stop_station(*gate_station_);
   for (const auto& station : expert_stations_) stop_station(*station);
-  const std::lock_guard last_inline(inline_lane_->mutex);
   completed_.close();
   closed_ = true;
 }

@@ -3,7 +3,6 @@
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -53,7 +52,7 @@ class Scheduler {
   Scheduler& operator=(const Scheduler&) = delete;
 
   // Answers every image or throws: Error(kQueueFull) with nothing taken, Error(kRouterClosed), Error(kModelOutput).
-  // More than max_batch images run in turns. `poll`: see BlockingRequest::wait.
+  // Of more than max_batch images, max_batch are under way at a time. `poll`: see BlockingRequest::wait.
   void predict(ImageBatchView images, const OutputRows& rows, void (*poll)());
 
   // Takes a copy of one image; its answer comes out of take_completed under `ticket`.
@@ -64,7 +63,7 @@ class Scheduler {
   void set_latency_weight(float weight) noexcept { latency_weight_.store(weight, std::memory_order_relaxed); }
   float latency_weight() const noexcept { return latency_weight_.load(std::memory_order_relaxed); }
 
-  // Takes nothing new, then answers what is waiting, or with cancel_pending fails it with Error(kRouterClosed).
+  // Takes nothing new, then answers all it took, or with cancel_pending fails what waits with Error(kRouterClosed).
   void close(bool cancel_pending);
 
   bool closing() const noexcept { return closing_.load(); }
@@ -78,6 +77,7 @@ class Scheduler {
   struct Worker;
   struct Station;
   class Admission;
+  class ActivePredict;
   struct InlineLane;
 
   void run_gater(Worker& worker, std::size_t count);
@@ -98,6 +98,7 @@ class Scheduler {
   std::atomic<float> latency_weight_;
 
   std::atomic<std::size_t> in_flight_{0};
+  std::atomic<std::size_t> active_predicts_{0};
   std::atomic<bool> closing_{false};
   std::atomic<bool> cancel_pending_{false};
 

@@ -52,6 +52,13 @@ TEST_CASE("a cgroup v1 quota is read from the cpu controller") {
   CHECK(trt_moe::cgroup_cpu_limit("7:memory:/box\n4:cpu,cpuacct:/box\n", root.path) == 3);
 }
 
+TEST_CASE("a cgroup v1 mount that lists its controllers in another order is found by its link") {
+  const CgroupRoot root;
+  root.write("cpu/box/cpu.cfs_quota_us", "100000");
+  root.write("cpu/box/cpu.cfs_period_us", "100000");
+  CHECK(trt_moe::cgroup_cpu_limit("4:cpuacct,cpu:/box\n", root.path) == 1);
+}
+
 TEST_CASE("inside a container the quota is at the mount itself") {
   const CgroupRoot root;
   root.write("cpu.max", "200000 100000");

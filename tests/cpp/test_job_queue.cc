@@ -58,7 +58,7 @@ TEST_CASE("with max_wait, a batch waits for company from another thread") {
   REQUIRE(queue.push(1, [&](std::size_t) { return job_of(request, 0); }));
   std::size_t got = 0;
   // An hour: the test passes only because the fourth image ends the wait.
-  std::thread worker([&] { got = queue.pop(batch, kBuckets, {1, 64, std::chrono::hours(1)}); });
+  std::thread worker([&] { got = queue.pop(batch, kBuckets, {2, 64, std::chrono::hours(1)}); });
   for (std::uint32_t i = 1; i < 4; ++i) REQUIRE(queue.push(1, [&](std::size_t) { return job_of(request, i); }));
   worker.join();
   CHECK(got == 4);
@@ -70,4 +70,14 @@ TEST_CASE("with max_wait, an image that waited long enough goes alone") {
   std::vector<Job> batch(4);
   REQUIRE(queue.push(1, [&](std::size_t) { return job_of(request, 0); }));
   CHECK(queue.pop(batch, kBuckets, {1, 64, std::chrono::seconds(5)}) == 1);
+}
+
+TEST_CASE("without max_wait, two workers share what is there") {
+  BlockingRequest request({nullptr, 8, 0}, {}, Clock::now());
+  JobQueue queue(8);
+  std::vector<Job> batch(4);
+  REQUIRE(queue.push(6, [&](std::size_t i) { return job_of(request, static_cast<std::uint32_t>(i)); }));
+  CHECK(queue.pop(batch, kBuckets, {2, 64, {}}) == 1);
+  REQUIRE(queue.push(3, [&](std::size_t i) { return job_of(request, static_cast<std::uint32_t>(i)); }));
+  CHECK(queue.pop(batch, kBuckets, {2, 64, {}}) == 4);
 }

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from trt_moe.bundle.manifest import GOLDEN_IMAGES_KEY, Manifest, ModelEntry, parse_manifest
 from trt_moe.bundle.onnx_scan import check_io, scan_file
 from trt_moe.bundle.safety import (
+    MAX_NPZ_BYTES,
     MAX_ONNX_BYTES,
     check_sha256,
     inside,
@@ -59,7 +60,7 @@ class Bundle:
         for entry in manifest.all_models():
             bundle.file(entry)
         if manifest.golden is not None:
-            bundle._verify(manifest.golden.file, manifest.golden.sha256)
+            bundle._verify(manifest.golden.file, manifest.golden.sha256, MAX_NPZ_BYTES)
         return bundle
 
     def __repr__(self) -> str:
@@ -169,7 +170,7 @@ class Bundle:
         golden = self._manifest.golden
         if golden is None:
             raise BundleError(f"{self._path}: has no golden file; rebuild the bundle with `trt-moe pack`")
-        path = self._verify(golden.file, golden.sha256)
+        path = self._verify(golden.file, golden.sha256, MAX_NPZ_BYTES)
         required = [GOLDEN_IMAGES_KEY, *(entry.name for entry in self.models())]
         optional = [entry.name for entry in self.baselines]
         arrays = read_npz(path, required, optional, self._check_golden, f"{self._path}/{golden.file}")
@@ -209,10 +210,10 @@ class Bundle:
             return f"is {dtype} {shape}; expected {expected_dtype} (G, {', '.join(map(str, tail))})"
         return None
 
-    def _verify(self, relative: str, sha256: str, limit: int | None = None) -> Path:
+    def _verify(self, relative: str, sha256: str, limit: int) -> Path:
         path = inside(self._path, relative)
         status = path.stat()
-        if limit is not None and status.st_size > limit:
+        if status.st_size > limit:
             raise BundleError(f"{path}: has {status.st_size:,} bytes; at most {limit:,} are read")
         identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         if self._verified.get(relative) != identity:
@@ -226,15 +227,16 @@ class Bundle:
 
 
 def shipped_folders() -> list[Path]:
-    """Folders that may hold shipped bundles: beside the installed core, and the checkout's `engines`."""
+    """Folders that may hold shipped bundles: the checkout's `engines`, and beside the installed package."""
     import importlib.util
 
-    folders = []
+    package = Path(__file__).resolve().parents[1]
+    # A checkout first: what was installed from it may be older.
+    folders = [package.parent / "engines"] if (package.parent / "CMakeLists.txt").is_file() else []
+    folders.append(package / "engines")
     spec = importlib.util.find_spec("trt_moe._core")
     if spec is not None and spec.origin:
         folders.append(Path(spec.origin).parent / "engines")
-    package = Path(__file__).resolve().parents[1]
-    folders += [package / "engines", package.parent / "engines"]
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
@@ -249,16 +251,17 @@ def shipped_bundles() -> dict[str, Path]:
 
 def _find(path: str | os.PathLike[str]) -> Path:
     root = Path(path)
-    if root.is_dir():
-        return root
     if root.is_file() and root.name == MANIFEST_FILE:
         return root.parent
-    if root.exists():
-        raise BundleError(f"{root} is a file; expected a bundle's folder (it holds {MANIFEST_FILE})")
     shipped = shipped_bundles()
     name = os.fspath(path)
-    if name in shipped:
+    # A folder that only happens to be called like a shipped bundle, such as its data set, does not hide it.
+    if name in shipped and not (root / MANIFEST_FILE).exists():
         return shipped[name]
+    if root.is_dir():
+        return root
+    if root.exists():
+        raise BundleError(f"{root} is a file; expected a bundle's folder (it holds {MANIFEST_FILE})")
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         near = difflib.get_close_matches(name, shipped, n=3, cutoff=0.5)
         known = f"did you mean {' or '.join(near)}?" if near else f"shipped bundles: {', '.join(shipped) or 'none'}"

@@ -240,7 +240,7 @@ def parse_manifest(data: Any, where: str) -> Manifest:
         raise BundleError(f'{where}: schema_version is {_short(version)}; expected text such as "{SCHEMA_VERSION}"')
     ours, minor = SCHEMA_VERSION.split(".")
     if int(match[1]) != int(ours):
-        direction = "upgrade trt-moe (pip install -U trt-moe)" if int(match[1]) > int(ours) else "rebuild the bundle"
+        direction = "install a newer trt-moe" if int(match[1]) > int(ours) else "rebuild the bundle"
         raise BundleError(f"{where}: schema version {version} is unknown; this trt-moe reads {ours}.x; {direction}")
     try:
         # Strict, so that "3" is not taken for 3: whoever wrote that would be surprised elsewhere.
@@ -248,7 +248,7 @@ def parse_manifest(data: Any, where: str) -> Manifest:
     except ValidationError as error:
         hint = ""
         if int(match[2]) > int(minor):
-            hint = f"; it is of the newer schema {version}, upgrade trt-moe (pip install -U trt-moe)"
+            hint = f"; it is of the newer schema {version}, install a newer trt-moe"
         raise BundleError(f"{where}: {describe_errors(error)}{hint}") from None
 
 

@@ -144,6 +144,8 @@ def _fields(data: memoryview) -> Iterator[_Field]:
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
+        if tag >> 32:
+            raise ValueError("a field number that protobuf does not have")
         number, wire = tag >> 3, tag & 7
         value: int | memoryview
         if wire == _VARINT:

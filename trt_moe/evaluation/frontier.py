@@ -12,6 +12,7 @@ from trt_moe.evaluation.answers import Answers
 from trt_moe.evaluation.strategies import (
     Floats,
     cascade_right,
+    cascade_share,
     cascade_threshold,
     routed,
     routes,
@@ -86,5 +87,7 @@ def cascade_curve(answers: Answers, cheapest: str, dearest: str, costs: Costs) -
     for share in np.linspace(0, 1, 41):
         threshold = cascade_threshold(answers.confidence[cheapest], float(share))
         accuracy = float(cascade_right(answers, cheapest, dearest, threshold).mean())
-        curve.append((float(costs.expert_ms[0] + share * costs.expert_ms[-1]), accuracy))
+        # Equal confidences are handed on together or not at all, so the real share can be another.
+        handed_on = cascade_share(answers, cheapest, threshold)
+        curve.append((float(costs.expert_ms[0] + handed_on * costs.expert_ms[-1]), accuracy))
     return curve

@@ -42,8 +42,8 @@ def measure(
 
     The mixture's time is wall time around the Python call: gater, routing, expert and all overhead. The
     models' times are bare inference by the C++ clock, which favours the strategies compared with the
-    mixture. Contestants take turns image by image, and who begins rotates, so that a busy moment or a
-    warm cache favours none.
+    mixture. Contestants take turns image by image, in a new random order each time, so that neither a busy
+    moment nor what ran just before favours one of them.
 
     Args:
         router: holds the models.
@@ -61,10 +61,10 @@ def measure(
         for model in loaded.values():
             model.time(image, iterations=1, warmup=0)
     contestants = [MIXTURE, *models]
+    order = np.random.default_rng(0)
     for index in range(len(images)):
         image = images[index]
-        turn = index % len(contestants)
-        for name in contestants[turn:] + contestants[:turn]:
+        for name in order.permutation(contestants):
             if name == MIXTURE:
                 begin = time.perf_counter()
                 result = router.predict(image[None])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import openvino
 from numpy.typing import NDArray
 
 from trt_moe.errors import InputError
+from trt_moe.hardware import cpu_report
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
@@ -45,9 +44,7 @@ def measure_latency(
 ) -> dict[str, Timing]:
     """Time every model at batch 1, in turns, so that a busy moment falls on all of them.
 
-    Models are compiled as a router's latency lane compiles them: batch 1 static, one stream, not pinned. Of
-    twice the rounds needed, the half in which all models together took least is kept: the others tell of what
-    else the machine was doing.
+    Models are compiled as a router's latency lane compiles them: batch 1 static, one stream, not pinned.
 
     Args:
         files: ONNX file by model name.
@@ -68,8 +65,7 @@ def measure_latency(
     for request in requests.values():
         request.set_input_tensor(openvino.Tensor(image))
         _time(request, per_round)
-    rounds = [[_time(request, per_round) for request in requests.values()] for _ in range(2 * _ROUNDS)]
-    rounds = sorted(rounds, key=lambda rows: float(np.sum(rows)))[:_ROUNDS]
+    rounds = [[_time(request, per_round) for request in requests.values()] for _ in range(_ROUNDS)]
     return {name: Timing(np.concatenate([rows[k] for rows in rounds])) for k, name in enumerate(requests)}
 
 
@@ -100,19 +96,14 @@ def native_precision() -> str:
 
 
 def available_threads() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPUs that this process may use: its affinity mask and cgroup quota."""
+    usable: int = cpu_report()["usable"]
+    return usable
 
 
 def cpu_name() -> str:
     """What the processor calls itself."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return str(cpu_report()["name"])
 
 
 def _compile(file: Path, precision: str, threads: int, shape: tuple[int, ...] | None = None) -> Any:

@@ -35,7 +35,7 @@ try:
     from trt_moe.export.wrap import Preprocessing, Wrapped, read_model, wrap
 except ImportError as error:
     raise MissingDependencyError(
-        f"packing needs the packages onnx and onnxruntime ({error}); pip install 'trt-moe[train]'"
+        f"packing needs the packages onnx and onnxruntime ({error}); in the checkout: pip install '.[train]'"
     ) from error
 
 TOLERANCE = {"fp32": 5e-3, "fp16": 5e-2, "bf16": 2e-1}
@@ -174,12 +174,12 @@ class _Draft:
         self.baselines = [source.name for source in baselines]
 
     def measure(self, iterations: int, threads: int | None, progress: ProgressCallback) -> None:
-        """Time all models in turns, in fp32 (which gives the relative costs) and as "auto" would run them."""
+        """Time all models in turns, as "auto" runs them (which gives the relative costs) and in fp32."""
         write_manifest(self.work, self.manifest())
         bundle = Bundle.load(self.work)
-        for precision in ("fp32", "auto"):
+        for precision in ("auto", "fp32"):
             table, means = time_models(bundle, precision, iterations, threads, progress)
-            if precision == "fp32":
+            if precision == "auto":
                 self.mean_ms = means
             if table.precision not in {known.precision for known in self.tables}:
                 self.tables.append(table)

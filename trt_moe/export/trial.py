@@ -30,7 +30,11 @@ def time_models(
     from trt_moe.model import Model
 
     entries = [*bundle.models(), *bundle.baselines]
-    models = {entry.name: Model.load(bundle, entry.name, precision=precision, threads=threads) for entry in entries}
+    # A router runs its gater in fp32 whatever the precision of the experts.
+    precisions = {entry.name: "fp32" if entry.name == bundle.gater.name else precision for entry in entries}
+    models = {
+        name: Model.load(bundle, name, precision=precision, threads=threads) for name, precision in precisions.items()
+    }
     image = noise_images(1, bundle.input_shape)[0]
     per_round = max(1, iterations // _ROUNDS)
     rows: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
@@ -44,7 +48,7 @@ def time_models(
         device=expert.device,
         backend="openvino",
         precision=expert.precision,
-        threads=threads or _usable_cpus(),
+        threads=expert.core.threads,
         models={name: _latency(values) for name, values in times.items()},
     )
     return table, {name: float(values.mean()) for name, values in times.items()}
@@ -96,12 +100,6 @@ def _latency(values: NDArray[np.float64]) -> Latency:
         p90_ms=round(float(p90), 4),
         p99_ms=round(float(p99), 4),
     )
-
-
-def _usable_cpus() -> int:
-    from trt_moe import _core
-
-    return int(_core.usable_cpus())
 
 
 def noise_images(count: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:

@@ -41,7 +41,7 @@ class OpenVinoSession final : public Session {
     ov::InferRequest& request = requests_.at(images);
     try {
       request.infer();
-    } catch (const ov::Exception& error) {
+    } catch (const std::exception& error) {
       throw Error(ErrorKind::kDevice, "OpenVINO failed while it ran the model: " + first_line(error.what()));
     }
     return {request.get_output_tensor().data<const float>(), images * outputs_};
@@ -127,7 +127,11 @@ class OpenVinoBackend final : public Backend {
       throw Error(ErrorKind::kInput, "precision is '" + options.precision + "'; expected auto, fp32, bf16 or fp16");
     }
     const std::size_t cpus = usable_cpus();
-    const std::size_t threads = options.threads == 0 ? cpus : std::min(options.threads, cpus);
+    if (options.threads > cpus) {
+      throw Error(ErrorKind::kInput, "threads is " + std::to_string(options.threads) + ", but this process may use " +
+                                         std::to_string(cpus) + " CPUs; pass at most that, or None for all of them");
+    }
+    const std::size_t threads = options.threads == 0 ? cpus : options.threads;
     Buckets buckets(!options.buckets.empty()           ? options.buckets
                     : onnx.size() < kBatchedModelBytes ? std::vector<std::size_t>{1, 4, 16}
                                                        : std::vector<std::size_t>{1});
@@ -155,7 +159,9 @@ class OpenVinoBackend final : public Backend {
           precision,   cpu_name() + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads"),
           threads,     std::move(buckets)};
       return std::make_shared<OpenVinoEngine>(std::move(latency), std::move(throughput), std::move(info));
-    } catch (const ov::Exception& error) {
+    } catch (const Error&) {
+      throw;
+    } catch (const std::exception& error) {
       throw build_error(first_line(error.what()));
     }
   }

@@ -355,3 +355,21 @@ def test_entry_by_name(tiny):
     assert bundle.entry("robust-light").name == "robust-light"
     with pytest.raises(InputError, match="did you mean expert-2"):
         bundle.entry("expert_2")
+
+
+def test_a_folder_named_like_a_shipped_bundle_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = write_tiny_bundle(tmp_path / "shipped" / "toy").path
+    monkeypatch.setattr("trt_moe.bundle.bundle.shipped_folders", lambda: [tmp_path / "shipped"])
+    (tmp_path / "elsewhere" / "toy").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert Bundle.load("toy").path == shipped
+    own = write_tiny_bundle(tmp_path / "elsewhere" / "toy").path
+    assert Bundle.load("toy").path.resolve() == own.resolve()
+
+
+def test_a_golden_file_that_is_too_large_is_not_even_hashed(tmp_path: Path) -> None:
+    path = write_tiny_bundle(tmp_path / "b").path
+    with (path / "golden.npz").open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(BundleError, match="at most"):
+        Bundle.load(path)

@@ -35,7 +35,7 @@ def refused(data, change) -> str:
 @pytest.mark.parametrize(
     ("version", "expected"),
     [
-        ("2.0", "schema version 2.0 is unknown; this trt-moe reads 1.x; upgrade"),
+        ("2.0", "schema version 2.0 is unknown; this trt-moe reads 1.x; install a newer trt-moe"),
         ("0.9", "rebuild the bundle"),
         ("1", "expected text such as"),
         (1.0, "expected text such as"),

@@ -188,7 +188,7 @@ def test_profile(tiny, tmp_path):
 def test_training_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trt_moe.training.pipeline", None)
     monkeypatch.setitem(sys.modules, "trt_moe.training.config", None)
-    assert "pip install 'trt-moe[train]'" in run("train", tmp_path / "c.yaml", code=1).stderr
+    assert "pip install '.[train]'" in run("train", tmp_path / "c.yaml", code=1).stderr
 
 
 def test_export_of_an_unfinished_run(tmp_path):

@@ -69,7 +69,7 @@ def test_missing_packages_come_with_their_command(monkeypatch):
     report = doctor.diagnose()
     commands = [item["command"] for item in report["missing"]]
     assert "pip install 'openvino==2026.4.1'" in commands
-    assert "pip install 'trt-moe[train]'" in commands
+    assert "pip install '.[train]'" in commands
     doctor.print_report(report)
 
 

@@ -365,4 +365,4 @@ def test_packing_without_onnx_says_what_to_install(monkeypatch):
         ["pack", "o", "--gater", "g", "--expert", "e", "--classes", "a,b", "--input", "8x8x1"],
     )
     assert result.exit_code == 1
-    assert "pip install 'trt-moe[train]'" in result.stderr
+    assert "pip install '.[train]'" in result.stderr

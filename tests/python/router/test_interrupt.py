@@ -10,10 +10,10 @@ from tests.support.tiny_bundle import write_tiny_bundle
 SCRIPT = """
 import sys, numpy as np, trt_moe
 router = trt_moe.Router(sys.argv[1], check=False)
-images = np.full((200_000, 64, 64, 1), 20, np.uint8)
+images = np.full((50_000, 64, 64, 1), 20, np.uint8)
 router.predict(images[:64])
-print("started", flush=True)
 try:
+    print("started", flush=True)
     router.predict(images)
 except KeyboardInterrupt:
     print("interrupted", flush=True)

@@ -71,7 +71,14 @@ def test_a_precision_the_cpu_lacks_is_said(tiny: TinyBundle) -> None:
 
 def test_threads_are_at_most_the_usable_cpus(tiny: TinyBundle) -> None:
     assert trt_moe.Model.load(tiny.path, "gater", threads=1).core.threads == 1
-    assert trt_moe.Model.load(tiny.path, "gater", threads=10_000).core.threads == trt_moe.model._core.usable_cpus()
+    assert trt_moe.Model.load(tiny.path, "gater").core.threads == trt_moe.model._core.usable_cpus()
+    with pytest.raises(trt_moe.InputError, match="threads is 10000"):
+        trt_moe.Model.load(tiny.path, "gater", threads=10_000)
+
+
+def test_a_backend_that_was_not_built_is_named(tiny: TinyBundle) -> None:
+    with pytest.raises(trt_moe.DeviceError, match="abacus"):
+        trt_moe.Model.load(tiny.path, "gater", backend="abacus")
 
 
 def test_a_file_changed_after_the_bundle_was_loaded_is_not_run(tiny: TinyBundle) -> None:

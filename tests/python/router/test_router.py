@@ -127,6 +127,7 @@ def test_inputs_of_many_kinds_give_one_answer(router: trt_moe.Router, tiny: Tiny
     expected = router.predict(images).probabilities
     wide = np.zeros((6, 8, 16, 1), np.uint8)
     wide[:, :, ::2] = images
+    assert not wide[:, :, ::2].flags.c_contiguous
     for batch in (list(images), torch.from_numpy(images), wide[:, :, ::2], np.asfortranarray(images)):
         np.testing.assert_array_equal(router.predict(batch).probabilities, expected)
 
@@ -217,6 +218,53 @@ def test_a_closed_router_says_so(tiny: TinyBundle) -> None:
             call()
 
 
+def test_closing_with_cancel_answers_or_refuses_every_future(tmp_path) -> None:
+    slow = write_tiny_bundle(tmp_path / "slow", work=(60, 60), golden=0, size=(64, 64))
+    router = trt_moe.Router(slow.path)
+    futures = [router.submit(slow.grey(20)[0]) for _ in range(500)]
+    router.close(cancel_pending=True)
+    errors = [future.exception(timeout=30) for future in futures]
+    assert all(error is None or isinstance(error, trt_moe.RouterClosedError) for error in errors)
+    assert any(errors)
+
+
+def test_leaving_with_an_error_does_not_wait_for_pending_images(tmp_path) -> None:
+    slow = write_tiny_bundle(tmp_path / "slow", work=(60, 60), golden=0, size=(64, 64))
+    with pytest.raises(ZeroDivisionError), trt_moe.Router(slow.path) as router:
+        futures = [router.submit(slow.grey(20)[0]) for _ in range(500)]
+        raise ZeroDivisionError
+    assert all(future.done() for future in futures)
+    assert any(isinstance(future.exception(), trt_moe.RouterClosedError) for future in futures)
+
+
+def test_a_callback_that_fails_costs_no_other_future_its_answer(tiny: TinyBundle) -> None:
+    def leave(_: object) -> None:
+        raise SystemExit
+
+    with trt_moe.Router(tiny.path) as router:
+        for _ in range(20):
+            future = router.submit(tiny.grey(20)[0])
+            if not future.done():
+                future.add_done_callback(leave)
+            assert router.submit(tiny.grey(20)[0]).result(timeout=30).expert == 0
+        assert router.stats()["in_flight"] == 0
+
+
+def test_a_cancelled_predict_async_stops_after_a_batch(tmp_path) -> None:
+    slow = write_tiny_bundle(tmp_path / "slow", work=(60, 60), golden=0, size=(64, 64))
+
+    async def run(router: trt_moe.Router) -> None:
+        task = asyncio.create_task(router.predict_async(np.repeat(slow.grey(20), 100_000, axis=0)))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with trt_moe.Router(slow.path, max_batch=16) as router:
+        asyncio.run(run(router))
+        assert router.stats()["stages"]["total"]["count"] < 100_000
+
+
 def test_a_forgotten_router_stops_its_threads(tiny: TinyBundle) -> None:
     before = threading.active_count()
     router = trt_moe.Router(tiny.path)
@@ -252,6 +300,8 @@ def test_stats_count_every_image_once(tiny: TinyBundle) -> None:
         {"max_batch": 0},
         {"max_queue": 0},
         {"max_wait_us": -1},
+        {"max_wait_us": 10**18},
+        {"max_queue": 10**12},
         {"max_batch": 1.5},
         {"precision": "int3"},
         {"threads": 0},
