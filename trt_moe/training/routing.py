@@ -113,11 +113,15 @@ def frontier_score(frontier: Frontier, costs: Floats) -> float:
 
 
 def explained_variance(scores: Floats, losses: Floats, clip: float) -> float:
-    """R^2 of the scores' differences against the dearest expert's clipped benefit over the cheapest."""
+    """R^2 of the best line through score differences and the dearest expert's clipped benefit, in 0..1.
+
+    A line is fitted first since scores of the gumbel method have no unit.
+    """
     benefit = np.minimum(losses[:, 0], clip) - np.minimum(losses[:, -1], clip)
     predicted = scores[:, -1] - scores[:, 0]
-    spread = ((benefit - benefit.mean()) ** 2).sum()
-    return float(1 - ((benefit - predicted) ** 2).sum() / spread) if spread > 0 else 0.0
+    benefit, predicted = benefit - benefit.mean(), predicted - predicted.mean()
+    spread = (benefit**2).sum() * (predicted**2).sum()
+    return float((benefit * predicted).sum() ** 2 / spread) if spread > 0 else 0.0
 
 
 def collapse_warning(

@@ -134,3 +134,27 @@ def test_the_same_seed_builds_the_same_network(raw_config):
     first, second = (build(config, config.experts[0], SHAPE) for _ in range(2))
     images = torch.from_numpy(np.zeros((1, 16, 16, 1), np.uint8))
     assert torch.equal(first.eval()(images), second.eval()(images))
+
+
+def test_an_expert_starts_from_its_teacher_at_another_size(raw_config, data_folder, tmp_path, monkeypatch):
+    raw_config["experts"][0].update(start_from="teacher", image_size=48)
+    config = TrainConfig.model_validate(raw_config)
+    started = {}
+
+    def remember(config, expert, model, *_):
+        started[expert.name] = {name: value.clone() for name, value in model.network.state_dict().items()}
+
+    monkeypatch.setattr(experts, "train_expert", remember)
+    models = train_experts(config, split(load_dataset(data_folder, "train"), config.splits), SHAPE, tmp_path)
+    teacher = models["teacher"].network.state_dict()
+    assert all(torch.equal(started["light"][name], value) for name, value in teacher.items())
+    assert not all(torch.equal(started["robust-light"][name], value) for name, value in teacher.items())
+    assert models["light"].graph_size == (48, 48)
+
+
+def test_starting_from_another_architecture_is_refused(raw_config, data_folder, tmp_path, monkeypatch):
+    raw_config["experts"][1]["start_from"] = "teacher"
+    config = TrainConfig.model_validate(raw_config)
+    monkeypatch.setattr(experts, "train_expert", lambda *_: None)
+    with pytest.raises(InputError, match="heavy starts from teacher"):
+        train_experts(config, split(load_dataset(data_folder, "train"), config.splits), SHAPE, tmp_path)
