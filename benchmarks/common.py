@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_moe import Bundle, Router, _core
+from trt_moe.evaluation.answers import softmax
 
 Images = NDArray[np.uint8]
 
@@ -76,11 +77,6 @@ class PythonRouting:
 
     def per_image(self, images: Images) -> NDArray[np.float32]:
         return np.concatenate([self.grouped(images[i : i + 1]) for i in range(len(images))])
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponents / exponents.sum(axis=1, keepdims=True)
 
 
 class OpenVinoPeer:

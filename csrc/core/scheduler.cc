@@ -33,6 +33,16 @@ void softmax(std::span<const float> logits, float* probabilities) {
   for (std::size_t i = 0; i < logits.size(); ++i) probabilities[i] /= sum;
 }
 
+// Copies each job's image to its row of the session's input.
+void gather(std::span<const Job> batch, Session& session) {
+  std::uint8_t* row = session.input().data();
+  for (const Job& job : batch) {
+    const ImageBatchView& images = job.request->images();
+    std::memcpy(row, images.image(job.index), images.image_bytes);
+    row += images.image_bytes;
+  }
+}
+
 std::string text(const ImageShape& shape) {
   return std::to_string(shape.height) + "x" + std::to_string(shape.width) + "x" + std::to_string(shape.channels);
 }
@@ -343,11 +353,7 @@ void Scheduler::run_gater(Worker& worker, std::size_t count) {
     begin += batch.size();
     const Clock::time_point start = Clock::now();
     try {
-      std::uint8_t* input = worker.session->input().data();
-      for (const Job& job : batch) {
-        std::memcpy(input, job.request->images().image(job.index), input_.bytes());
-        input += input_.bytes();
-      }
+      gather(batch, *worker.session);
       const std::span<const float> logits = worker.session->run(batch.size());
       plan_routes(logits, costs_, latency_weight(), worker.plan);
       for (std::size_t i = 0; i < batch.size(); ++i) {
@@ -386,11 +392,7 @@ void Scheduler::run_expert(std::size_t expert, Worker& worker, std::size_t count
     Clock::time_point gathered;
     std::span<const float> logits;
     try {
-      std::uint8_t* input = worker.session->input().data();
-      for (const Job& job : batch) {
-        std::memcpy(input, job.request->images().image(job.index), input_.bytes());
-        input += input_.bytes();
-      }
+      gather(batch, *worker.session);
       gathered = Clock::now();
       logits = worker.session->run(batch.size());
     } catch (...) {

@@ -253,10 +253,12 @@ def _find(path: str | os.PathLike[str]) -> Path:
     root = Path(path)
     if root.is_file() and root.name == MANIFEST_FILE:
         return root.parent
+    if (root / MANIFEST_FILE).exists():
+        return root
+    # A folder that only happens to be called like a shipped bundle, such as its data set, does not hide it.
     shipped = shipped_bundles()
     name = os.fspath(path)
-    # A folder that only happens to be called like a shipped bundle, such as its data set, does not hide it.
-    if name in shipped and not (root / MANIFEST_FILE).exists():
+    if name in shipped:
         return shipped[name]
     if root.is_dir():
         return root

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trt_moe.cli import options
 from trt_moe.cli.app import FAILED, app
+
+if TYPE_CHECKING:
+    from trt_moe.bundle import Bundle
+    from trt_moe.router import Router
 
 
 class Split(str, Enum):
@@ -81,11 +85,8 @@ def predict(
     """
     from trt_moe.console import print_json, progress
     from trt_moe.prediction import predict_files, print_predictions
-    from trt_moe.router import Router
 
-    with Router(
-        bundle, device=device.value, precision=precision.value, threads=threads, latency_weight=latency_weight
-    ) as router:
+    with _open(bundle, device, precision, threads, latency_weight) as router:
         with progress(not as_json) as callback:
             predictions = predict_files(router, paths, top, callback)
         if as_json:
@@ -129,7 +130,6 @@ def evaluate_bundle(
     from trt_moe.data import load_dataset
     from trt_moe.evaluation import evaluate, make_test_sets
     from trt_moe.evaluation.tables import print_confusion, print_report
-    from trt_moe.router import Router
 
     chosen = options.severities(severities)
     timed = options.latency_images(latency_images)
@@ -138,13 +138,7 @@ def evaluate_bundle(
     dataset = load_dataset(data, split.value, shape=loaded.input_shape)
     sets = make_test_sets(dataset, loaded, chosen, kind.value, images, seed)
     with (
-        Router(
-            loaded,
-            device=device.value,
-            precision=precision.value,
-            threads=threads,
-            latency_weight=latency_weight,
-        ) as router,
+        _open(loaded, device, precision, threads, latency_weight) as router,
         progress(not as_json) as callback,
     ):
         report = evaluate(router, sets, dataset.name, timed, callback)
@@ -183,20 +177,13 @@ def profile(
     from trt_moe.profiling.measure import profile as profile_router
     from trt_moe.profiling.measure import profile_images
     from trt_moe.profiling.tables import print_profile
-    from trt_moe.router import Router
 
     counts = options.counts(clients, "--clients")
     options.check_writable(output)
     loaded = Bundle.load(bundle)
     images, what = profile_images(loaded)
     with (
-        Router(
-            loaded,
-            device=device.value,
-            precision=precision.value,
-            threads=threads,
-            latency_weight=latency_weight,
-        ) as router,
+        _open(loaded, device, precision, threads, latency_weight) as router,
         progress(not as_json) as callback,
     ):
         result = profile_router(router, images, iterations, counts, seconds, callback)
@@ -205,6 +192,24 @@ def profile(
         print_json(result)
     else:
         print_profile(result, what)
+
+
+def _open(
+    bundle: Bundle | str,
+    device: options.Device,
+    precision: options.Precision,
+    threads: int | None,
+    latency_weight: float | None,
+) -> Router:
+    from trt_moe.router import Router
+
+    return Router(
+        bundle,
+        device=device.value,
+        precision=precision.value,
+        threads=threads,
+        latency_weight=latency_weight,
+    )
 
 
 def _write_json(file: Path | None, data: Any) -> None:
