@@ -60,7 +60,7 @@ class ExpertConfig(Section):
     warmup: float = Field(default=0.15, ge=0, lt=1)
     clip: float = Field(default=5.0, gt=0)
     seed: int = Field(default=0, ge=0)
-    start_from: Name | None = Field(default=None, description="teacher whose weights to go on from")
+    start_from: Name | None = Field(default=None, description="teacher to go on from, as deep or shallower")
     teacher: Name | None = None
     distill_weight: float = Field(default=0.5, ge=0, le=1)
     temperature: float = Field(default=2.0, gt=0)

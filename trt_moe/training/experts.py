@@ -100,18 +100,22 @@ def train_experts(
 
 
 def start_from(model: ImageModel, source: ImageModel, expert: ExpertConfig) -> None:
-    """Copy the weights of `source`, which may see another image size.
+    """Copy the weights of `source`, which may see another image size or have fewer residual blocks.
+
+    Blocks that `source` lacks keep their own start. Timm starts the last norm of a residual block at zero, so
+    a deeper network begins as the very function of the shallower one (Net2Net, Chen et al. 2016).
 
     Raises:
-        InputError: the two are not of one architecture.
+        InputError: a tensor of `source` has no place in `model`.
     """
-    try:
-        model.network.load_state_dict(source.network.state_dict())
-    except RuntimeError as error:
+    given, own = source.network.state_dict(), model.network.state_dict()
+    homeless = [name for name, value in given.items() if name not in own or own[name].shape != value.shape]
+    if homeless:
         raise InputError(
-            f"{expert.name} starts from {expert.start_from}, but their networks differ; give both the same model "
-            "and options"
-        ) from error
+            f"{expert.name} starts from {expert.start_from}, but their networks differ ({homeless[0]} fits nowhere); "
+            "give both the same model and options; only more blocks in a stage are possible"
+        )
+    model.network.load_state_dict(given, strict=False)
 
 
 def train_expert(

@@ -18,6 +18,7 @@ from trt_moe.training.experts import (  # noqa: E402
     build,
     checkpoint_path,
     make_optimizer,
+    start_from,
     train_experts,
 )
 from trt_moe.training.splits import split  # noqa: E402
@@ -158,3 +159,18 @@ def test_starting_from_another_architecture_is_refused(raw_config, data_folder, 
     monkeypatch.setattr(experts, "train_expert", lambda *_: None)
     with pytest.raises(InputError, match="heavy starts from teacher"):
         train_experts(config, split(load_dataset(data_folder, "train"), config.splits), SHAPE, tmp_path)
+
+
+def test_a_deeper_network_starts_as_the_shallower_ones_function(raw_config):
+    shallow = {"model": "resnet10t", "image_size": 32, "options": {"channels": [8, 8, 16, 16]}, "severities": [1] * 6}
+    deep = {**shallow, "options": {"channels": [8, 8, 16, 16], "layers": [3, 1, 2, 1]}}
+    raw_config["teachers"] = [{**shallow, "name": "teacher"}]
+    raw_config["experts"][0] = {**deep, "name": "light", "start_from": "teacher"}
+    raw_config["experts"][1]["teacher"] = None
+    config = TrainConfig.model_validate(raw_config)
+    source, model = (build(config, config.classifier(name), SHAPE) for name in ("teacher", "light"))
+    images = torch.randint(0, 256, (4, 16, 16, 1), dtype=torch.uint8)
+    assert not torch.allclose(model.eval()(images), source.eval()(images))
+    start_from(model, source, config.experts[0])
+    assert len(model.network.state_dict()) > len(source.network.state_dict())
+    torch.testing.assert_close(model.eval()(images), source.eval()(images))
