@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
@@ -52,6 +53,7 @@ def export_onnx(model: ImageModel, path: Path, input_shape: tuple[int, int, int]
             dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("N", min=1)}},
             verbose=False,
         )
+    _strip_traces(path)
     error = max(_error(model, path, _noise(count, input_shape)) for count in _CHECK_BATCHES)
     if not error <= MAX_ERROR:
         raise ModelOutputError(
@@ -71,6 +73,17 @@ def run_onnx(path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     logits: NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
     return logits
+
+
+def _strip_traces(path: Path) -> None:
+    """Leave out what torch notes at every node: stack traces with this machine's paths, a twentieth of a small file."""
+    model = onnx.load(path)
+    graph = model.graph
+    for entries in (graph.node, graph.value_info, graph.input, graph.output, graph.initializer):
+        for entry in entries:
+            entry.ClearField("metadata_props")
+            entry.ClearField("doc_string")
+    onnx.save(model, path)
 
 
 def _error(model: ImageModel, path: Path, images: NDArray[np.uint8]) -> float:
