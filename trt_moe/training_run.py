@@ -19,9 +19,10 @@ def run_training(
     out: Path | None,
     checkpoints: Path | None,
     only_export: bool,
+    skip_broken: bool,
     progress: ProgressCallback,
     log: Callable[[str], None],
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Train what is not trained yet and write the bundle.
 
     Args:
@@ -30,38 +31,60 @@ def run_training(
         out: the bundle's folder; None: engines/<name of the configuration>.
         checkpoints: folder of runs, instead of the configuration's.
         only_export: refuse where something is not trained yet.
+        skip_broken: leave out images that cannot be used, whatever the configuration says.
         progress: called as progress(what, done, total).
         log: gets one line per event.
 
     Returns:
-        {"bundle": path, "name": name}.
+        {"bundle": path, "name": name}; None in all processes but the first of those that torchrun started.
 
     Raises:
         MissingDependencyError: torch, timm or another package of the extra `train` is not installed.
         InputError: the configuration is wrong, or with `only_export` the run is not finished.
     """
+    config = open_config(config_file, data, checkpoints, skip_broken)
+    from trt_moe.training.pipeline import train
+    from trt_moe.training.processes import connect
+
+    if only_export:
+        check_finished(config)
+    processes = connect()
+    bundle = train(config, out or Path("engines") / config.name, progress, log)
+    processes.end_training()
+    return {"bundle": str(bundle), "name": config.name} if processes.is_main_process else None
+
+
+def open_config(config_file: Path, data: Path | None, checkpoints: Path | None, skip_broken: bool) -> TrainConfig:
+    """Read a training configuration, with what is given on the command line instead of its own values.
+
+    Raises:
+        MissingDependencyError: torch, timm or another package of the extra `train` is not installed.
+        InputError: the configuration is wrong.
+    """
     try:
         from trt_moe.training.config import load_config
-        from trt_moe.training.pipeline import train
     except ImportError as error:
         raise MissingDependencyError(
             f"training needs packages that are not installed ({error}); in the checkout: pip install '.[train]'"
         ) from error
     config = load_config(config_file)
-    changes = {"data": data, "checkpoints": checkpoints}
-    config = config.model_copy(update={key: value for key, value in changes.items() if value is not None})
-    if only_export:
-        _check_finished(config)
-    target = out or Path("engines") / config.name
-    return {"bundle": str(train(config, target, progress, log)), "name": config.name}
+    changes = {"data": data, "checkpoints": checkpoints, "skip_broken": skip_broken or None}
+    return config.model_copy(update={key: value for key, value in changes.items() if value is not None})
 
 
-def _check_finished(config: TrainConfig) -> None:
+def check_finished(config: TrainConfig) -> None:
+    """Refuse a run that has no checkpoint of something, or one of other settings.
+
+    Raises:
+        InputError: names what is missing or stale.
+        DataError: a checkpoint is damaged.
+    """
     from trt_moe.training.experts import checkpoint_path
 
     folder = config.checkpoints / config.name
     names = [entry.name for entry in config.classifiers()]
     names += [f"gater-{method}-{seed}" for method in config.gater.methods for seed in config.gater.seeds]
+    names += ["joint"] if config.joint is not None else []
     missing = [name for name in names if not checkpoint_path(folder, name).is_file()]
     if missing:
         raise InputError(

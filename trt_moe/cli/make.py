@@ -14,40 +14,38 @@ from trt_moe.errors import InputError
 if TYPE_CHECKING:
     from trt_moe.export.wrap import Preprocessing
 
-_Config = Annotated[Path, typer.Argument(help="Training configuration (YAML), see configs/.", metavar="CONFIG")]
-_Data = Annotated[Path | None, typer.Option("--data", help="Folder of the data set; default: the configuration's.")]
 _Out = Annotated[Path | None, typer.Option("--out", help="The bundle's folder; default: engines/NAME.")]
-_Runs = Annotated[
-    Path | None, typer.Option("--checkpoints", help="Folder of training runs; default: the configuration's.")
-]
 
 
 @app.command()
 def train(
-    config: _Config,
-    data: _Data = None,
+    config: options.Config,
+    data: options.Data = None,
     out: _Out = None,
-    checkpoints: _Runs = None,
+    checkpoints: options.Checkpoints = None,
+    skip_broken: options.SkipBroken = False,
     as_json: options.Json = False,
 ) -> None:
     """Train experts and a gater and write a bundle.
 
-    Goes on where a stopped run of the same configuration was.
+    Goes on where a stopped run of the same configuration was. On many GPUs:
+    torchrun --nproc-per-node 4 -m trt_moe train CONFIG
     """
     from trt_moe.console import note, print_json, progress
     from trt_moe.training_run import run_training
 
     with progress(not as_json) as callback:
-        result = run_training(config, data, out, checkpoints, only_export=False, progress=callback, log=note)
+        result = run_training(config, data, out, checkpoints, False, skip_broken, callback, note)
     _print_result(result, as_json, print_json)
 
 
 @app.command()
 def export(
-    config: _Config,
-    data: _Data = None,
+    config: options.Config,
+    data: options.Data = None,
     out: _Out = None,
-    checkpoints: _Runs = None,
+    checkpoints: options.Checkpoints = None,
+    skip_broken: options.SkipBroken = False,
     as_json: options.Json = False,
 ) -> None:
     """Write the bundle of a finished training run."""
@@ -55,8 +53,27 @@ def export(
     from trt_moe.training_run import run_training
 
     with progress(not as_json) as callback:
-        result = run_training(config, data, out, checkpoints, only_export=True, progress=callback, log=note)
+        result = run_training(config, data, out, checkpoints, True, skip_broken, callback, note)
     _print_result(result, as_json, print_json)
+
+
+@app.command()
+def scenes(
+    out: Annotated[Path, typer.Argument(help="Folder to make.", metavar="OUT")],
+    train: Annotated[int, typer.Option(min=1, help="Training images of each of the six classes.")] = 200,
+    test: Annotated[int, typer.Option(min=1, help="Test images of each class.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws other scenes.")] = 0,
+) -> None:
+    """Draw a data set of outdoor scenes, to try training without data.
+
+    Six classes in the layout of Intel Image Classification, as 150 x 150 JPEG files.
+    """
+    from trt_moe.console import progress
+    from trt_moe.data.scenes import write_scenes
+
+    with progress() as callback:
+        write_scenes(out, train, test, seed, callback)
+    typer.echo(f"scenes written to {out}; try `trt-moe train CONFIG --data {out}`")
 
 
 @app.command()
@@ -157,7 +174,9 @@ def _preprocessing(values: dict[str, str]) -> Preprocessing:
     return Preprocessing(**known)
 
 
-def _print_result(result: dict[str, Any], as_json: bool, print_json: Any) -> None:
+def _print_result(result: dict[str, Any] | None, as_json: bool, print_json: Any) -> None:
+    if result is None:
+        return
     if as_json:
         print_json(result)
     else:

@@ -50,6 +50,14 @@ LatencyWeight = Annotated[
     float | None,
     typer.Option("--latency-weight", "-w", min=0.0, help="How much latency counts in routing; default: the bundle's."),
 ]
+Config = Annotated[Path, typer.Argument(help="Training configuration (YAML), see configs/.", metavar="CONFIG")]
+Data = Annotated[Path | None, typer.Option("--data", help="Folder of the data set; default: the configuration's.")]
+SkipBroken = Annotated[
+    bool, typer.Option("--skip-broken", help="Leave out images that cannot be used; without it they are an error.")
+]
+Checkpoints = Annotated[
+    Path | None, typer.Option("--checkpoints", help="Folder of training runs; default: the configuration's.")
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Also write the JSON to this file.")]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from trt_moe.data.corruptions import SEVERITIES
 from trt_moe.errors import DataError, InputError
@@ -26,7 +27,6 @@ Shape = tuple[int, int, int]
 
 _IDX_PREFIX = {"train": "train", "test": "t10k"}
 _INTEL_FOLDER = {"train": "seg_train", "test": "seg_test"}
-_NAMED_BAD_FILES = 8
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Dataset:
         class_names: in label order.
         name: what tables call the data set.
         severities: int64 [N] where the images were corrupted before they were stored, else None.
-        broken: files left out because they cannot be read (only with `skip_broken`).
+        broken: what was left out, with the reason (only with `skip_broken`).
     """
 
     images: NDArray[np.uint8]
@@ -65,10 +65,11 @@ def load_dataset(
         split: layouts without splits return all they have for either.
         shape: (height, width, channels) to convert every decoded image to; without it all images must have
             one size already. Idx images are never resized.
-        skip_broken: leave unreadable files out and list them in `Dataset.broken` instead of raising.
+        skip_broken: leave out images that cannot be read, have another size or no valid label, and list them
+            in `Dataset.broken` instead of raising.
 
     Raises:
-        DataError: nothing recognised there, files unreadable (named), classes missing or sizes mixed.
+        DataError: nothing recognised there, a class without images, or the above; lists every image it is about.
         InputError: `split` is neither "train" nor "test".
     """
     if split not in _IDX_PREFIX:
@@ -77,16 +78,26 @@ def load_dataset(
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give the folder that holds the data set")
     if _find_idx(root, split, "images-idx3-ubyte") is not None:
-        return _load_idx(root, split, shape)
+        return _checked(_load_idx(root, split, shape), skip_broken)
     for name in (_INTEL_FOLDER[split], split):
         if (root / name).is_dir():
             inner = root / name
             # The published archive nests the folder once more: seg_train/seg_train/<class>.
             inner = inner / name if (inner / name).is_dir() else inner
-            return _load_folder(inner, root.name, shape, skip_broken)
+            return _checked(_load_folder(inner, root.name, shape), skip_broken)
     if any((root / str(level)).is_dir() for level in range(SEVERITIES)):
-        return _load_severities(root, shape, skip_broken)
-    return _load_folder(root, root.name, shape, skip_broken)
+        return _checked(_load_severities(root, shape), skip_broken)
+    return _checked(_load_folder(root, root.name, shape), skip_broken)
+
+
+def _checked(data: Dataset, skip_broken: bool) -> Dataset:
+    """Raise where something was left out, unless that was asked for and something remains."""
+    if data.broken and not (skip_broken and len(data)):
+        listed = "\n  ".join(data.broken)
+        count = f"{len(data.broken)} unusable image{'s' * (len(data.broken) > 1)}"
+        advice = "mend or remove them, or leave them out with --skip-broken" if len(data) else "no image is left"
+        raise DataError(f"{data.name} has {count}; {advice}:\n  {listed}")
+    return data
 
 
 def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
@@ -136,63 +147,79 @@ def _load_idx(root: Path, split: Split, shape: Shape | None) -> Dataset:
         raise DataError(f"{image_file} has {len(images)} images, {label_file} {len(labels)} labels")
     if shape is not None and images.shape[1:] != shape:
         raise DataError(f"{image_file} has images of {images.shape[1:]}, expected {shape} (H, W, C)")
-    if len(labels) and labels.max() >= len(FASHION_CLASSES):
-        raise DataError(f"{label_file} has label {labels.max()}; Fashion-MNIST's go from 0 to 9")
-    return Dataset(images, labels.astype(np.int64), FASHION_CLASSES, "fashion-mnist")
+    known = labels < len(FASHION_CLASSES)
+    wrong = [
+        f"{label_file}, image {i} (label {labels[i]}; Fashion-MNIST's go from 0 to 9)" for i in np.flatnonzero(~known)
+    ]
+    return Dataset(images[known], labels[known].astype(np.int64), FASHION_CLASSES, "fashion-mnist", broken=tuple(wrong))
 
 
-def _load_severities(root: Path, shape: Shape | None, skip_broken: bool) -> Dataset:
+def _load_severities(root: Path, shape: Shape | None) -> Dataset:
     parts: list[tuple[int, Dataset]] = []
+    broken: list[str] = []
     for level in range(SEVERITIES):
         folder = root / str(level)
         if folder.is_dir():
-            part = _load_folder(folder, root.name, shape, skip_broken)
+            part = _load_folder(folder, root.name, shape)
             if parts and part.class_names != parts[0][1].class_names:
                 raise DataError(
                     f"{folder} has classes {list(part.class_names)}, "
                     f"severity {parts[0][0]} has {list(parts[0][1].class_names)}"
                 )
-            if parts and part.images.shape[1:] != parts[0][1].images.shape[1:]:
+            if parts and len(part) and part.images.shape[1:] != parts[0][1].images.shape[1:]:
                 raise DataError(f"{folder} has images of {part.images.shape[1:]}, others are of another size")
-            parts.append((level, part))
+            broken += part.broken
+            if len(part):
+                parts.append((level, part))
+    if not parts:
+        return Dataset(np.zeros((0, 0, 0, 0), np.uint8), np.zeros(0, np.int64), (), root.name, broken=tuple(broken))
     return Dataset(
         np.concatenate([part.images for _, part in parts]),
         np.concatenate([part.labels for _, part in parts]),
         parts[0][1].class_names,
         root.name,
         np.concatenate([np.full(len(part), level, dtype=np.int64) for level, part in parts]),
-        tuple(name for _, part in parts for name in part.broken),
+        tuple(broken),
     )
 
 
-def _load_folder(folder: Path, name: str, shape: Shape | None, skip_broken: bool) -> Dataset:
+def _load_folder(folder: Path, name: str, shape: Shape | None) -> Dataset:
+    """Read <class>/<image>; whatever cannot be used is left out and listed."""
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
     if not classes:
         raise DataError(f"{folder} has no class folders; expected <class>/<image>.png inside it")
-    images: list[NDArray[np.uint8]] = []
-    labels: list[int] = []
-    broken: list[str] = []
+    broken = [f"{file} (in no class folder, so it has no label)" for file in _image_files(folder)]
+    files = {class_name: _image_files(folder / class_name) for class_name in classes}
+    empty = [str(folder / class_name) for class_name in classes if not files[class_name]]
+    if empty:
+        raise DataError(f"{', '.join(empty)}: holds no images; remove the folder or fill it")
+    decoded: list[tuple[Path, int, NDArray[np.uint8]]] = []
     for label, class_name in enumerate(classes):
-        files = sorted(p for p in (folder / class_name).iterdir() if p.suffix.lower() in SUFFIXES)
-        if not files:
-            raise DataError(f"{folder / class_name} holds no images; remove the folder or fill it")
-        for file in files:
+        for file in files[class_name]:
             try:
-                image = _decode(file, shape)
-            except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                decoded.append((file, label, _decode(file, shape)))
+            except Exception as error:  # Damaged files make Pillow's decoders raise nearly anything.
                 broken.append(f"{file} ({error})")
-                continue
-            if images and image.shape != images[0].shape:
-                raise DataError(
-                    f"{file} is {image.shape}, images before it are {images[0].shape} (H, W, C); "
-                    "give a shape to convert them to"
-                )
-            images.append(image)
-            labels.append(label)
-    if broken and not (skip_broken and images):
-        more = f" and {len(broken) - _NAMED_BAD_FILES} more" if len(broken) > _NAMED_BAD_FILES else ""
-        raise DataError(f"unreadable images: {'; '.join(broken[:_NAMED_BAD_FILES])}{more}")
-    return Dataset(np.stack(images), np.asarray(labels, np.int64), tuple(classes), name, broken=tuple(broken))
+    usual = Counter(image.shape for _, _, image in decoded).most_common(1)[0][0] if decoded else (0, 0, 0)
+    broken += [
+        f"{file} (is {_size(image.shape)}, most are {_size(usual)}: a shape, image_shape in a config, converts them)"
+        for file, _, image in decoded
+        if image.shape != usual
+    ]
+    fitting = [(label, image) for _, label, image in decoded if image.shape == usual]
+    images = np.stack([image for _, image in fitting]) if fitting else np.zeros((0, *usual), np.uint8)
+    return Dataset(
+        images, np.asarray([label for label, _ in fitting], np.int64), tuple(classes), name, broken=tuple(broken)
+    )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    """Height, width and channels, such as "150 x 113 x 3"."""
+    return " x ".join(str(side) for side in shape)
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
 def _decode(file: Path, shape: Shape | None) -> NDArray[np.uint8]:

@@ -74,7 +74,9 @@ class BundleSource:
     experts: Sequence[ModelSource]
     baselines: Sequence[ModelSource]
     timings: Mapping[str, Mapping[str, Timing]]
-    """By precision, then by model name; relative costs come from the first precision."""
+    """By precision, then by model name; empty where latencies were given instead of measured."""
+    costs: Mapping[str, float]
+    """Of every model, see `relative_costs`."""
     latency_weight: float
     method: str
     seed: int
@@ -126,7 +128,7 @@ def relative_costs(timings: Mapping[str, Timing], experts: Sequence[str]) -> dic
 
 def _fill(source: BundleSource, work: Path, log: Log) -> Manifest:
     """Write all files except the manifest, which is returned."""
-    costs = relative_costs(next(iter(source.timings.values())), [e.name for e in source.experts])
+    costs = source.costs
     experts = sorted(source.experts, key=lambda e: costs[e.name])
     models = [source.gater, *experts, *source.baselines]
     for model in models:

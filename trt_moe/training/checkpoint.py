@@ -74,7 +74,10 @@ def load_checkpoint(
     try:
         model.load_state_dict({k[len(_MODEL) :]: v for k, v in tensors.items() if k.startswith(_MODEL)})
     except RuntimeError as error:
-        raise DataError(f"checkpoint {path} holds another architecture: {error}") from error
+        raise DataError(
+            f"checkpoint {path} holds another architecture, or one for other classes: {error}; delete it to train "
+            "again, or give this run another folder (--checkpoints)"
+        ) from error
     if optimizer is not None:
         _load_optimizer(optimizer, model, tensors)
     return int(metadata["epoch"])
@@ -92,4 +95,4 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors:
         # A name may be the prefix of a longer one (block.1 and block.1.weight): its keys hold a dot.
         state = {key: value for key, value in state.items() if "." not in key}
         if state:
-            optimizer.state[parameter] = dict(state)
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}

@@ -15,9 +15,10 @@ from trt_moe.errors import InputError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=SEVERITIES, max_length=SEVERITIES)]
-Method = Literal["benefit", "gumbel"]
+Method = Literal["benefit", "gumbel", "likelihood"]
+Side = Annotated[int, Field(ge=8, le=4096)]
 
-RESERVED_NAMES = frozenset({"gater", "images", "mixture"})
+RESERVED_NAMES = frozenset({"gater", "images", "joint", "mixture"})
 
 
 class Section(BaseModel):
@@ -54,14 +55,15 @@ class ExpertConfig(Section):
     weights: Path | None = None
     severities: Weights
     epochs: int = Field(default=8, ge=1)
-    batch: int = Field(default=128, ge=1)
+    batch: int = Field(default=128, ge=1, description="images an optimizer step, over all processes")
+    accumulate: int = Field(default=1, ge=1, description="pieces that a step's images are computed in, to save memory")
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.02, ge=0)
     warmup: float = Field(default=0.15, ge=0, lt=1)
     clip: float = Field(default=5.0, gt=0)
     seed: int = Field(default=0, ge=0)
-    start_from: Name | None = Field(default=None, description="teacher to go on from, as deep or shallower")
-    teacher: Name | None = None
+    start_from: Name | None = Field(default=None, description="classifier to go on from, as deep or shallower")
+    teacher: Name | None = Field(default=None, description="classifier trained before, to imitate")
     distill_weight: float = Field(default=0.5, ge=0, le=1)
     temperature: float = Field(default=2.0, gt=0)
     token_drop: float = Field(default=0.0, ge=0, lt=1, description="share of a transformer's tokens left out")
@@ -91,6 +93,21 @@ class GaterConfig(Section):
     passes: int = Field(default=2, ge=1, description="corrupted copies of every gater image")
     loss_clip: float = Field(default=6.0, gt=0, description="nats; the benefit method clips losses here")
     temperature: tuple[float, float] = Field(default=(1.0, 1.0), description="of Gumbel-Softmax, start and end")
+    balance: float = Field(default=0.0, ge=0, description="weight of the load-balance term; not in the benefit method")
+    entropy: float = Field(default=0.0, ge=0, description="weight of the entropy bonus; not in the benefit method")
+
+
+class JointConfig(Section):
+    """Fine-tuning of gater and experts together, from what the phases before it found."""
+
+    epochs: int = Field(default=1, ge=1)
+    batch: int = Field(default=64, ge=1, description="images an optimizer step, over all processes")
+    accumulate: int = Field(default=1, ge=1, description="pieces that a step's images are computed in, to save memory")
+    learning_rate: float = Field(default=2e-5, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup: float = Field(default=0.15, ge=0, lt=1)
+    clip: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, description="of Gumbel-Softmax")
 
 
 class TrainConfig(Section):
@@ -98,6 +115,10 @@ class TrainConfig(Section):
 
     name: Name
     data: Path | None = None
+    image_shape: tuple[Side, Side, Literal[1, 3]] | None = Field(
+        default=None, description="height, width, channels that image files are converted to; default: as they are"
+    )
+    skip_broken: bool = Field(default=False, description="leave out unreadable files instead of stopping")
     checkpoints: Path = Path("runs")
     latency_weight: float = Field(default=0.7, ge=0)
     seed: int = Field(default=0, ge=0)
@@ -111,6 +132,10 @@ class TrainConfig(Section):
     experts: tuple[ExpertConfig, ...] = Field(min_length=2)
     baselines: tuple[ExpertConfig, ...] = ()
     gater: GaterConfig = GaterConfig()
+    joint: JointConfig | None = None
+    latencies_ms: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        default=None, description="latency of gater, experts and baselines on the target device; default: measured here"
+    )
     sample_images: int = Field(default=120, ge=1, description="test images shipped, at each severity")
     golden_images: int = Field(default=12, ge=1)
     evaluation_images: int = Field(10_000, ge=1, description="test images in the manifest's accuracies, at most")
@@ -122,13 +147,21 @@ class TrainConfig(Section):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"names must be unique among teachers, experts and baselines; twice: {twice}")
-        teachers = {t.name for t in self.teachers}
+        trained: list[str] = []
         for entry in self.classifiers():
             for named in (entry.teacher, entry.start_from):
-                if named is not None and (named not in teachers or entry.name in teachers):
-                    raise ValueError(f"{entry.name} names teacher {named!r}; teachers are {sorted(teachers)}")
+                if named is not None and named not in trained:
+                    raise ValueError(
+                        f"{entry.name} learns from {named!r}, but trained before it is {', '.join(trained) or 'none'}; "
+                        "teachers come first, then experts, each after what it learns from"
+                    )
+            trained.append(entry.name)
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} channels, std {len(self.std)}")
+        if self.latencies_ms is not None:
+            expected = ["gater", *(e.name for e in (*self.experts, *self.baselines))]
+            if set(self.latencies_ms) != set(expected):
+                raise ValueError(f"latencies_ms has {sorted(self.latencies_ms)}; expected one each of {expected}")
         return self
 
     def classifiers(self) -> tuple[ExpertConfig, ...]:
@@ -148,6 +181,8 @@ class TrainConfig(Section):
             "corruption": self.corruption.model_dump(mode="json"),
             "common": [self.seed, self.precision, list(self.mean), list(self.std), self.flip],
         }
+        if self.image_shape is not None:
+            parts["image_shape"] = list(self.image_shape)
         if expert.teacher is not None:
             parts["teacher"] = self.expert_hash(self.classifier(expert.teacher))
         if expert.start_from is not None:
@@ -156,9 +191,14 @@ class TrainConfig(Section):
 
     def gater_hash(self) -> str:
         """Identify everything that decides the gater's weights, except the measured costs."""
+        gater = self.gater.model_dump(mode="json", exclude={"methods", "seeds"})
+        # These came later: at their defaults, gaters trained before them keep their hash.
+        for key in ("balance", "entropy"):
+            if gater[key] == 0:
+                del gater[key]
         return digest(
             {
-                "gater": self.gater.model_dump(mode="json", exclude={"methods", "seeds"}),
+                "gater": gater,
                 "latency_weight": self.latency_weight,
                 "experts": [self.expert_hash(e) for e in self.experts],
             }

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from timm.layers.patch_dropout import PatchDropout
 from torch import Tensor, nn
 
 from trt_moe.data.corruptions import EVALUATION_SEED
-from trt_moe.errors import InputError, ModelOutputError
+from trt_moe.errors import InputError
 from trt_moe.models import ImageModel, create_expert
-from trt_moe.training.checkpoint import load_checkpoint, save_checkpoint
+from trt_moe.training.checkpoint import load_checkpoint
 from trt_moe.training.config import ExpertConfig, TrainConfig
+from trt_moe.training.loop import Progress, epoch_order, images_in_order, run_epoch, run_epochs
 from trt_moe.training.losses import distillation_loss, soft_loss
-from trt_moe.training.schedule import one_cycle
+from trt_moe.training.processes import check_batch, connect, has_batch_norm, share_network
 from trt_moe.training.splits import Corrupted, Part, Parts, derived_seed, draw, every_severity
-
-Progress = Callable[[str, int, int], None]
-"""Called as progress(what, done, total)."""
 
 PREDICT_BATCH = 500
 _EPOCH_CHECK_IMAGES = 500
-_LOG_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -73,6 +69,8 @@ def train_experts(
 ) -> dict[str, ImageModel]:
     """Train, or load where it is done already, every teacher, expert and baseline, in this order.
 
+    Under `torchrun` all processes call this; the first one writes and logs.
+
     Args:
         config: what to train.
         parts: `parts.experts` is learned from, `parts.validation` only looked at.
@@ -82,8 +80,15 @@ def train_experts(
         log: gets one line per event.
 
     Returns:
-        Every model by name, in evaluation mode.
+        Every model by name, in evaluation mode, on this process's device.
+
+    Raises:
+        InputError: a batch that the processes cannot share, or an expert that cannot start from its teacher.
+        ModelOutputError: a loss is not finite; the last epoch's checkpoint is kept.
     """
+    processes = connect()
+    for expert in config.classifiers():
+        check_batch(processes, expert.name, expert.batch, expert.accumulate)
     models: dict[str, ImageModel] = {}
     for expert in config.classifiers():
         model = build(config, expert, shape).to(memory_format=torch.channels_last)
@@ -95,7 +100,7 @@ def train_experts(
             if expert.start_from is not None:
                 start_from(model, models[expert.start_from], expert)
             train_expert(config, expert, model, parts, folder, teacher, progress, log)
-        models[expert.name] = model.eval()
+        models[expert.name] = model.eval().to(processes.device)
     return models
 
 
@@ -133,90 +138,67 @@ def train_expert(
     Raises:
         ModelOutputError: the loss is not finite; the last epoch's checkpoint is kept.
     """
-    config_hash = config.expert_hash(expert)
-    file, partial = checkpoint_path(folder, expert.name), folder / f"{expert.name}.partial.safetensors"
+    processes = connect()
+    network = share_network(processes, model)
+    if processes.num_processes > 1 and processes.device.type == "cpu" and has_batch_norm(network):
+        log(f"{expert.name}: warning: each CPU process normalises its own images; one process gives other weights")
     optimizer = make_optimizer(model, expert.weight_decay)
-    done = load_checkpoint(partial, model, config_hash, optimizer) or 0
-    if done:
-        log(f"{expert.name}: goes on after epoch {done} of {expert.epochs}")
-    check = every_severity(_first(parts.validation, _EPOCH_CHECK_IMAGES), config.corruption, EVALUATION_SEED)
-    for epoch in range(done, expert.epochs):
-        started = time.perf_counter()
-        loss = _train_epoch(config, expert, model, optimizer, parts.experts, epoch, teacher, progress, log)
-        save_checkpoint(partial, model, config_hash, epoch + 1, optimizer)
-        accuracies = severity_accuracy(predict(model, check.images, config.precision), check)
-        log(
-            f"{expert.name}: epoch {epoch + 1}/{expert.epochs} loss {loss:.4f} validation "
-            f"{' '.join(f'{a:.3f}' for a in accuracies)} mean {np.mean(accuracies):.4f} "
-            f"in {time.perf_counter() - started:.0f} s"
+    seen = every_severity(parts.validation.take(slice(_EPOCH_CHECK_IMAGES)), config.corruption, EVALUATION_SEED)
+
+    def train_epoch(epoch: int) -> float:
+        return _train_epoch(
+            config, expert, model, network, optimizer, parts.experts, epoch, teacher, processes, progress, log
         )
-    save_checkpoint(file, model, config_hash, expert.epochs)
-    partial.unlink(missing_ok=True)
+
+    def check() -> str:
+        accuracies = severity_accuracy(predict(model, seen.images, config.precision), seen)
+        return f"validation {' '.join(f'{a:.3f}' for a in accuracies)} mean {np.mean(accuracies):.4f}"
+
+    file = checkpoint_path(folder, expert.name)
+    run_epochs(expert.name, model, optimizer, file, config.expert_hash(expert), expert.epochs, train_epoch, check, log)
 
 
 def _train_epoch(
     config: TrainConfig,
     expert: ExpertConfig,
     model: ImageModel,
+    network: nn.Module,
     optimizer: torch.optim.Optimizer,
     part: Part,
     epoch: int,
     teacher: ImageModel | None,
+    processes: Accelerator,
     progress: Progress | None,
     log: Callable[[str], None],
 ) -> float:
     """One pass over the part; returns the mean loss."""
     # Everything random in an epoch starts from the epoch's own seed: a resumed run repeats it exactly.
     seed = derived_seed("epoch", config.seed, expert.seed, expert.name, epoch)
-    torch.manual_seed(seed)
-    images = draw(part, expert.severities, config.corruption, seed)
+    torch.manual_seed(seed + processes.process_index)
+    order = epoch_order(
+        len(part.labels), expert.batch, seed, config.flip,
+        expert.accumulate, processes.process_index, processes.num_processes,
+    )  # fmt: skip
+    images = draw(part, expert.severities, config.corruption, seed, order.chosen.ravel())
     distilled = teacher is not None and _set_distilled(model.network)
     if expert.token_drop > 0:
         _drop_tokens(model.network, expert.token_drop if epoch < expert.token_drop_epochs else 0.0)
     model.train()
-    steps = len(images.labels) // expert.batch or 1
-    total, losses = steps * expert.epochs, 0.0
-    for step, (pixels, labels) in enumerate(batches(images, expert.batch, seed, config.flip)):
-        rate = one_cycle(epoch * steps + step, total, expert.learning_rate, expert.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        with autocast(config.precision):
-            output = model.network(_channels_last(model.preprocess(pixels)))
+
+    def loss_of(pixels: Tensor, labels: Tensor, _: float) -> Tensor:
+        with autocast(config.precision, pixels.device.type):
+            output = network(_channels_last(model.preprocess(pixels)))
             with torch.no_grad():
                 target = teacher(pixels).float() if teacher is not None else None
         student, pupil = (output[0].float(), output[1].float()) if distilled else (output.float(), None)
         loss = distillation_loss(student, labels, target, expert.distill_weight, expert.temperature)
         if pupil is not None and target is not None:
             loss = loss + soft_loss(pupil, target, expert.temperature)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise ModelOutputError(
-                f"{expert.name}: loss is {value} at epoch {epoch + 1}, step {step + 1} of {steps}; the "
-                f"checkpoint of the last epoch is kept. Lower learning_rate (now {expert.learning_rate})"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), expert.clip)
-        optimizer.step()
-        losses += value
-        if progress is not None:
-            progress(expert.name, epoch * steps + step + 1, total)
-        if epoch == 0 and step % _LOG_STEPS == 0:
-            log(f"{expert.name}: step {step} loss {value:.4f}")
-    return losses / steps
+        return loss
 
-
-def batches(images: Corrupted, size: int, seed: int, flip: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled batches, uint8 [size, H, W, C] and int64 [size], half mirrored; a short rest is left out."""
-    generator = np.random.Generator(np.random.PCG64(derived_seed("order", seed)))
-    order = generator.permutation(len(images.labels))
-    mirrored = generator.random(len(order)) < 0.5 * flip
-    for start in range(0, max(1, len(order) - size + 1), size):
-        chosen = order[start : start + size]
-        pixels = images.images[chosen]
-        mirror = mirrored[start : start + size, None, None, None]
-        pixels = np.where(mirror, pixels[:, :, ::-1], pixels)
-        yield torch.from_numpy(pixels), torch.from_numpy(images.labels[chosen])
+    return run_epoch(
+        expert.name, network, optimizer, expert, epoch, order, images_in_order(images, order), loss_of, progress, log
+    )
 
 
 def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
@@ -233,10 +215,12 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimiz
 def predict(model: nn.Module, images: NDArray[np.uint8], precision: str = "fp32") -> NDArray[np.float32]:
     """Logits float32 [N, K] for uint8 [N, H, W, C], in evaluation mode."""
     model.eval()
+    device = next(model.parameters()).device
     rows = []
     for start in range(0, len(images), PREDICT_BATCH):
-        with autocast(precision):
-            rows.append(model(torch.from_numpy(images[start : start + PREDICT_BATCH])).float().numpy())
+        pixels = torch.from_numpy(images[start : start + PREDICT_BATCH]).to(device)
+        with autocast(precision, device.type):
+            rows.append(model(pixels).float().cpu().numpy())
     return np.concatenate(rows)
 
 
@@ -246,9 +230,9 @@ def severity_accuracy(logits: NDArray[np.float32], images: Corrupted) -> list[fl
     return [float(right[images.severities == s].mean()) for s in np.unique(images.severities)]
 
 
-def autocast(precision: str) -> AbstractContextManager[object]:
-    """Bfloat16 inside, where the config says so."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+def autocast(precision: str, device: str) -> AbstractContextManager[object]:
+    """Bfloat16 inside, where the config says so; `device` is "cpu" or "cuda"."""
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -275,7 +259,3 @@ def _drop_tokens(network: nn.Module, rate: float) -> None:
         raise InputError(f"token_drop needs a vision transformer of timm, not {type(network).__name__}")
     # Timm's own patch_drop_rate would also drop the distillation token, which comes second.
     network.patch_drop = PatchDropout(rate, num_prefix_tokens=prefix) if rate > 0 else nn.Identity()
-
-
-def _first(part: Part, count: int) -> Part:
-    return Part(part.images[:count], part.labels[:count], part.indices[:count])

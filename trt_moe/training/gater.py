@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from trt_moe.errors import ModelOutputError
 from trt_moe.models import ImageModel, SqueezeNetLight
 from trt_moe.models.gater import GATER_SIDE
 from trt_moe.training.checkpoint import load_checkpoint, save_checkpoint
 from trt_moe.training.config import Method, TrainConfig, digest
-from trt_moe.training.experts import Progress, Shape, batches, make_optimizer, predict
+from trt_moe.training.experts import Shape, make_optimizer, predict
 from trt_moe.training.logits import Judged
-from trt_moe.training.losses import benefit_loss, check_costs, gumbel_loss
+from trt_moe.training.loop import Fetch, Order, Progress, epoch_order, mirror, run_epoch
+from trt_moe.training.losses import balance_loss, benefit_loss, check_costs, gate_entropy, gumbel_loss, likelihood_loss
+from trt_moe.training.processes import connect
 from trt_moe.training.routing import (
     collapse_warning,
     explained_variance,
@@ -28,8 +28,7 @@ from trt_moe.training.routing import (
     route,
     tabulate,
 )
-from trt_moe.training.schedule import one_cycle
-from trt_moe.training.splits import Corrupted, derived_seed
+from trt_moe.training.splits import derived_seed
 
 _EPOCH_CHECK_IMAGES = 6000
 
@@ -39,7 +38,7 @@ class TrainedGater:
     """One gater and what validation says about it.
 
     Attributes:
-        method: "benefit" or "gumbel".
+        method: "benefit", "gumbel" or "likelihood".
         seed: of initialisation and order.
         model: uint8 images in, cost-free scores out: route = argmax(score - latency weight * cost).
         frontier: mean accuracy over the frontier, see `frontier_score`; the larger the better.
@@ -59,6 +58,11 @@ def build_gater(config: TrainConfig, shape: Shape, seed: int = 0) -> ImageModel:
     size = (min(GATER_SIDE, shape.height), min(GATER_SIDE, shape.width))
     network = SqueezeNetLight(len(config.experts), shape.channels, min(size), config.gater.width)
     return ImageModel(network, (shape.height, shape.width), size, config.mean, config.std)
+
+
+def gater_path(folder: Path, method: Method, seed: int) -> Path:
+    """Where the finished weights of a gater lie."""
+    return folder / f"gater-{method}-{seed}.safetensors"
 
 
 def train_gaters(
@@ -93,13 +97,13 @@ def train_gaters(
     for method in config.gater.methods:
         for seed in config.gater.seeds:
             model = build_gater(config, shape, seed)
-            file = folder / f"gater-{method}-{seed}.safetensors"
+            file = gater_path(folder, method, seed)
             if load_checkpoint(file, model, identity) is None:
                 train_gater(config, method, seed, model, training, validation, costs, progress, log)
                 save_checkpoint(file, model, identity, config.gater.epochs)
             else:
                 log(f"gater {method} {seed}: already trained, {file}")
-            scores = predict(model, validation.images.images)
+            scores = predict(model.to(connect().device), validation.images.images)
             frontier = frontier_score(gater_frontier(scores, validation.right, costs, 0.0), costs)
             r2 = explained_variance(scores, validation.losses, config.gater.loss_clip)
             log(f"gater {method} {seed}: frontier {frontier:.4f} R2 {r2:.3f}")
@@ -124,51 +128,56 @@ def train_gater(
         ModelOutputError: the loss is not finite.
     """
     settings = config.gater
-    optimizer = make_optimizer(model, settings.weight_decay)
-    weights = torch.tensor(costs, dtype=torch.float32)
-    losses = torch.from_numpy(training.losses)
-    # The order of the batches is an index stream: labels are replaced by positions to find the losses.
-    count = len(training.images.labels)
-    indexed = Corrupted(training.images.images, np.arange(count), training.images.severities)
-    steps = count // settings.batch or 1
-    total = steps * settings.epochs
+    device = connect().device
+    optimizer = make_optimizer(model.to(device), settings.weight_decay)
+    weights = torch.tensor(costs, dtype=torch.float32, device=device)
+    losses = torch.from_numpy(training.losses).to(device)
     what = f"gater {method} {seed}"
-    # While gumbel trains, costs are in the loss, not in the routing rule.
+
+    def loss_of(pixels: Tensor, chosen: Tensor, share: float) -> Tensor:
+        return _loss(config, method, model(pixels), losses[chosen], weights, share)
+
+    # While costs are in the loss they are not in the routing rule.
     in_training = config.latency_weight if method == "benefit" else 0.0
     for epoch in range(settings.epochs):
         epoch_seed = derived_seed("gater epoch", config.seed, seed, epoch)
         torch.manual_seed(epoch_seed)
         model.train()
-        losses_sum = 0.0
-        for step, (pixels, chosen) in enumerate(batches(indexed, settings.batch, epoch_seed, config.flip)):
-            done = epoch * steps + step
-            for group in optimizer.param_groups:
-                group["lr"] = one_cycle(done, total, settings.learning_rate, settings.warmup)
-            scores = model(pixels)
-            if method == "benefit":
-                loss = benefit_loss(scores, losses[chosen], settings.loss_clip)
-            else:
-                first, last = settings.temperature
-                temperature = first * (last / first) ** (done / total)
-                loss = gumbel_loss(scores, losses[chosen], weights, config.latency_weight, temperature)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise ModelOutputError(
-                    f"{what}: loss is {value} at epoch {epoch + 1}, step {step + 1}; lower gater.learning_rate"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-            optimizer.step()
-            losses_sum += value
-            if progress is not None:
-                progress(what, done + 1, total)
-        _log_epoch(config, what, epoch, losses_sum / steps, model, validation, costs, in_training, log)
-    if method == "gumbel":
+        order = epoch_order(len(training.images.labels), settings.batch, epoch_seed, config.flip)
+        fetch = _fetch_from(training, order)
+        loss = run_epoch(what, model, optimizer, settings, epoch, order, fetch, loss_of, progress)
+        _log_epoch(config, what, epoch, loss, model, validation, costs, in_training, log)
+    if method != "benefit":
         _free_of_costs(model, weights, config.latency_weight)
 
 
-def _free_of_costs(model: ImageModel, costs: torch.Tensor, latency_weight: float) -> None:
+def _fetch_from(training: Judged, order: Order) -> Fetch:
+    """Serve images with their positions, by which their losses are found."""
+
+    def fetch(step: int, piece: int) -> tuple[Tensor, Tensor]:
+        chosen = order.chosen[step, piece]
+        return mirror(training.images.images[chosen], order.mirrored[step, piece]), torch.from_numpy(chosen)
+
+    return fetch
+
+
+def _loss(config: TrainConfig, method: Method, scores: Tensor, losses: Tensor, costs: Tensor, share: float) -> Tensor:
+    """Loss of one batch: scores [n, K], the experts' losses [n, K], costs [K], share of the training done."""
+    settings = config.gater
+    if method == "benefit":
+        return benefit_loss(scores, losses, settings.loss_clip)
+    first, last = settings.temperature
+    temperature = first * (last / first) ** share
+    routed = gumbel_loss if method == "gumbel" else likelihood_loss
+    loss = routed(scores, losses, costs, config.latency_weight, temperature)
+    if settings.balance > 0:
+        loss = loss + settings.balance * balance_loss(scores)
+    if settings.entropy > 0:
+        loss = loss - settings.entropy * gate_entropy(scores)
+    return loss
+
+
+def _free_of_costs(model: ImageModel, costs: Tensor, latency_weight: float) -> None:
     """Shift the head so that subtracting latency_weight * cost gives the trained routes."""
     head = model.network.head
     if not isinstance(head, nn.Linear):

@@ -14,9 +14,10 @@ from safetensors.numpy import save_file
 from trt_moe.models import ImageModel
 from trt_moe.training.config import TrainConfig, digest
 from trt_moe.training.experts import predict
+from trt_moe.training.processes import connect
 from trt_moe.training.splits import Corrupted, Parts, derived_seed, draw, every_severity
 
-_UNIFORM = (1.0,) * 6
+UNIFORM = (1.0,) * 6
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def judge_parts(
     sees every image at every severity. Logits are kept in `folder`.
     """
     passes = [
-        draw(parts.gater, _UNIFORM, config.corruption, derived_seed("gater", config.seed, n))
+        draw(parts.gater, UNIFORM, config.corruption, derived_seed("gater", config.seed, n))
         for n in range(config.gater.passes)
     ]
     training = Corrupted(
@@ -99,7 +100,7 @@ def _cached(
     except (OSError, SafetensorError):
         pass
     log(f"{file.stem}: {len(images.labels)} images")
-    logits = predict(model, images.images, precision)
+    logits = predict(model.to(connect().device), images.images, precision)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({"logits": np.ascontiguousarray(logits)}, file, {"identity": identity})
     return logits

@@ -8,6 +8,8 @@ from torch.nn import functional
 
 from trt_moe.errors import InputError
 
+_LEAST_LIKELIHOOD = 1e-30
+
 
 def distillation_loss(
     student: Tensor, labels: Tensor, teacher: Tensor | None, weight: float, temperature: float
@@ -62,6 +64,40 @@ def gumbel_loss(
     check_costs(costs, scores.shape[1], latency_weight)
     gates = functional.gumbel_softmax(scores, temperature, hard=True)
     return (gates * (losses + latency_weight * costs)).sum(dim=1).mean()
+
+
+def likelihood_loss(
+    scores: Tensor, losses: Tensor, costs: Tensor, latency_weight: float, temperature: float = 1.0
+) -> Tensor:
+    """-log sum_k g_k p_k(label) + latency_weight * sum_k g_k cost_k, mean over N, with p_k = exp(-CE_k).
+
+    The negative log-likelihood of a mixture of experts (Jacobs et al. 1991), its gates drawn as in
+    `gumbel_loss`, whose arguments and errors it shares. Forward the two are equal, as one gate is 1; this one's
+    gradient pulls an image to an expert that is likelier to be right, however wrong the other one is.
+    """
+    check_costs(costs, scores.shape[1], latency_weight)
+    gates = functional.gumbel_softmax(scores, temperature, hard=True)
+    # Divided by the likelihood of the best expert, so that no image's likelihoods all round to zero.
+    least = losses.min(dim=1, keepdim=True).values
+    likelihood = (gates * (least - losses).exp()).sum(dim=1).clamp(min=_LEAST_LIKELIHOOD)
+    task = least.squeeze(1) - likelihood.log()
+    return (task + latency_weight * (gates * costs).sum(dim=1)).mean()
+
+
+def balance_loss(scores: Tensor) -> Tensor:
+    """Squared coefficient of variation of the experts' mean gates, 0 where all get equal shares.
+
+    The importance loss of Shazeer et al. 2017 (sparsely-gated mixture of experts), over softmax(scores [N, K]).
+    """
+    importance = scores.softmax(dim=1).mean(dim=0)
+    balance: Tensor = importance.var(unbiased=False) / importance.mean() ** 2
+    return balance
+
+
+def gate_entropy(scores: Tensor) -> Tensor:
+    """Entropy of softmax(scores [N, K]) in nats, mean over N."""
+    entropy: Tensor = torch.special.entr(scores.softmax(dim=1)).sum(dim=1).mean()
+    return entropy
 
 
 def benefit_loss(scores: Tensor, losses: Tensor, clip: float) -> Tensor:

@@ -11,16 +11,19 @@ import numpy as np
 import torch
 
 from trt_moe.data import Dataset, load_dataset
-from trt_moe.errors import InputError
+from trt_moe.errors import DataError, InputError
 from trt_moe.export.bundle_writer import GATER, BundleSource, ModelSource, relative_costs, write_bundle
 from trt_moe.export.measure import Timing, measure_latency, native_precision
 from trt_moe.export.torch_export import export_onnx
 from trt_moe.models import ImageModel
 from trt_moe.training.checkpoint import checkpoint_hash
 from trt_moe.training.config import ExpertConfig, TrainConfig
-from trt_moe.training.experts import Progress, Shape, checkpoint_path, train_experts
-from trt_moe.training.gater import TrainedGater, train_gaters
+from trt_moe.training.experts import Shape, checkpoint_path, train_experts
+from trt_moe.training.gater import TrainedGater, build_gater, train_gaters
+from trt_moe.training.joint import train_joint
 from trt_moe.training.logits import Judged, judge_parts
+from trt_moe.training.loop import Progress
+from trt_moe.training.processes import connect
 from trt_moe.training.report import report
 from trt_moe.training.splits import split
 
@@ -38,6 +41,8 @@ def train(
     Every phase keeps its result in `config.checkpoints / config.name`; a second call with the same config
     goes on where the first was stopped, and a call with changes trains only what the changes touch.
 
+    Under `torchrun` all processes call this and share the experts and joint phases; the first one does the rest.
+
     Args:
         config: see `load_config`; `config.data` must be set.
         out: the bundle's folder; replaced once the new bundle is complete.
@@ -52,33 +57,48 @@ def train(
         DataError: data set, checkpoint or output folder cannot be used.
         ModelOutputError: training diverged, or the export changed a network's answers.
     """
-    if config.data is None:
-        raise InputError("no data set: give --data DIR, or data: in the config")
-    training_data, test = load_dataset(config.data, "train"), load_dataset(config.data, "test")
+    processes = connect()
+    if not processes.is_main_process:
+        progress, log = None, _silent
+    training_data, test = load_splits(config, log)
     shape = _shape(training_data, test, config)
     folder = config.checkpoints / config.name
     parts = split(training_data, config.splits)
     models = train_experts(config, parts, shape, folder, progress, log)
+    onnx = folder / "onnx"
     kept = [*config.experts, *config.baselines]
-    files = {entry.name: _export(config, entry, models[entry.name], shape, folder, log) for entry in kept}
-    untrained = folder / "onnx" / "gater-untrained.onnx"
-    timings = _measure(config, files, untrained, shape, folder, log)
-    costs = relative_costs(next(iter(timings.values())), [e.name for e in config.experts])
-    config = config.model_copy(update={"experts": tuple(sorted(config.experts, key=lambda e: costs[e.name]))})
-    training, validation = judge_parts(config, models, parts, folder, log)
-    weights = np.asarray([costs[e.name] for e in config.experts])
-    gaters = train_gaters(config, shape, training, validation, weights, folder, progress, log)
-    _write_report(config, gaters, validation, weights, costs[GATER], folder)
+    # The others come when the first process is done, and read what it made.
+    with processes.main_process_first():
+        files = {
+            e.name: _export(models[e.name], onnx / f"{e.name}.onnx", checkpoint_path(folder, e.name), shape, log)
+            for e in kept
+        }
+        timings, costs = _latencies(config, files, shape, folder, log)
+        config = config.model_copy(update={"experts": tuple(sorted(config.experts, key=lambda e: costs[e.name]))})
+        training, validation = judge_parts(config, models, parts, folder, log)
+        weights = np.asarray([costs[e.name] for e in config.experts])
+        gaters = train_gaters(config, shape, training, validation, weights, folder, progress, log)
     best = gaters[0]
     log(f"gater {best.method}, seed {best.seed} is the best by validation")
-    files[GATER] = folder / "onnx" / "gater.onnx"
-    export_onnx(best.model, files[GATER], _input_shape(shape))
+    gater, tuned = best.model, None
+    if config.joint is not None:
+        tuned = train_joint(config, config.joint, best, models, parts.gater, validation, weights, folder, progress, log)
+    if not processes.is_main_process:
+        return out.absolute()
+    _write_report(config, gaters, validation, weights, costs[GATER], folder)
+    if tuned is not None:
+        gater, models = tuned.gater, {**models, **tuned.experts}
+        for name, model in tuned.experts.items():
+            files[name] = _export(model, onnx / "joint" / f"{name}.onnx", tuned.file, shape, log)
+    files[GATER] = onnx / "gater.onnx"
+    export_onnx(gater.cpu(), files[GATER], _input_shape(shape))
     source = BundleSource(
         name=config.name,
-        gater=_gater_source(best, files[GATER], config),
+        gater=_gater_source(gater, files[GATER], config),
         experts=[_source(entry, models[entry.name], files[entry.name]) for entry in config.experts],
         baselines=[_source(entry, models[entry.name], files[entry.name]) for entry in config.baselines],
         timings=timings,
+        costs=costs,
         latency_weight=config.latency_weight,
         method=best.method,
         seed=config.seed,
@@ -94,8 +114,33 @@ def train(
     return write_bundle(source, out, log)
 
 
+def load_splits(config: TrainConfig, log: Callable[[str], None]) -> tuple[Dataset, Dataset]:
+    """Read the training and the test split as the config says, and log what was left out.
+
+    Raises:
+        InputError: no data set given.
+        DataError: it cannot be read.
+    """
+    if config.data is None:
+        raise InputError("no data set: give --data DIR, or data: in the config")
+    training, test = (load_dataset(config.data, s, config.image_shape, config.skip_broken) for s in ("train", "test"))
+    for what, data in (("training", training), ("test", test)):
+        if data.broken:
+            log(f"left out {len(data.broken)} of the {what} images: {'; '.join(data.broken)}")
+    return training, test
+
+
+def _silent(_: str) -> None:
+    """Log nothing: only the first process talks."""
+
+
 def _shape(training: Dataset, test: Dataset, config: TrainConfig) -> Shape:
     height, width, channels = training.images.shape[1:]
+    if len(training.class_names) < 2:
+        raise DataError(
+            f"{training.name} has one class only, {training.class_names[0]}; a classifier needs at least two: "
+            "--data takes the folder that holds the class folders, or seg_train and seg_test"
+        )
     if test.images.shape[1:] != training.images.shape[1:] or test.class_names != training.class_names:
         raise InputError(
             f"training images are {training.images.shape[1:]} with classes {list(training.class_names)}, "
@@ -110,23 +155,27 @@ def _input_shape(shape: Shape) -> tuple[int, int, int]:
     return shape.height, shape.width, shape.channels
 
 
-def _export(
-    config: TrainConfig,
-    entry: ExpertConfig,
-    model: ImageModel,
-    shape: Shape,
-    folder: Path,
-    log: Callable[[str], None],
-) -> Path:
-    """Write the ONNX file, unless it was made from these weights before."""
-    file = folder / "onnx" / f"{entry.name}.onnx"
-    made_of = checkpoint_hash(checkpoint_path(folder, entry.name))
+def _export(model: ImageModel, file: Path, checkpoint: Path, shape: Shape, log: Callable[[str], None]) -> Path:
+    """Write the ONNX file, unless it was made from this checkpoint before."""
+    made_of = checkpoint_hash(checkpoint)
     mark = file.with_suffix(".json")
     if not (file.is_file() and _read_json(mark) == made_of):
-        error = export_onnx(model, file, _input_shape(shape))
+        error = export_onnx(model.cpu(), file, _input_shape(shape))
         mark.write_text(json.dumps(made_of), encoding="utf-8")
-        log(f"{entry.name}: exported, {file.stat().st_size / 1e6:.1f} MB, error {error:.1e}")
+        log(f"{file.stem}: exported, {file.stat().st_size / 1e6:.1f} MB, error {error:.1e}")
     return file
+
+
+def _latencies(
+    config: TrainConfig, files: dict[str, Path], shape: Shape, folder: Path, log: Callable[[str], None]
+) -> tuple[dict[str, dict[str, Timing]], dict[str, float]]:
+    """Return what was measured (nothing, where the config gives latencies) and the relative costs."""
+    experts = [e.name for e in config.experts]
+    if config.latencies_ms is not None:
+        given = {name: Timing(np.asarray([value])) for name, value in config.latencies_ms.items()}
+        return {}, relative_costs(given, experts)
+    timings = _measure(config, files, folder / "onnx" / "gater-untrained.onnx", shape, folder, log)
+    return timings, relative_costs(next(iter(timings.values())), experts)
 
 
 def _measure(
@@ -143,8 +192,6 @@ def _measure(
 
     The gater's latency is measured before it is trained: weights do not change it.
     """
-    from trt_moe.training.gater import build_gater
-
     precisions = list(dict.fromkeys([native_precision(), "fp32"]))
     identity = [
         precisions,
@@ -206,13 +253,13 @@ def _source(entry: ExpertConfig, model: ImageModel, file: Path) -> ModelSource:
     )
 
 
-def _gater_source(gater: TrainedGater, file: Path, config: TrainConfig) -> ModelSource:
+def _gater_source(gater: ImageModel, file: Path, config: TrainConfig) -> ModelSource:
     return ModelSource(
         name=GATER,
         onnx=file,
-        parameters=_parameters(gater.model),
+        parameters=_parameters(gater),
         architecture=f"SqueezeNetLight(width={config.gater.width})",
-        graph_size=gater.model.graph_size,
+        graph_size=gater.graph_size,
         trained_on=(1.0,) * len(config.corruption.blur_sigma),
     )
 

@@ -27,6 +27,10 @@ class Part:
     labels: NDArray[np.int64]
     indices: NDArray[np.int64]
 
+    def take(self, rows: NDArray[np.int64] | slice) -> Part:
+        """Return some of the images, in the order of `rows`."""
+        return Part(self.images[rows], self.labels[rows], self.indices[rows])
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -65,14 +69,23 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
 
 
-def draw(part: Part, weights: tuple[float, ...], corruption: CorruptionConfig, seed: int) -> Corrupted:
+def draw(
+    part: Part,
+    weights: tuple[float, ...],
+    corruption: CorruptionConfig,
+    seed: int,
+    rows: NDArray[np.int64] | None = None,
+) -> Corrupted:
     """Give every image a severity at random by weight, and corrupt it.
 
-    `seed` names the pass: the same seed gives the same severities and the same pixels.
+    `seed` names the pass: the same seed gives the same severities and the same pixels. With `rows` only those
+    images are returned, in that order, each as it is in the whole draw.
     """
     shares = np.asarray(weights, dtype=np.float64)
     generator = np.random.Generator(np.random.PCG64(seed))
     severities = generator.choice(len(shares), size=len(part.images), p=shares / shares.sum())
+    if rows is not None:
+        part, severities = part.take(rows), severities[rows]
     return Corrupted(apply(part, severities, corruption, seed), part.labels, severities)
 
 

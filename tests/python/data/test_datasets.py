@@ -138,22 +138,83 @@ def test_a_shape_converts_size_and_colour(tmp_path):
     assert load_dataset(tmp_path, shape=(4, 6, 3)).images.shape == (2, 4, 6, 3)
 
 
-def test_mixed_sizes_without_a_shape_are_named(tmp_path):
-    _png(tmp_path / "a" / "1.png")
-    _png(tmp_path / "a" / "2.png", size=(3, 3))
-    with pytest.raises(DataError, match=r"2\.png is \(3, 3, 1\)"):
+def test_images_of_another_size_than_most_are_named(tmp_path):
+    _png(tmp_path / "a" / "1.png", size=(3, 3))
+    _png(tmp_path / "a" / "2.png")
+    _png(tmp_path / "a" / "3.png")
+    with pytest.raises(DataError, match=r"1\.png \(is 3 x 3 x 1, most are 4 x 5 x 1: .*image_shape"):
         load_dataset(tmp_path)
+    assert len(load_dataset(tmp_path, skip_broken=True)) == 2
 
 
-def test_broken_images_are_named_or_skipped_and_listed(tmp_path):
-    _png(tmp_path / "a" / "1.png")
-    (tmp_path / "a" / "2.png").write_bytes(b"not a png")
-    (tmp_path / "a" / "3.png").write_bytes((tmp_path / "a" / "1.png").read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"(?s)2\.png.*3\.png"):
+def _spoilt(folder):
+    """Make a data set of two good images in two classes, and four that cannot be used."""
+    _png(folder / "a" / "1.jpg", 40)
+    _png(folder / "b" / "1.png", 50)
+    (folder / "a" / "2.png").write_bytes(b"not a png")
+    _png(folder / "b" / "2.jpg", size=(64, 64))
+    (folder / "b" / "2.jpg").write_bytes((folder / "b" / "2.jpg").read_bytes()[:-40])
+    (folder / "b" / "3.bmp").write_bytes(b"")
+    _png(folder / "nobody-knows.png")
+
+
+def test_all_unusable_images_are_listed_in_one_error(tmp_path):
+    _spoilt(tmp_path)
+    with pytest.raises(DataError) as caught:
+        load_dataset(tmp_path)
+    message = str(caught.value)
+    assert "has 4 unusable images" in message
+    assert "--skip-broken" in message
+    listed = [line for line in message.splitlines() if line.startswith("  ")]
+    assert [line.split(" (")[0].rsplit("/", 2)[-1] for line in listed] == [
+        "nobody-knows.png",
+        "2.png",
+        "2.jpg",
+        "3.bmp",
+    ]
+    assert "no label" in listed[0]
+    assert "truncated" in listed[2]
+
+
+def test_unusable_images_are_left_out_and_listed_when_asked(tmp_path):
+    _spoilt(tmp_path)
+    data = load_dataset(tmp_path, skip_broken=True)
+    assert data.labels.tolist() == [0, 1]
+    assert data.images[:, 0, 0, 0].tolist() == [40, 50]
+    assert len(data.broken) == 4
+
+
+def test_a_data_set_of_broken_images_only_is_refused_even_so(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(DataError, match=r"no image is left:\n.*1\.jpg"):
+        load_dataset(tmp_path, skip_broken=True)
+
+
+def test_broken_images_of_all_severities_are_listed_together(tmp_path):
+    for level in (0, 5):
+        _png(tmp_path / str(level) / "bag" / "1.png", level)
+        (tmp_path / str(level) / "bag" / "2.png").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"(?s)2 unusable.*0/bag/2\.png.*5/bag/2\.png"):
+        load_dataset(tmp_path)
+    assert load_dataset(tmp_path, skip_broken=True).images[:, 0, 0, 0].tolist() == [0, 5]
+
+
+def test_idx_labels_out_of_range_are_all_listed_or_left_out(tmp_path):
+    _write_idx(tmp_path, np.arange(4)[:, None, None] * np.ones((1, 2, 2)), [1, 10, 255, 9])
+    with pytest.raises(DataError, match=r"(?s)2 unusable.*image 1 \(label 10;.*image 2 \(label 255; .*0 to 9"):
         load_dataset(tmp_path)
     data = load_dataset(tmp_path, skip_broken=True)
-    assert len(data) == 1
-    assert len(data.broken) == 2
+    assert data.labels.tolist() == [1, 9]
+    assert data.images[:, 0, 0, 0].tolist() == [0, 3]
+
+
+def test_all_empty_class_folders_are_named(tmp_path):
+    _png(tmp_path / "a" / "1.png")
+    for name in ("b", "c"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=r"/b, .*/c: holds no images; remove the folder or fill it"):
+        load_dataset(tmp_path, skip_broken=True)
 
 
 def test_nothing_there_is_said_plainly(tmp_path):

@@ -125,9 +125,20 @@ def test_an_expert_can_go_on_from_its_teacher(raw_config, data_folder, tmp_path)
 def test_a_loss_that_is_not_finite_stops_with_step_and_advice(raw_config, data_folder, tmp_path, monkeypatch):
     data = load_dataset(data_folder, "train")
     monkeypatch.setattr(experts, "distillation_loss", lambda student, *_: student.sum() * float("nan"))
-    with pytest.raises(ModelOutputError, match=r"teacher: loss is nan at epoch 1, step 1 of 7.*learning_rate"):
+    with pytest.raises(
+        ModelOutputError, match=r"teacher: loss is nan at epoch 1, step 1 of 7 \(batch of images \d+, .*learning_rate"
+    ):
         _run(raw_config, data, tmp_path)
     assert not checkpoint_path(tmp_path, "teacher").exists()
+
+
+def test_an_expert_of_another_number_of_classes_is_refused(raw_config, tmp_path):
+    config = TrainConfig.model_validate(raw_config)
+    light = config.experts[0]
+    save_checkpoint(checkpoint_path(tmp_path, "light"), build(config, light, SHAPE), config.expert_hash(light), 2)
+    other = build(config, light, Shape(16, 16, 1, 7))
+    with pytest.raises(DataError, match=r"(?s)light\.safetensors.*for other classes.*delete it to train again"):
+        load_checkpoint(checkpoint_path(tmp_path, "light"), other, config.expert_hash(light))
 
 
 def test_the_same_seed_builds_the_same_network(raw_config):

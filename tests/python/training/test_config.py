@@ -9,12 +9,67 @@ from trt_moe.errors import InputError
 from trt_moe.training import TrainConfig, load_config
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+LATENCIES = {"gater": 0.1, "light": 1.0, "heavy": 2.0, "robust-light": 1.0}
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.name)
 def test_shipped_configs_are_valid(file):
     config = load_config(file)
     assert config.source == file
+
+
+def test_hashes_of_old_configs_never_change():
+    """People have checkpoints under these: new keys must leave them as they are at their defaults."""
+    common = {"model": "resnet10t", "image_size": 64, "severities": [1] * 6}
+    config = TrainConfig.model_validate(
+        {
+            "name": "old",
+            "mean": [0.3],
+            "std": [0.3],
+            "teachers": [{**common, "name": "teacher", "options": {"drop_rate": 0.1}}],
+            "experts": [{**common, "name": "light"}, {**common, "name": "heavy", "teacher": "teacher"}],
+        }
+    )
+    hashes = {entry.name: config.expert_hash(entry)[:16] for entry in config.classifiers()}
+    assert hashes == {"teacher": "34f8899317f83c77", "light": "89137009a12b3ff3", "heavy": "246450f339b9e381"}
+    assert config.gater_hash()[:16] == "5ca1347b5f5c4f1e"
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"learning_rate": 0.1}])
+def test_the_hash_of_an_expert_follows_its_new_keys(raw_config, changes):
+    before = TrainConfig.model_validate(raw_config)
+    raw_config["experts"][0].update(changes)
+    after = TrainConfig.model_validate(raw_config)
+    assert before.expert_hash(before.experts[0]) != after.expert_hash(after.experts[0])
+
+
+def test_the_hashes_follow_what_else_decides_weights(raw_config):
+    plain = TrainConfig.model_validate(raw_config)
+    shaped = TrainConfig.model_validate({**raw_config, "image_shape": [16, 16, 1]})
+    assert plain.expert_hash(plain.experts[0]) != shaped.expert_hash(shaped.experts[0])
+    for key in ("balance", "entropy"):
+        changed = TrainConfig.model_validate({**raw_config, "gater": {**raw_config["gater"], key: 0.1}})
+        assert plain.gater_hash() != changed.gater_hash()
+    neutral = {"skip_broken": True, "joint": {}, "latencies_ms": LATENCIES}
+    same = TrainConfig.model_validate({**raw_config, **neutral})
+    assert plain.gater_hash() == same.gater_hash()
+
+
+@pytest.mark.parametrize(
+    "latencies",
+    [
+        {"light": 1.0, "heavy": 2.0},
+        {**LATENCIES, "third": 3.0},
+    ],
+)
+def test_latencies_of_the_wrong_length_are_refused(raw_config, latencies):
+    with pytest.raises(ValidationError, match=r"latencies_ms has .*expected one each of \['gater', 'light', 'heavy'"):
+        TrainConfig.model_validate(_change(raw_config, latencies_ms=latencies))
+
+
+def test_a_latency_must_be_positive(raw_config):
+    with pytest.raises(ValidationError, match=r"latencies_ms\.heavy\s.*greater than 0"):
+        TrainConfig.model_validate(_change(raw_config, latencies_ms={**LATENCIES, "heavy": 0.0}))
 
 
 def _change(raw, **changes):
@@ -45,6 +100,14 @@ def test_wrong_expert_values_are_refused(raw_config, key, value, message):
     raw_config["experts"][0][key] = value
     with pytest.raises(ValidationError, match=message):
         TrainConfig.model_validate(raw_config)
+
+
+def test_an_expert_may_learn_from_one_before_it(raw_config):
+    raw_config["experts"][1]["teacher"] = "light"
+    before = TrainConfig.model_validate(raw_config)
+    raw_config["experts"][0]["epochs"] += 1
+    after = TrainConfig.model_validate(raw_config)
+    assert before.expert_hash(before.classifier("heavy")) != after.expert_hash(after.classifier("heavy"))
 
 
 def test_names_must_be_unique(raw_config):

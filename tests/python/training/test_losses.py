@@ -8,10 +8,13 @@ torch = pytest.importorskip("torch")
 
 from trt_moe.errors import InputError  # noqa: E402
 from trt_moe.training.losses import (  # noqa: E402
+    balance_loss,
     benefit_loss,
     distillation_loss,
     expert_losses,
+    gate_entropy,
     gumbel_loss,
+    likelihood_loss,
     soft_loss,
 )
 
@@ -37,6 +40,45 @@ def test_the_gradient_of_the_gumbel_loss_pulls_to_the_better_expert():
     gumbel_loss(scores, torch.tensor([[2.0, 0.1]]).expand(512, 2), torch.tensor([0.1, 1.0]), 0.7).backward()
     assert scores.grad is not None
     assert scores.grad[:, 1].mean() < 0 < scores.grad[:, 0].mean()
+
+
+def test_likelihood_loss_equals_the_gumbel_loss_where_gates_are_hard():
+    scores = torch.tensor([[0.0, NEVER], [NEVER, 0.0]])
+    losses = torch.tensor([[2.0, 9.0], [9.0, 0.5]])
+    loss = likelihood_loss(scores, losses, torch.tensor([0.1, 1.0]), latency_weight=0.7)
+    assert loss.item() == pytest.approx((2.0 + 0.07 + 0.5 + 0.7) / 2)
+
+
+def test_the_gradient_of_the_likelihood_loss_grows_with_the_ratio_of_likelihoods():
+    """d(-log sum_k g_k p_k)/dg_k = -p_k / p_chosen: a linear loss would give the difference of losses."""
+    gradients = []
+    for gap in (1.0, 3.0):
+        torch.manual_seed(0)
+        scores = torch.tensor([[5.0, -5.0]]).repeat(256, 1).requires_grad_()
+        losses = torch.tensor([[gap, 0.0]]).expand(256, 2)
+        likelihood_loss(scores, losses, torch.tensor([0.5, 1.0]), 0.0).backward()
+        gradients.append(float(-scores.grad[:, 1].sum()))
+    assert gradients[1] / gradients[0] == pytest.approx((math.exp(3) - 1) / (math.exp(1) - 1), rel=1e-3)
+
+
+def test_the_likelihood_loss_is_finite_for_hopeless_experts():
+    scores = torch.zeros(4, 2, requires_grad=True)
+    loss = likelihood_loss(scores, torch.tensor([[500.0, 0.0]]).expand(4, 2), torch.tensor([0.5, 1.0]), 0.7)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(scores.grad).all()
+
+
+def test_balance_loss_is_zero_for_equal_shares_and_largest_for_one_expert():
+    equal = torch.tensor([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0]])
+    assert balance_loss(equal).item() == pytest.approx(0, abs=1e-6)
+    assert balance_loss(torch.tensor([[99.0, 0.0, 0.0]])).item() == pytest.approx(2.0)
+
+
+def test_gate_entropy_is_that_of_the_softmax():
+    scores = torch.tensor([[0.0, 0.0], [math.log(3), 0.0], [500.0, -500.0]])
+    quarter = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
+    assert gate_entropy(scores).item() == pytest.approx((math.log(2) + quarter) / 3)
 
 
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
@@ -9,7 +10,7 @@ pytest.importorskip("onnxscript")
 
 from trt_moe.bundle import Bundle  # noqa: E402
 from trt_moe.data import EVALUATION_SEED, corrupt, load_dataset  # noqa: E402
-from trt_moe.errors import InputError, ModelOutputError  # noqa: E402
+from trt_moe.errors import DataError, InputError, ModelOutputError  # noqa: E402
 from trt_moe.export.measure import predict_onnx  # noqa: E402
 from trt_moe.export.torch_export import export_onnx, logit_error, run_onnx  # noqa: E402
 from trt_moe.models import ImageModel  # noqa: E402
@@ -67,6 +68,14 @@ def test_without_data_the_message_says_what_to_type(raw_config, tmp_path, quiet)
         train(TrainConfig.model_validate({**raw_config, "data": None}), tmp_path / "b", log=quiet)
 
 
+def test_one_class_is_refused(raw_config, tmp_path, quiet):
+    for part in ("train", "test"):
+        (tmp_path / "data" / part / "sea").mkdir(parents=True)
+        Image.new("L", (16, 16)).save(tmp_path / "data" / part / "sea" / "1.png")
+    with pytest.raises(DataError, match="one class only, sea; a classifier needs at least two"):
+        train(TrainConfig.model_validate({**raw_config, "data": tmp_path / "data"}), tmp_path / "b", log=quiet)
+
+
 def test_the_normalisation_must_have_the_images_channels(raw_config, tmp_path, quiet):
     raw = {**raw_config, "mean": [0.5] * 3, "std": [0.5] * 3}
     with pytest.raises(InputError, match="1 channels, mean and std 3"):
@@ -104,6 +113,8 @@ def test_an_exported_model_takes_any_batch_of_bytes(tmp_path):
 
     model = ImageModel(_Mean(), (4, 6), (8, 8), [0.5, 0.5], [0.5, 0.5])
     assert export_onnx(model, tmp_path / "m.onnx", (4, 6, 2)) < 1e-5
+    for trace in (b"site-packages", b"stack_trace"):
+        assert trace not in (tmp_path / "m.onnx").read_bytes()
     for count in (1, 5):
         logits = run_onnx(tmp_path / "m.onnx", np.full((count, 4, 6, 2), 255, np.uint8))
         np.testing.assert_allclose(logits, np.ones((count, 2)), rtol=1e-5)

@@ -1,0 +1,182 @@
+"""The joint phase: gater and experts are tuned together under the latency-aware loss, from where they are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trt_moe.models import ImageModel
+from trt_moe.training.checkpoint import checkpoint_hash, load_checkpoint
+from trt_moe.training.config import JointConfig, TrainConfig, digest
+from trt_moe.training.experts import autocast, checkpoint_path, make_optimizer, predict
+from trt_moe.training.gater import TrainedGater, gater_path
+from trt_moe.training.logits import UNIFORM, Judged
+from trt_moe.training.loop import Progress, epoch_order, images_in_order, run_epoch, run_epochs
+from trt_moe.training.losses import expert_losses, gumbel_loss
+from trt_moe.training.processes import check_batch, connect
+from trt_moe.training.routing import collapse_warning, route, tabulate
+from trt_moe.training.splits import Part, derived_seed, draw
+
+
+class Mixture(nn.Module):
+    """Gater and experts as one network, every expert computed for every image.
+
+    Input uint8 [N, H, W, C]; outputs the gater's scores [N, K] and the experts' logits [N, K, classes], float32.
+    """
+
+    def __init__(self, gater: ImageModel, experts: Sequence[ImageModel]) -> None:
+        super().__init__()
+        self.gater = gater
+        self.experts = nn.ModuleList(experts)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Score the experts, and let all of them classify."""
+        return self.gater(images), torch.stack([expert(images) for expert in self.experts], dim=1)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What the joint phase made: a gater, and every expert by name."""
+
+    gater: ImageModel
+    experts: dict[str, ImageModel]
+    file: Path
+
+
+def train_joint(
+    config: TrainConfig,
+    settings: JointConfig,
+    best: TrainedGater,
+    models: Mapping[str, ImageModel],
+    part: Part,
+    validation: Judged,
+    costs: NDArray[np.float64],
+    folder: Path,
+    progress: Progress | None = None,
+    log: Callable[[str], None] = print,
+) -> Tuned | None:
+    """Tune copies of gater and experts together; under `torchrun` all processes call this.
+
+    The loss is that of the gumbel method with the experts' own gradients. Norms keep their statistics and
+    nothing is dropped out: an expert that learned from clean images would else be normalised by all severities.
+
+    Args:
+        config: experts by rising cost, latency weight.
+        settings: of this phase.
+        best: the gater to start from.
+        models: experts to start from, by name.
+        part: images to learn from, best those that the experts have not seen: on their own they are too sure.
+        validation: judged by the experts as they are.
+        costs: relative to the dearest expert [K].
+        folder: for the checkpoints.
+        progress: called after every step.
+        log: gets the routing tables before and after.
+
+    Returns:
+        What was tuned, where that has the better utility on `validation`; else None (and in all processes but
+        the first).
+
+    Raises:
+        InputError: a batch that the processes cannot share.
+        ModelOutputError: the loss is not finite; the last epoch's checkpoint is kept.
+    """
+    processes = connect()
+    check_batch(processes, "joint", settings.batch, settings.accumulate)
+    names = [expert.name for expert in config.experts]
+    experts = [copy.deepcopy(models[name]) for name in names]
+    mixture = Mixture(copy.deepcopy(best.model), experts).to(processes.device).eval()
+    file = checkpoint_path(folder, "joint")
+    started_from = [gater_path(folder, best.method, best.seed), *(checkpoint_path(folder, name) for name in names)]
+    identity = digest(
+        [
+            settings.model_dump(mode="json", exclude_defaults=True),
+            [config.latency_weight, config.seed, [round(float(cost), 12) for cost in costs]],
+            [checkpoint_hash(origin) for origin in started_from],
+        ]
+    )
+    if load_checkpoint(file, mixture, identity) is None:
+        _tune(config, settings, mixture, part, costs, file, identity, progress, log)
+    else:
+        log(f"joint: already trained, {file}")
+    if not processes.is_main_process:
+        return None
+    before = _rate("before", predict(best.model, validation.images.images), validation, config, costs, log)
+    logits = np.stack([predict(expert, validation.images.images, config.precision) for expert in experts], axis=1)
+    scores = predict(mixture.gater, validation.images.images)
+    after = _rate("after", scores, Judged(validation.images, logits), config, costs, log)
+    better = after > before
+    log(
+        f"joint: validation utility {before:.4f} before, {after:.4f} after: "
+        + ("kept" if better else "not better, gater and experts stay as they were")
+    )
+    return Tuned(mixture.gater, dict(zip(names, experts, strict=True)), file) if better else None
+
+
+def utility(routes: NDArray[np.int64], judged: Judged, costs: NDArray[np.float64], latency_weight: float) -> float:
+    """Return minus the mean cross-entropy of the routed expert and its weighted cost, in nats."""
+    chosen = judged.losses[np.arange(len(routes)), routes]
+    return -float(chosen.mean() + latency_weight * costs[routes].mean())
+
+
+def _tune(
+    config: TrainConfig,
+    settings: JointConfig,
+    mixture: Mixture,
+    part: Part,
+    costs: NDArray[np.float64],
+    file: Path,
+    identity: str,
+    progress: Progress | None,
+    log: Callable[[str], None],
+) -> None:
+    processes = connect()
+    optimizer = make_optimizer(mixture, settings.weight_decay)
+    network = processes.prepare_model(mixture)
+    weights = torch.tensor(costs, dtype=torch.float32, device=processes.device)
+
+    def loss_of(pixels: Tensor, labels: Tensor, _: float) -> Tensor:
+        with autocast(config.precision, pixels.device.type):
+            scores, logits = network(pixels)
+        # Scores are free of costs whatever the method: the router subtracts the costs, so the gates do too.
+        gated = scores - config.latency_weight * weights
+        return gumbel_loss(gated, expert_losses(logits, labels), weights, config.latency_weight, settings.temperature)
+
+    def train_epoch(epoch: int) -> float:
+        seed = derived_seed("joint epoch", config.seed, epoch)
+        torch.manual_seed(seed + processes.process_index)
+        order = epoch_order(
+            len(part.labels), settings.batch, seed, config.flip,
+            settings.accumulate, processes.process_index, processes.num_processes,
+        )  # fmt: skip
+        images = draw(part, UNIFORM, config.corruption, seed, order.chosen.ravel())
+        mixture.eval()
+        fetch = images_in_order(images, order)
+        return run_epoch("joint", network, optimizer, settings, epoch, order, fetch, loss_of, progress, log)
+
+    run_epochs("joint", mixture, optimizer, file, identity, settings.epochs, train_epoch, lambda: "", log)
+
+
+def _rate(
+    when: str,
+    scores: NDArray[np.float32],
+    judged: Judged,
+    config: TrainConfig,
+    costs: NDArray[np.float64],
+    log: Callable[[str], None],
+) -> float:
+    """Log the routing table, and a warning where routing collapsed; returns the utility."""
+    names = [expert.name for expert in config.experts]
+    routes = route(scores, costs, config.latency_weight)
+    for line in tabulate(routes, judged.right, costs, judged.images.severities).lines(names):
+        log(f"  {when}: {line}")
+    warning = collapse_warning(routes, judged.losses, costs, config.latency_weight, names)
+    if warning is not None:
+        log(f"  warning: {warning}")
+    return utility(routes, judged, costs, config.latency_weight)
