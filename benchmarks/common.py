@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_moe import Bundle, Router, _core
-from trt_moe.evaluation.answers import softmax
+from trt_moe.evaluation.answers import log_softmax
 
 Images = NDArray[np.uint8]
 
@@ -73,7 +73,7 @@ class PythonRouting:
             chosen = np.flatnonzero(routes == index)
             if len(chosen):
                 logits[chosen] = self.run(expert, images[chosen])
-        return softmax(logits)
+        return np.exp(log_softmax(logits))
 
     def per_image(self, images: Images) -> NDArray[np.float32]:
         return np.concatenate([self.grouped(images[i : i + 1]) for i in range(len(images))])

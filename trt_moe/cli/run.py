@@ -86,7 +86,7 @@ def predict(
     from trt_moe.console import print_json, progress
     from trt_moe.prediction import predict_files, print_predictions
 
-    with _open(bundle, device, precision, threads, latency_weight) as router:
+    with open_router(bundle, device, precision, threads, latency_weight) as router:
         with progress(not as_json) as callback:
             predictions = predict_files(router, paths, top, callback)
         if as_json:
@@ -112,6 +112,7 @@ def evaluate_bundle(
         str, typer.Option(help="Single images timed at each severity, or all.", metavar="N|all")
     ] = "200",
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    skip_broken: options.SkipBroken = False,
     latency_weight: options.LatencyWeight = None,
     device: options.DeviceOption = options.Device.auto,
     precision: options.PrecisionOption = options.Precision.auto,
@@ -123,10 +124,11 @@ def evaluate_bundle(
 ) -> None:
     """Measure accuracy and latency on a test set.
 
-    Compares the mixture with each expert, the baselines, random experts, a confidence cascade and an oracle.
+    Compares the mixture with each expert, the baselines, random experts, an image cue, a confidence cascade,
+    gate-then-verify and an oracle.
     """
     from trt_moe.bundle import Bundle
-    from trt_moe.console import print_json, progress
+    from trt_moe.console import note, print_json, progress
     from trt_moe.data import load_dataset
     from trt_moe.evaluation import evaluate, make_test_sets
     from trt_moe.evaluation.tables import print_confusion, print_report
@@ -135,10 +137,12 @@ def evaluate_bundle(
     timed = options.latency_images(latency_images)
     options.check_writable(output, picture)
     loaded = Bundle.load(bundle)
-    dataset = load_dataset(data, split.value, shape=loaded.input_shape)
+    dataset = load_dataset(data, split.value, loaded.input_shape, skip_broken)
+    for left_out in dataset.broken:
+        note(f"left out: {left_out}")
     sets = make_test_sets(dataset, loaded, chosen, kind.value, images, seed)
     with (
-        _open(loaded, device, precision, threads, latency_weight) as router,
+        open_router(loaded, device, precision, threads, latency_weight) as router,
         progress(not as_json) as callback,
     ):
         report = evaluate(router, sets, dataset.name, timed, callback)
@@ -146,7 +150,7 @@ def evaluate_bundle(
         from trt_moe.evaluation.picture import draw
 
         draw(report, picture)
-    _write_json(output, report.data)
+    write_json(output, report.data)
     if as_json:
         print_json(report.data)
         return
@@ -183,24 +187,25 @@ def profile(
     loaded = Bundle.load(bundle)
     images, what = profile_images(loaded)
     with (
-        _open(loaded, device, precision, threads, latency_weight) as router,
+        open_router(loaded, device, precision, threads, latency_weight) as router,
         progress(not as_json) as callback,
     ):
         result = profile_router(router, images, iterations, counts, seconds, callback)
-    _write_json(output, result)
+    write_json(output, result)
     if as_json:
         print_json(result)
     else:
         print_profile(result, what)
 
 
-def _open(
+def open_router(
     bundle: Bundle | str,
     device: options.Device,
     precision: options.Precision,
     threads: int | None,
     latency_weight: float | None,
 ) -> Router:
+    """Open a bundle as the common options say."""
     from trt_moe.router import Router
 
     return Router(
@@ -212,7 +217,8 @@ def _open(
     )
 
 
-def _write_json(file: Path | None, data: Any) -> None:
+def write_json(file: Path | None, data: Any) -> None:
+    """Write the file of --output where it was given, whole or not at all."""
     if file is None:
         return
     from trt_moe.bundle.writer import write_bytes

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from trt_moe.console import ProgressCallback
 from trt_moe.errors import ModelOutputError
+from trt_moe.evaluation.cues import log_laplacian_variance, measure
 from trt_moe.router import Router
 
 _BATCH = 256
@@ -25,6 +26,8 @@ class Answers:
         gater_logits: float32 [N, K], before the latency weight.
         predicted: by expert and baseline name: int64 [N], the likeliest class.
         confidence: by expert and baseline name: float32 [N], its probability.
+        loss: by expert and baseline name: float32 [N], cross-entropy of the truth in nats.
+        image_cue: float64 [N], log Laplacian variance of the image.
     """
 
     severity: int
@@ -32,10 +35,24 @@ class Answers:
     gater_logits: NDArray[np.float32]
     predicted: dict[str, NDArray[np.int64]]
     confidence: dict[str, NDArray[np.float32]]
+    loss: dict[str, NDArray[np.float32]]
+    image_cue: NDArray[np.float64]
 
     def right(self, name: str) -> NDArray[np.bool_]:
         """Bool [N], where the model `name` is right."""
         return np.equal(self.predicted[name], self.labels)
+
+    def take(self, chosen: NDArray[np.bool_]) -> Answers:
+        """The images where `chosen`, bool [N], is true."""
+        return Answers(
+            self.severity,
+            self.labels[chosen],
+            self.gater_logits[chosen],
+            {name: values[chosen] for name, values in self.predicted.items()},
+            {name: values[chosen] for name, values in self.confidence.items()},
+            {name: values[chosen] for name, values in self.loss.items()},
+            self.image_cue[chosen],
+        )
 
     def __len__(self) -> int:
         """Number of images."""
@@ -67,6 +84,7 @@ def collect(
     gater_logits = np.empty((len(images), len(bundle.experts)), np.float32)
     predicted = {name: np.empty(len(images), np.int64) for name in names[1:]}
     confidence = {name: np.empty(len(images), np.float32) for name in names[1:]}
+    loss = {name: np.empty(len(images), np.float32) for name in names[1:]}
     done, total = 0, len(names) * len(images)
     for name in names:
         model = router.model(name)
@@ -78,11 +96,14 @@ def collect(
             if name == bundle.gater.name:
                 gater_logits[part] = logits
             else:
+                scores = log_softmax(logits)
                 predicted[name][part] = logits.argmax(axis=1)
-                confidence[name][part] = softmax(logits).max(axis=1)
+                confidence[name][part] = np.exp(scores.max(axis=1))
+                loss[name][part] = -np.take_along_axis(scores, labels[part, None], axis=1)[:, 0]
             done += len(logits)
             progress(f"answers, severity {severity}", done, total)
-    return Answers(severity, labels, gater_logits, predicted, confidence)
+    image_cue = measure(log_laplacian_variance, images)
+    return Answers(severity, labels, gater_logits, predicted, confidence, loss, image_cue)
 
 
 def join(parts: Sequence[Answers]) -> Answers:
@@ -93,11 +114,13 @@ def join(parts: Sequence[Answers]) -> Answers:
         np.concatenate([part.gater_logits for part in parts]),
         {name: np.concatenate([part.predicted[name] for part in parts]) for name in parts[0].predicted},
         {name: np.concatenate([part.confidence[name] for part in parts]) for name in parts[0].confidence},
+        {name: np.concatenate([part.loss[name] for part in parts]) for name in parts[0].loss},
+        np.concatenate([part.image_cue for part in parts]),
     )
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Float32 [N, K], rows sum to 1."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Float32 [N, K], logarithms of probabilities that sum to 1 in each row."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result

@@ -20,19 +20,25 @@ from trt_moe.evaluation.answers import Answers, collect, join
 from trt_moe.evaluation.frontier import Costs, Point, cascade_curve, frontier, thinned, within_of_dearest
 from trt_moe.evaluation.metrics import confusion_matrix, expected_calibration_error, latency_summary
 from trt_moe.evaluation.strategies import (
+    CueRule,
     best_blend,
+    best_cue_rule,
     cascade_right,
     cascade_share,
     cascade_threshold,
     oracle,
+    oracle_gain,
     routed,
     routes,
     shares,
 )
+from trt_moe.evaluation.verify import Verified, Verifier
 from trt_moe.router import Router
 
 RANDOM = "random"
+IMAGE_CUE = "image_cue"
 CASCADE = "cascade"
+VERIFY = "gate_then_verify"
 ORACLE = "oracle"
 
 _NEAR_DEAREST = 0.005
@@ -68,6 +74,23 @@ class Report:
     data: dict[str, Any]
     points: tuple[Point, ...]
     cascade: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class _Rivals:
+    """The strategies at the mixture's mean latency, fitted to all severities.
+
+    Attributes:
+        blend: float64 [K], shares of random experts.
+        cascade: confidence below which the cheapest expert hands on.
+        cue: routing by the image cue.
+        verified: one for each severity.
+    """
+
+    blend: NDArray[np.float64]
+    cascade: float
+    cue: CueRule
+    verified: list[Verified]
 
 
 def make_test_sets(
@@ -131,9 +154,16 @@ def evaluate(
     `trt_moe.evaluation.latency.measure`) on `latency_images` of each severity.
 
     - random: the best mix of experts drawn without a look at the image, at the mixture's mean latency.
+    - image_cue: cheapest or dearest expert by the log Laplacian variance, with one threshold for all severities
+      that brings the mean latency to the mixture's. The cue's own time is not counted, and whether low or
+      high values go to the dearest expert is picked on these images: both favour it.
     - cascade: the cheapest expert first; the least confident images go on to the dearest, as many as bring
       the mean latency (cheapest + share * dearest) to the mixture's. One threshold for all severities.
-    - oracle: the cheapest expert that is right.
+    - gate_then_verify: the mixture, whose cheaper experts pass the images that they are unsure of on to the
+      dearest. Each half of the images by the rule that is the most accurate on the other half, within the
+      mixture's mean latency there.
+    - oracle: the cheapest expert that is right. `oracle_gain` is the share of its gain over the best single
+      expert that the mixture captures; None where it gains nothing.
 
     Args:
         router: at the latency weight to evaluate.
@@ -183,16 +213,12 @@ class _Evaluation:
         points = frontier(self.all, self.experts, self.relative, self.costs)
         near = within_of_dearest(points, float(self.all.right(self.dearest).mean()), _NEAR_DEAREST)
         budget = self._mixture_ms(self.all)
-        threshold = cascade_threshold(
-            self.all.confidence[self.cheapest],
-            (budget - self.costs.expert_ms[0]) / max(self.costs.expert_ms[-1], 1e-9),
-        )
-        accuracy = np.array([self.all.right(name).mean() for name in self.experts])
-        blend = best_blend(self.costs.expert_ms, accuracy, budget)
+        rivals = self._fit_rivals(budget)
         rows = {
-            str(part.severity): self._severity(part, timed, threshold, blend.weights)
-            for part, timed in zip(self.answers, self.timed, strict=True)
+            str(part.severity): self._severity(part, timed, rivals, verified)
+            for part, timed, verified in zip(self.answers, self.timed, rivals.verified, strict=True)
         }
+        overall = self._overall(rivals, budget)
         mixture_routes = routes(self.all.gater_logits, self.relative, self.weight)
         predicted = routed([self.all.predicted[name] for name in self.experts], mixture_routes)
         data = {
@@ -208,7 +234,12 @@ class _Evaluation:
             "latency_images": len(self.all_timed.routes),
             "disagreements": self._disagreements(),
             "severities": rows,
-            "overall": self._overall(threshold, blend.weights, budget),
+            "overall": overall,
+            "oracle_gain": oracle_gain(
+                overall[MIXTURE]["accuracy"],
+                max(overall[name]["accuracy"] for name in self.experts),
+                overall[ORACLE]["accuracy"],
+            ),
             "frontier": [point.to_json(self.experts) for point in thinned(points)],
             "near_dearest": self._near_dearest(near),
             "confusion": confusion_matrix(self.all.labels, predicted, len(self.bundle.class_names)).tolist(),
@@ -230,9 +261,20 @@ class _Evaluation:
         chosen = routes(answers.gater_logits, self.relative, self.weight)
         return self.costs.mixture_ms(shares(chosen, len(self.experts)))
 
-    def _severity(
-        self, part: Answers, timed: latency.Latencies, threshold: float, blend: NDArray[np.float64]
-    ) -> dict[str, Any]:
+    def _fit_rivals(self, budget: float) -> _Rivals:
+        cheap_ms, dear_ms = self.costs.expert_ms[0], self.costs.expert_ms[-1]
+        accuracy = np.array([self.all.right(name).mean() for name in self.experts])
+        handed_on = (budget - cheap_ms) / max(dear_ms, 1e-9)
+        to_dearest = (budget - cheap_ms) / max(dear_ms - cheap_ms, 1e-9)
+        verifier = Verifier(self.experts, self.relative, self.costs)
+        return _Rivals(
+            best_blend(self.costs.expert_ms, accuracy, budget).weights,
+            cascade_threshold(self.all.confidence[self.cheapest], handed_on),
+            best_cue_rule(self.all, self.cheapest, self.dearest, to_dearest),
+            verifier.cross_check(self.answers, budget, self.weight),
+        )
+
+    def _severity(self, part: Answers, timed: latency.Latencies, rivals: _Rivals, verified: Verified) -> dict[str, Any]:
         chosen = routes(part.gater_logits, self.relative, self.weight)
         accuracy = {name: float(part.right(name).mean()) for name in self.experts}
         share = dict(zip(self.experts, shares(chosen, len(self.experts)).tolist(), strict=True))
@@ -244,14 +286,18 @@ class _Evaluation:
             "ece": self._mixture_ece(part),
             "experts": accuracy,
             "baselines": {name: float(part.right(name).mean()) for name in self.baselines},
-            RANDOM: float(sum(p * accuracy[name] for p, name in zip(blend, self.experts, strict=True))),
-            CASCADE: float(cascade_right(part, self.cheapest, self.dearest, threshold).mean()),
-            "cascade_share": cascade_share(part, self.cheapest, threshold),
+            RANDOM: float(sum(p * accuracy[name] for p, name in zip(rivals.blend, self.experts, strict=True))),
+            IMAGE_CUE: float(rivals.cue.right(part, self.cheapest, self.dearest).mean()),
+            "image_cue_share": float(rivals.cue.to_dearest(part).mean()),
+            CASCADE: float(cascade_right(part, self.cheapest, self.dearest, rivals.cascade).mean()),
+            "cascade_share": cascade_share(part, self.cheapest, rivals.cascade),
+            VERIFY: float(verified.right.mean()),
+            "gate_then_verify_share": float(verified.passed_on.mean()),
             ORACLE: float(self._oracle_right(part).mean()),
         }
 
-    def _overall(self, threshold: float, blend: NDArray[np.float64], budget: float) -> dict[str, Any]:
-        times, answers = self.all_timed.milliseconds, self.all
+    def _overall(self, rivals: _Rivals, budget: float) -> dict[str, Any]:
+        times, answers, expert_ms = self.all_timed.milliseconds, self.all, self.costs.expert_ms
         rows: dict[str, Any] = {
             MIXTURE: {
                 "accuracy": self._mixture_accuracy(answers),
@@ -265,16 +311,27 @@ class _Evaluation:
         for name in (*self.experts, *self.baselines):
             rows[name] = {"accuracy": float(answers.right(name).mean()), **latency_summary(times[name])}
         accuracy = np.array([rows[name]["accuracy"] for name in self.experts])
-        share = cascade_share(answers, self.cheapest, threshold)
         rows[RANDOM] = {
-            "accuracy": float(blend @ accuracy),
-            "mean_ms": float(blend @ self.costs.expert_ms),
-            "share": dict(zip(self.experts, blend.tolist(), strict=True)),
+            "accuracy": float(rivals.blend @ accuracy),
+            "mean_ms": float(rivals.blend @ expert_ms),
+            "share": dict(zip(self.experts, rivals.blend.tolist(), strict=True)),
         }
-        rows[CASCADE] = {
-            "accuracy": float(cascade_right(answers, self.cheapest, self.dearest, threshold).mean()),
-            "mean_ms": float(self.costs.expert_ms[0] + share * self.costs.expert_ms[-1]),
+        share = float(rivals.cue.to_dearest(answers).mean())
+        rows[IMAGE_CUE] = {
+            "accuracy": float(rivals.cue.right(answers, self.cheapest, self.dearest).mean()),
+            "mean_ms": float((1 - share) * expert_ms[0] + share * expert_ms[-1]),
             "share_of_dearest": share,
+        }
+        share = cascade_share(answers, self.cheapest, rivals.cascade)
+        rows[CASCADE] = {
+            "accuracy": float(cascade_right(answers, self.cheapest, self.dearest, rivals.cascade).mean()),
+            "mean_ms": float(expert_ms[0] + share * expert_ms[-1]),
+            "share_of_dearest": share,
+        }
+        rows[VERIFY] = {
+            "accuracy": float(np.concatenate([part.right for part in rivals.verified]).mean()),
+            "mean_ms": float(np.concatenate([part.milliseconds for part in rivals.verified]).mean()),
+            "passed_on": float(np.concatenate([part.passed_on for part in rivals.verified]).mean()),
         }
         chosen = oracle(answers, self.experts)
         rows[ORACLE] = {

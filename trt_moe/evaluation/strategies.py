@@ -81,8 +81,8 @@ def best_blend(latency_ms: Floats, accuracy: Floats, budget_ms: float) -> Blend:
     return Blend(best)
 
 
-def cascade_threshold(confidence: NDArray[np.float32], share: float) -> float:
-    """Confidence of the cheapest expert under which the `share` least confident images lie."""
+def cascade_threshold(confidence: NDArray[np.floating], share: float) -> float:
+    """Confidence under which the `share` least confident images lie."""
     if share <= 0:
         return -np.inf
     if share >= 1:
@@ -93,8 +93,7 @@ def cascade_threshold(confidence: NDArray[np.float32], share: float) -> float:
 
 def cascade_right(answers: Answers, cheapest: str, dearest: str, threshold: float) -> NDArray[np.bool_]:
     """Bool [N]: the cheapest expert answers, or the dearest where the cheapest is unsure."""
-    unsure = answers.confidence[cheapest] < threshold
-    return np.where(unsure, answers.right(dearest), answers.right(cheapest))
+    return _split_right(answers, cheapest, dearest, answers.confidence[cheapest] < threshold)
 
 
 def cascade_share(answers: Answers, cheapest: str, threshold: float) -> float:
@@ -102,7 +101,43 @@ def cascade_share(answers: Answers, cheapest: str, threshold: float) -> float:
     return float((answers.confidence[cheapest] < threshold).mean())
 
 
+@dataclass(frozen=True)
+class CueRule:
+    """Routing by the image cue: images with sign * cue < threshold go to the dearest expert."""
+
+    sign: int
+    threshold: float
+
+    def to_dearest(self, answers: Answers) -> NDArray[np.bool_]:
+        """Bool [N]: the images that the dearest expert gets; the cheapest gets the others."""
+        return np.asarray(self.sign * answers.image_cue < self.threshold)
+
+    def right(self, answers: Answers, cheapest: str, dearest: str) -> NDArray[np.bool_]:
+        """Bool [N], where the image's expert is right."""
+        return _split_right(answers, cheapest, dearest, self.to_dearest(answers))
+
+
+def best_cue_rule(answers: Answers, cheapest: str, dearest: str, share: float) -> CueRule:
+    """The rule that gives the dearest expert this share of the images; of both signs the more accurate."""
+    rules = [CueRule(sign, cascade_threshold(sign * answers.image_cue, share)) for sign in (1, -1)]
+    return max(rules, key=lambda rule: rule.right(answers, cheapest, dearest).mean())
+
+
 def oracle(answers: Answers, experts: Sequence[str]) -> NDArray[np.int64]:
     """Int64 [N]: the cheapest expert that is right, or the cheapest where none is."""
     right = np.stack([answers.right(name) for name in experts])
     return np.asarray(right.argmax(axis=0), np.int64)
+
+
+def oracle_gain(accuracy: float, best_single: float, oracle_accuracy: float) -> float | None:
+    """Share of the oracle's gain over the best single expert that an accuracy captures.
+
+    1 for the oracle itself, below 0 where the best single expert is more accurate, None where the oracle
+    gains nothing.
+    """
+    gain = oracle_accuracy - best_single
+    return (accuracy - best_single) / gain if gain > 0 else None
+
+
+def _split_right(answers: Answers, cheapest: str, dearest: str, to_dearest: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return np.where(to_dearest, answers.right(dearest), answers.right(cheapest))

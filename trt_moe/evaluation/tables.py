@@ -6,6 +6,7 @@ from typing import Any
 
 from trt_moe.bundle.manifest import MIXTURE
 from trt_moe.console import milliseconds, percent, points, print_table, stdout
+from trt_moe.evaluation.evaluate import CASCADE, IMAGE_CUE, ORACLE, RANDOM, VERIFY
 
 
 def print_report(data: dict[str, Any]) -> None:
@@ -45,17 +46,18 @@ def print_shares(data: dict[str, Any]) -> None:
 def print_accuracies(data: dict[str, Any]) -> None:
     """One row for each severity, one column for each strategy."""
     experts, baselines = data["experts"], data["baselines"]
+    rivals = {RANDOM: "random", IMAGE_CUE: "image cue", CASCADE: "cascade", VERIFY: "verified", ORACLE: "oracle"}
     rows = [
         [
             severity,
             points(row["accuracy"]),
             *(points(row["experts"][name]) for name in experts),
             *(points(row["baselines"][name]) for name in baselines),
-            *(points(row[name]) for name in ("random", "cascade", "oracle")),
+            *(points(row[name]) for name in rivals),
         ]
         for severity, row in data["severities"].items()
     ]
-    columns = ["severity", MIXTURE, *experts, *baselines, "random", "cascade", "oracle"]
+    columns = ["severity", MIXTURE, *experts, *baselines, *rivals.values()]
     print_table("accuracy by severity and strategy, in %", columns, rows)
 
 
@@ -67,9 +69,11 @@ def print_strategies(data: dict[str, Any]) -> None:
     labels |= {name: f"always {name}" for name in data["experts"]}
     labels |= {name: f"always {name} (baseline)" for name in data["baselines"]}
     labels |= {
-        "random": "random experts, same latency",
-        "cascade": "confidence cascade, same latency",
-        "oracle": "oracle (knows the answer)",
+        RANDOM: "random experts, same latency",
+        IMAGE_CUE: "image cue (Laplacian variance), same latency",
+        CASCADE: "confidence cascade, same latency",
+        VERIFY: "gate, then verify, same latency",
+        ORACLE: "oracle (knows the answer)",
     }
     rows = [
         [
@@ -119,6 +123,12 @@ def _print_remarks(data: dict[str, Any]) -> None:
             f"Within half a point of always {data['experts'][-1]}: "
             f"latency weight {near['latency_weight']:.3g}, "
             f"{percent(near['accuracy'])} at {percent(near['of_dearest'])} of its mean latency, measured."
+        )
+    if data["oracle_gain"] is not None:
+        out.print(
+            "Of the oracle's gain over the best single expert the mixture captures "
+            f"{percent(data['oracle_gain'])} at this latency weight"
+            f"{'' if data['oracle_gain'] >= 0 else ' (the best single expert is more accurate)'}."
         )
     out.print(f"Calibration error of the mixture (15 bins): {percent(mixture['ece'])}.")
     if data["disagreements"]:

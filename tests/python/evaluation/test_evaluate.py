@@ -9,7 +9,10 @@ from trt_moe.data import Dataset, corrupt, load_dataset
 from trt_moe.demo import run_demo
 from trt_moe.errors import BundleError, DataError, ModelOutputError
 from trt_moe.evaluation import TestSet, evaluate, make_test_sets
+from trt_moe.evaluation.answers import collect
+from trt_moe.evaluation.cues import log_laplacian_variance
 from trt_moe.evaluation.picture import draw
+from trt_moe.evaluation.tables import print_report
 from trt_moe.router import Router
 
 WEIGHT = 6.0
@@ -63,7 +66,8 @@ def test_report_is_complete(report):
     assert data["disagreements"] == 0
     assert list(data["severities"]) == ["0", "3"]
     assert set(data["overall"]) == {
-        "mixture", "expert-0", "expert-1", "expert-2", "robust-light", "random", "cascade", "oracle",
+        "mixture", "expert-0", "expert-1", "expert-2", "robust-light", "random", "image_cue", "cascade",
+        "gate_then_verify", "oracle",
     }  # fmt: skip
     for row in data["overall"].values():
         assert 0 <= row["accuracy"] <= 1
@@ -72,9 +76,42 @@ def test_report_is_complete(report):
     assert np.trace(data["confusion"]) == pytest.approx(120 * data["overall"]["mixture"]["accuracy"])
     assert data["near_dearest"]["measured_ms"] > 0
     assert data["frontier"][0]["latency_weight"] == 0
+    assert data["oracle_gain"] is None
     # All tiny experts give the same answers, so every strategy is as accurate as any.
     accuracies = {row["accuracy"] for row in data["overall"].values()}
     assert max(accuracies) - min(accuracies) < 1e-9
+
+
+def test_severities_add_up_to_the_strategies_over_all(report):
+    rows, overall = report.data["severities"].values(), report.data["overall"]
+    for name in ("image_cue", "cascade", "gate_then_verify"):
+        assert np.mean([row[name] for row in rows]) == pytest.approx(overall[name]["accuracy"])
+    for name, share in (("image_cue", "share_of_dearest"), ("gate_then_verify", "passed_on")):
+        assert np.mean([row[f"{name}_share"] for row in rows]) == pytest.approx(overall[name][share])
+
+
+def test_tables_show_every_strategy(report, capsys):
+    print_report(report.data)
+    text = capsys.readouterr().out
+    for words in ("image cue (Laplacian variance), same latency", "gate, then verify, same latency", "verified"):
+        assert words in text
+    assert "oracle's gain" not in text  # it gains nothing here
+    print_report({**report.data, "oracle_gain": -0.25})
+    assert (
+        "captures -25.0 % at this latency weight (the best single expert is more accurate)" in capsys.readouterr().out
+    )
+
+
+def test_answers_hold_losses_and_the_image_cue(tiny, sets):
+    with Router(tiny.path, precision="fp32", threads=1) as router:
+        answers = collect(router, sets[0].images, sets[0].labels, 0, lambda what, done, total: None)
+    scores = tiny.expert_logits(2, sets[0].images).astype(np.float64)
+    truth = scores[np.arange(60), sets[0].labels]
+    np.testing.assert_allclose(answers.loss["expert-2"], np.log(np.exp(scores).sum(1)) - truth, atol=1e-3)
+    np.testing.assert_array_equal(answers.image_cue, log_laplacian_variance(sets[0].images))
+    some = answers.take(np.arange(60) % 3 == 0)
+    assert len(some) == 20
+    np.testing.assert_array_equal(some.loss["expert-2"], answers.loss["expert-2"][::3])
 
 
 def test_picture(report, tmp_path):

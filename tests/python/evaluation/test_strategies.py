@@ -1,15 +1,19 @@
 import numpy as np
 import pytest
 
-from trt_moe.evaluation.answers import Answers, softmax
+from support.made_answers import made_answers
+from trt_moe.evaluation.answers import log_softmax
 from trt_moe.evaluation.frontier import Costs, cascade_curve, frontier, thinned, within_of_dearest
 from trt_moe.evaluation.metrics import confusion_matrix, expected_calibration_error, latency_summary
 from trt_moe.evaluation.strategies import (
+    CueRule,
     best_blend,
+    best_cue_rule,
     cascade_right,
     cascade_share,
     cascade_threshold,
     oracle,
+    oracle_gain,
     routed,
     routes,
     shares,
@@ -17,18 +21,6 @@ from trt_moe.evaluation.strategies import (
 )
 
 COSTS = np.array([0.1, 1.0])
-
-
-def answers(cheap_right, dear_right, gain, confidence=None):
-    """Two experts; `gain` is the gater's score of the dear one over the cheap one."""
-    labels = np.zeros(len(gain), np.int64)
-    gater = np.stack([np.zeros(len(gain)), np.asarray(gain, float)], axis=1).astype(np.float32)
-    predicted = {
-        "cheap": np.where(cheap_right, 0, 1),
-        "dear": np.where(dear_right, 0, 1),
-    }
-    sure = np.asarray(confidence if confidence is not None else np.full(len(gain), 0.5), np.float32)
-    return Answers(0, labels, gater, predicted, {"cheap": sure, "dear": sure})
 
 
 def test_routes_are_the_rule_of_the_bundle():
@@ -88,7 +80,7 @@ def test_best_blend_never_pays_for_nothing():
 
 def test_cascade_hands_on_the_least_confident_share():
     confidence = np.array([0.9, 0.2, 0.6, 0.4])
-    part = answers([1, 0, 1, 0], [0, 1, 1, 1], np.zeros(4), confidence)
+    part = made_answers([1, 0, 1, 0], [0, 1, 1, 1], np.zeros(4), confidence)
     threshold = cascade_threshold(part.confidence["cheap"], 0.5)
     assert cascade_share(part, "cheap", threshold) == 0.5
     assert cascade_right(part, "cheap", "dear", threshold).tolist() == [True, True, True, True]
@@ -99,14 +91,14 @@ def test_cascade_hands_on_the_least_confident_share():
 
 
 def test_oracle_takes_the_cheapest_that_is_right():
-    part = answers([1, 0, 0], [1, 1, 0], np.zeros(3))
+    part = made_answers([1, 0, 0], [1, 1, 0], np.zeros(3))
     assert oracle(part, ["cheap", "dear"]).tolist() == [0, 1, 0]
 
 
 def test_frontier_goes_from_slow_to_fast_and_finds_the_near_point():
     # The dear expert is right everywhere, the cheap one on the first half; the gater knows it.
     half = np.arange(100) < 50
-    part = answers(half, np.ones(100), np.where(half, -1.0, 1.0) + np.linspace(0, 0.1, 100))
+    part = made_answers(half, np.ones(100), np.where(half, -1.0, 1.0) + np.linspace(0, 0.1, 100))
     costs = Costs(gater_ms=0.1, expert_ms=np.array([1.0, 10.0]), overhead_ms=0.05)
     points = frontier(part, ["cheap", "dear"], COSTS, costs)
     assert points[0].latency_weight == 0
@@ -147,6 +139,28 @@ def test_latency_summary():
     assert summary["measured"] == 100
 
 
-def test_softmax_survives_large_logits():
-    result = softmax(np.array([[1e4, 0.0], [0.0, 0.0]], np.float32))
-    np.testing.assert_allclose(result, [[1, 0], [0.5, 0.5]])
+def test_log_softmax_survives_large_logits():
+    result = log_softmax(np.array([[1e4, 0.0], [0.0, 0.0]], np.float32))
+    np.testing.assert_allclose(result, [[0, -1e4], [np.log(0.5), np.log(0.5)]])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_image_cue_finds_its_direction_and_keeps_its_share(sign):
+    # Wherever sign * cue is low the cheap expert errs.
+    cue = sign * np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+    part = made_answers([0, 0, 1, 1, 1, 1, 1, 1], np.array([1, 1, 0, 0, 0, 0, 0, 0]), np.zeros(8), cue=cue)
+    rule = best_cue_rule(part, "cheap", "dear", 0.25)
+    assert rule.sign == sign
+    assert rule.to_dearest(part).tolist() == [True, True] + [False] * 6
+    assert rule.right(part, "cheap", "dear").all()
+    assert not best_cue_rule(part, "cheap", "dear", 0.0).to_dearest(part).any()
+    assert best_cue_rule(part, "cheap", "dear", 1.0).to_dearest(part).all()
+    # One threshold: another part has the share that its own cues give it.
+    assert CueRule(1, 4.5).to_dearest(made_answers([1], [1], [0], cue=[4.4])).tolist() == [True]
+
+
+def test_share_of_the_oracles_gain():
+    assert oracle_gain(0.85, 0.8, 0.9) == pytest.approx(0.5)
+    assert oracle_gain(0.9, 0.8, 0.9) == pytest.approx(1)
+    assert oracle_gain(0.75, 0.8, 0.9) == pytest.approx(-0.5)
+    assert oracle_gain(0.8, 0.8, 0.8) is None

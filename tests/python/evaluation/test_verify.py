@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from support.made_answers import made_answers
+from trt_moe.evaluation.answers import join
+from trt_moe.evaluation.frontier import Costs
+from trt_moe.evaluation.verify import Verifier, VerifyRule
+
+COSTS = Costs(gater_ms=0.5, expert_ms=np.array([1.0, 10.0]), overhead_ms=0.5)
+VERIFIER = Verifier(("cheap", "dear"), np.array([0.1, 1.0]), COSTS)
+
+
+def test_unsure_images_of_the_cheap_expert_pay_for_both():
+    # Routed at weight 1: the last image to the dear expert, which is never verified.
+    answers = made_answers([0, 0, 1, 1], [1, 0, 0, 0], gain=[0, 0, 0, 5], confidence=[0.3, 0.8, 0.3, 0.1])
+    done = VERIFIER.apply(answers, VerifyRule(1.0, 0.5))
+    assert done.passed_on.tolist() == [True, False, True, False]
+    assert done.right.tolist() == [True, False, False, False]
+    assert done.milliseconds.tolist() == [12, 2, 12, 11]
+
+
+def scene(count, seed=0, honest=True):
+    """The dear expert is always right; the cheap one where it is sure, or (not honest) where it is unsure."""
+    rng = np.random.default_rng(seed)
+    confidence = rng.random(count)
+    right = confidence > 0.5 if honest else confidence < 0.5
+    return made_answers(right, np.ones(count), gain=rng.normal(size=count), confidence=confidence)
+
+
+def test_the_best_rule_verifies_where_confidence_tells_more_than_the_gater():
+    answers = scene(400)
+    rule = VERIFIER.pick(answers, budget_ms=2 + 0.55 * 10, latency_weight=0.5)
+    done = VERIFIER.apply(answers, rule)
+    assert done.right.mean() > 0.98
+    assert done.passed_on.mean() > 0.3
+    assert done.milliseconds.mean() <= 7.5
+
+
+def test_the_best_rule_does_not_verify_where_that_only_harms():
+    # The dear expert errs where the cheap one is unsure but right.
+    answers = made_answers(np.ones(100), np.zeros(100), gain=np.full(100, -1.0), confidence=np.linspace(0, 1, 100))
+    assert VERIFIER.pick(answers, budget_ms=9.0, latency_weight=0.5) == VerifyRule(0.5, -np.inf)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("weight", [0.1, 0.7, 2.0])
+def test_a_picked_rule_is_no_worse_and_no_slower_than_the_mixture(seed, weight):
+    answers = scene(300, seed)
+    mixture = VERIFIER.apply(answers, VerifyRule(weight, -np.inf))
+    assert not mixture.passed_on.any()
+    budget = float(mixture.milliseconds.mean())
+    done = VERIFIER.apply(answers, VERIFIER.pick(answers, budget, weight))
+    assert done.milliseconds.mean() <= budget + 10 / len(answers)  # one image more by rounding
+    assert done.right.mean() >= mixture.right.mean()
+
+
+def test_each_half_is_judged_by_the_rule_of_the_other():
+    # Confidence tells the truth at even positions and the opposite at odd ones.
+    even, odd = scene(100, 1), scene(100, 2, honest=False)
+    order = np.argsort(np.concatenate([np.arange(0, 200, 2), np.arange(1, 200, 2)]))
+    part = join([even, odd]).take(order)
+    done = VERIFIER.cross_check([part, part], 7.0, 0.5)
+    assert len(done) == 2
+    for result in done:
+        for rows, fitted in ((slice(0, None, 2), odd), (slice(1, None, 2), even)):
+            # Both severities vote, so the rule is picked on two copies.
+            rule = VERIFIER.pick(join([fitted, fitted]), 7.0, 0.5)
+            expected = VERIFIER.apply(part, rule)
+            np.testing.assert_array_equal(result.right[rows], expected.right[rows])
+            np.testing.assert_array_equal(result.milliseconds[rows], expected.milliseconds[rows])
+
+
+def test_one_image_falls_back_to_the_mixture():
+    (done,) = VERIFIER.cross_check([scene(1)], 7.0, 0.5)
+    assert done.passed_on.tolist() == [False]

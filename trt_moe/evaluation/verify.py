@@ -1,0 +1,110 @@
+"""Gate, then verify: the dearest expert is asked as well where the gater's choice turns out to be unsure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trt_moe.evaluation.answers import Answers, join
+from trt_moe.evaluation.frontier import Costs
+from trt_moe.evaluation.strategies import Floats, cascade_threshold, routed, routes, shares, switch_weights
+
+
+@dataclass(frozen=True)
+class VerifyRule:
+    """Route at this latency weight; an expert whose confidence is below the threshold passes the image on."""
+
+    latency_weight: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Of N images: bool [N] final answer right, bool [N] passed on, float64 [N] modelled milliseconds."""
+
+    right: NDArray[np.bool_]
+    passed_on: NDArray[np.bool_]
+    milliseconds: Floats
+
+
+class Verifier:
+    """Applies and picks rules for the experts of one bundle."""
+
+    def __init__(self, experts: Sequence[str], relative_costs: Floats, costs: Costs) -> None:
+        """Take the experts from the cheapest to the dearest, their relative costs [K] and measured latencies."""
+        self._experts = tuple(experts)
+        self._relative = relative_costs
+        self._costs = costs
+
+    def cross_check(self, parts: Sequence[Answers], budget_ms: float, latency_weight: float) -> list[Verified]:
+        """Verify every image by a rule that was picked on other images.
+
+        The images are halved by their position in their part, so that one image at several severities never
+        is in both halves; each half is judged by the rule that the other half picked, see `pick`.
+        """
+        odd = [np.arange(len(part)) % 2 == 1 for part in parts]
+        by_even, by_odd = (
+            self.pick(
+                join([part.take(rows == half) for part, rows in zip(parts, odd, strict=True)]),
+                budget_ms,
+                latency_weight,
+            )
+            for half in (False, True)
+        )
+        return [
+            _either(rows, self.apply(part, by_even), self.apply(part, by_odd))
+            for part, rows in zip(parts, odd, strict=True)
+        ]
+
+    def apply(self, answers: Answers, rule: VerifyRule) -> Verified:
+        """Route and verify; an image that is passed on pays for both experts."""
+        chosen, confidence = self._first(answers, rule.latency_weight)
+        passed_on = (confidence < rule.threshold) & (chosen != len(self._experts) - 1)
+        first = routed([answers.right(name) for name in self._experts], chosen)
+        right = np.where(passed_on, answers.right(self._experts[-1]), first)
+        expert_ms = self._costs.expert_ms
+        milliseconds = self._costs.gater_ms + self._costs.overhead_ms + expert_ms[chosen] + passed_on * expert_ms[-1]
+        return Verified(right, passed_on, milliseconds)
+
+    def pick(self, answers: Answers, budget_ms: float, latency_weight: float) -> VerifyRule:
+        """The most accurate rule within a mean latency.
+
+        The higher the rule's latency weight, the fewer images go to the dearest expert at once and the more
+        time is left to verify others.
+
+        Args:
+            answers: to pick by.
+            budget_ms: mean latency allowed.
+            latency_weight: what the rule falls back to, without verifying.
+        """
+        best = VerifyRule(latency_weight, -np.inf)
+        if len(answers) == 0:
+            return best
+        best_accuracy = self.apply(answers, best).right.mean()
+        for weight in switch_weights(answers.gater_logits, self._relative):
+            chosen, confidence = self._first(answers, float(weight))
+            left = budget_ms - self._costs.mixture_ms(shares(chosen, len(self._experts)))
+            cheap = chosen != len(self._experts) - 1
+            if left <= 0 or not cheap.any():
+                continue
+            share = left / self._costs.expert_ms[-1] / cheap.mean()
+            rule = VerifyRule(float(weight), cascade_threshold(confidence[cheap], float(share)))
+            accuracy = self.apply(answers, rule).right.mean()
+            if accuracy > best_accuracy:
+                best, best_accuracy = rule, accuracy
+        return best
+
+    def _first(self, answers: Answers, weight: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        chosen = routes(answers.gater_logits, self._relative, weight)
+        return chosen, routed([answers.confidence[name] for name in self._experts], chosen)
+
+
+def _either(rows: NDArray[np.bool_], where_true: Verified, where_false: Verified) -> Verified:
+    return Verified(
+        np.where(rows, where_true.right, where_false.right),
+        np.where(rows, where_true.passed_on, where_false.passed_on),
+        np.where(rows, where_true.milliseconds, where_false.milliseconds),
+    )
