@@ -1,0 +1,120 @@
+"""Tables, remarks, CSV, picture and page of a comparison known by heart."""
+
+import csv
+import io
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")  # trt_moe.training imports it
+
+from trt_moe.sweep.compare import ONE, SEPARATE, Outcomes, compare
+from trt_moe.sweep.page import page
+from trt_moe.sweep.picture import Picture
+from trt_moe.sweep.tables import Table, remarks, tables, to_csv
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    right = np.array([[True, True], [False, True], [False, True], [False, False]])
+    losses = np.where(right, 0.1, 3.0).astype(np.float32)
+    confidence = np.array([0.9, 0.3, 0.8, 0.4], np.float32)
+    outcomes = Outcomes(
+        ("light", "heavy"), np.array([0.25, 1.0]), 0.05, np.array([0, 0, 5, 5]), right, losses, confidence
+    )
+    perfect = np.array([[0.0, 0.0], [0.0, 2.9], [0.0, 2.8], [0.0, 0.1]])
+    blind = np.array([[0.0, -9.0]] * 4)
+    return compare(outcomes, {1: perfect, 2: perfect}, {0.5: {1: perfect, 2: blind}})
+
+
+@pytest.fixture(scope="module")
+def picture(comparison):
+    return Picture(comparison, "tiny <&> title")
+
+
+def test_the_first_table_answers_the_question(comparison):
+    weights, frontier, shares, without = tables(comparison)
+    assert weights.rows == [
+        (
+            "0.5",
+            "75.00 (75.00 to 75.00)",
+            "0.675 (0.675 to 0.675)",
+            "50.00 (25.00 to 75.00)",
+            "0.488 (0.300 to 0.675)",
+            "+0.00 (+0.00 to +0.00)",
+            "none",
+            "2",
+        )
+    ]
+    assert frontier.rows[0][:2] == ("0.300", "25.00 (25.00 to 25.00)")
+    assert shares.rows == [
+        ("0.5", ONE, "light", "50.0", "50.0"),
+        ("0.5", ONE, "heavy", "50.0", "50.0"),
+        ("0.5", SEPARATE, "light", "75.0", "75.0"),
+        ("0.5", SEPARATE, "heavy", "25.0", "25.0"),
+    ]
+    assert without.rows == [
+        ("always light", "25.00", "0.250"),
+        ("always heavy", "75.00", "1.000"),
+        ("oracle", "75.00", "0.625"),
+    ]
+    for table in (weights, frontier, shares, without):
+        assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_remarks_name_every_collapse_and_the_worst_points(comparison):
+    equal, cascade, one, separate, which = remarks(comparison)
+    assert "+0.00 points, at latency weight 0.5" in equal
+    ahead = [row for row in comparison.frontier if row.ahead.mean > 0]
+    assert 0 < len(ahead) < len(comparison.frontier)
+    assert f"at {len(ahead)} of 25 costs (from {ahead[0].cost:.3f} to {ahead[-1].cost:.3f})" in cascade
+    assert "the smallest difference is -5.00 points, at cost 0.300" in cascade
+    assert one == "Collapsed, one gater: 0 of 2."
+    assert separate == "Collapsed, separate gaters: 1 of 2."
+    assert which.startswith("  latency weight 0.5, seed 2: routing collapsed: 100.0% of the images go to light. Cause:")
+
+
+def test_the_csv_has_a_row_for_every_severity(comparison):
+    rows = list(csv.DictReader(io.StringIO(to_csv(comparison))))
+    assert len(rows) == (4 + 3) * (1 + 2)
+    (row,) = [r for r in rows if (r["strategy"], r["seed"], r["severity"]) == (SEPARATE, "1", "5")]
+    assert float(row["accuracy"]) == 0.5
+    assert float(row["cost"]) == pytest.approx(0.675)
+    assert (row["latency_weight"], row["share_light"], row["share_heavy"]) == ("0.5", "0.5", "0.5")
+    assert rows[-3]["strategy"] == "oracle"
+    assert (rows[-3]["severity"], rows[-3]["seed"], rows[-3]["latency_weight"]) == ("all", "", "")
+
+
+def test_the_picture_is_a_png(picture):
+    assert picture.png().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_every_mark_says_what_it_is_on_hovering(picture, comparison):
+    notes = [title.text for title in ET.fromstring(picture.svg()).iter(f"{SVG}title")]
+    assert "one gater, latency weight 0.5: 75.00% (75.00% to 75.00%) right at cost 0.675" in notes
+    assert "separate gaters, latency weight 0.5: 50.00% (25.00% to 75.00%) right at cost 0.488" in notes
+    assert "always heavy: 75.00% right at cost 1.000" in notes
+    assert "cost 0.300: -5.00 points (-5.00 to -5.00)" in notes
+    gaters, without, differences = 2, 3, 1
+    assert len(notes) == gaters + without + differences + len(comparison.frontier)
+
+
+def test_the_same_comparison_gives_the_same_bytes(comparison):
+    assert Picture(comparison, "tiny").svg() == Picture(comparison, "tiny").svg()
+
+
+def test_the_page_needs_nothing_else(picture):
+    text = page("a <b> title", picture.svg(), ["x < y"], [Table("<t>", ["<c>"], [["<&>"]])])
+    assert text.startswith("<!DOCTYPE html>")
+    for needed in ("<h1>a &lt;b&gt; title</h1>", "<p>x &lt; y</p>", "<td>&lt;&amp;&gt;</td>", "<th>&lt;c&gt;</th>"):
+        assert needed in text
+    assert "&lt;t&gt;" in text
+    assert text.count("<svg") == 1
+    # Names of SVG's namespaces are the only addresses, and nothing runs.
+    addresses = {part.split('"')[0] for part in text.split('"http')[1:]}
+    assert addresses == {"://www.w3.org/1999/xlink", "://www.w3.org/2000/svg"}
+    for outside in ("<script", "<link", "src=", "url(http", "@import", "<image"):
+        assert outside not in text

@@ -1,0 +1,1 @@
+"""One gater with a run-time latency weight against gaters trained for each weight."""
