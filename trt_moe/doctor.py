@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from trt_moe.compile.flavour import find_flavour, install_command
 from trt_moe.console import print_table, stdout
+from trt_moe.errors import TrtMoeError
 from trt_moe.hardware import cpu_report, gpu_report, jetson_report, library, nvcc_version
 
-RUNTIME = ("numpy", "openvino", "pillow", "pydantic", "typer", "rich", "matplotlib", "platformdirs")
-TRAINING = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "safetensors", "pyyaml")
+RUNTIME = ("filelock", "numpy", "openvino", "pillow", "pydantic", "typer", "rich", "matplotlib", "platformdirs")
+TRAINING = ("torch", "torchvision", "timm", "accelerate", "onnx", "onnxscript", "onnxruntime", "safetensors", "pyyaml")
 TENSORRT = ("tensorrt", "tensorrt-rtx", "tensorrt-cu12", "tensorrt-cu13")
 
 
@@ -33,6 +35,7 @@ def diagnose() -> dict[str, Any]:
         "jetson": jetson_report(),
         "cuda": {"nvcc": nvcc_version(), "cudart": library("cudart")},
         "tensorrt": {
+            "flavour": _flavour(),
             "packages": {name: _version(name) for name in TENSORRT if _version(name)},
             "library": library("nvinfer"),
             "rtx_library": library("tensorrt_rtx"),
@@ -75,7 +78,8 @@ def print_report(report: dict[str, Any]) -> None:
                 report["cuda"]["cudart"],
             ),
         ),
-        ("TensorRT", ", ".join(found) or "none"),
+        ("TensorRT found", ", ".join(found) or "none"),
+        ("TensorRT used by build", tensorrt["flavour"] or "none that can be loaded"),
         ("Jetson", _join(report["jetson"]["release"], report["jetson"]["jetpack"])),
         ("bundles", ", ".join(report["bundles"]) or "none"),
         ("engine cache", report["engine_cache"] or "off"),
@@ -99,6 +103,13 @@ def _core_report() -> dict[str, Any]:
     except ImportError as error:
         return {"backends": [], "error": str(error)}
     return {"backends": list(_core.built_backends()), "error": None}
+
+
+def _flavour() -> str | None:
+    try:
+        return str(find_flavour())
+    except TrtMoeError:
+        return None
 
 
 def _version(distribution: str) -> str | None:
@@ -159,10 +170,8 @@ def _missing_for_gpu(report: dict[str, Any], add: Any) -> None:
         return
     if "cuda" not in report["trt_moe"]["backends"]:
         add("the cuda backend", "the GPU; this build of trt-moe runs on the CPU only", None)
-    if not (tensorrt["packages"] or tensorrt["library"] or tensorrt["rtx_library"]):
-        jetson = report["jetson"]["release"]
-        command = "sudo apt install nvidia-jetpack" if jetson else "pip install tensorrt-rtx"
-        add("TensorRT", "engines on the GPU", command)
+    if tensorrt["flavour"] is None:
+        add("TensorRT", "engines on the GPU", install_command())
 
 
 def _pinned_openvino() -> str | None:

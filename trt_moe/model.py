@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
 from trt_moe import _core
 from trt_moe.bundle import Bundle
+from trt_moe.engine_folder import engine_cache
 from trt_moe.errors import InputError
 from trt_moe.inputs import as_image, as_images
-
-CACHE_VARIABLE = "TRT_MOE_CACHE_DIR"
-"""Environment variable that moves the folder of compiled engines; empty: compiled engines are not kept."""
 
 
 class Model:
@@ -97,16 +93,3 @@ class Model:
             warmup: runs before them that are not measured.
         """
         return self.core.time(as_image(image), iterations, warmup)
-
-
-def engine_cache(backend: str) -> str | None:
-    """The folder that keeps compiled engines, made if need be; None where they are not kept."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen == "":
-        return None
-    folder = (Path(chosen) if chosen else platformdirs.user_cache_path("trt-moe")) / backend
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None  # A read-only home costs a compilation at each start, no more.
-    return str(folder) if os.access(folder, os.W_OK) else None

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from trt_moe import __version__
 from trt_moe.cli import app, options
 from trt_moe.errors import InputError
 
-VERBS = ("demo", "predict", "eval", "profile", "inspect", "doctor", "train", "export", "pack")
+VERBS = ("demo", "predict", "eval", "profile", "build", "study", "inspect", "doctor", "train", "export", "pack")
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +173,16 @@ def test_eval_refuses_before_it_works(tiny):
     arguments = ("eval", tiny.path / "samples", "-b", tiny.path)
     assert "its folder does not exist" in run(*arguments, "--output", "/no/such/e.json", code=2).stderr
     assert "expected numbers 0 to 5" in run(*arguments, "--severities", "6", code=2).stderr
+
+
+def test_eval_leaves_out_broken_images_only_when_asked(tiny, tmp_path):
+    shutil.copytree(tiny.path / "samples", tmp_path / "samples")
+    (next((tmp_path / "samples" / "0").iterdir()) / "broken.jpg").write_bytes(b"no")
+    arguments = ("eval", tmp_path / "samples", "-b", tiny.path, "--latency-images", 1, "--json")
+    assert "broken.jpg" in run(*arguments, code=2).stderr
+    done = run(*arguments, "--skip-broken")
+    assert "broken.jpg" in done.stderr
+    assert json.loads(done.stdout)["images"] == 18
 
 
 def test_profile(tiny, tmp_path):

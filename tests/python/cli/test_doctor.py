@@ -1,6 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 
 from trt_moe import doctor, hardware
+from trt_moe.compile import flavour
 
 
 @pytest.mark.parametrize(
@@ -73,13 +76,23 @@ def test_missing_packages_come_with_their_command(monkeypatch):
     doctor.print_report(report)
 
 
+def not_installed(name):
+    raise ModuleNotFoundError(name)
+
+
+def test_the_flavour_that_would_build(monkeypatch):
+    monkeypatch.setattr(
+        doctor, "find_flavour", lambda: flavour.Flavour("tensorrt", SimpleNamespace(__version__="10.3.0"))
+    )
+    assert doctor.diagnose()["tensorrt"]["flavour"] == "TensorRT 10.3.0"
+
+
 def test_a_gpu_without_tensorrt(monkeypatch):
     device = {"name": "NVIDIA X", "memory_mib": 1, "compute_capability": "8.9", "driver": "1"}
     monkeypatch.setattr(hardware, "_from_nvidia_smi", lambda: [device])
-    monkeypatch.setattr(doctor, "library", lambda name: None)
-    monkeypatch.setattr(doctor, "TENSORRT", ())
+    monkeypatch.setattr(doctor, "find_flavour", lambda: flavour.find_flavour(load=not_installed))
     commands = [item["command"] for item in doctor.diagnose()["missing"]]
-    assert "pip install tensorrt-rtx" in commands
+    assert "pip install '.[rtx]'" in commands
 
 
 def test_a_core_that_does_not_load_is_reported(monkeypatch, capsys):

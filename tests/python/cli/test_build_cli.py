@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from rich.console import Console
+from typer.testing import CliRunner
+
+from tests.support.tiny_bundle import TinyBundle, write_tiny_bundle
+from trt_moe.cli import app
+from trt_moe.compile import tables
+from trt_moe.compile.build import Step
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
+    return write_tiny_bundle(tmp_path_factory.mktemp("b") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TRT_MOE_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "cuda"
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def run_json(*arguments: object, code: int = 0) -> Any:
+    return json.loads(run(*arguments, "--json", code=code).stdout)
+
+
+def test_build_and_the_cache_from_end_to_end(tiny: TinyBundle, cache: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx")
+    build = ("build", tiny.path, "--device", "cuda", "--buckets", "1,2", "--flavour", "tensorrt_rtx")
+    first = run_json(*build)
+    assert (first["built"], first["flavour"]) == (3, "tensorrt_rtx")
+    for engine in first["engines"]:
+        assert Path(engine["path"]).parent == cache
+        assert engine["spec"]["precision"] == "fp16"
+        assert engine["gate_report"]["passed"] is True
+    assert run_json(*build)["built"] == 0
+    text = run(*build).stdout
+    assert "0 built, 3 from the cache" in text
+    assert "expert-1" in text
+    assert "emulated" in text
+
+    listed = run_json("cache", "list")
+    assert [engine["problem"] for engine in listed["engines"]] == [None] * 3
+    assert {engine["sidecar"]["spec"]["model"] for engine in listed["engines"]} == {"gater", "expert-0", "expert-1"}
+    run("cache", "verify")
+    damaged = Path(first["engines"][0]["path"])
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    assert "changed since it was built" in run("cache", "verify", code=1).stdout
+    again = run(*build)
+    assert f"{damaged.name} is not used: it was changed since it was built" in again.stderr
+    assert "1 built, 2 from the cache" in again.stdout
+    assert "3 engines deleted" in run("cache", "clear").stdout
+    assert run_json("cache", "list")["engines"] == []
+    assert run_json("cache", "clear") == {"folder": str(cache), "deleted": 0, "bytes": 0, "kept": []}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--buckets", "none"], 2, "--buckets is none; expected batch sizes such as 1,2,4"),
+        (["--buckets", "0"], 2, "--buckets is '0'"),
+        (["--compute-capability", "9.0"], 2, "no compute capability 9.0; it knows"),
+        (["--precision", "bf16"], 2, "bf16"),
+        (["--device", "cpu"], 2, "cpu"),
+        (["--trust", "nobody"], 2, "no model is called 'nobody'"),
+        (["--version-compatible"], 1, "builds no version-compatible"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], code: int, message: str, tiny: TinyBundle, cache: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx")
+    assert message in run("build", tiny.path, "--flavour", "tensorrt_rtx", *arguments, code=code).stderr
+    assert not cache.exists() or [path for path in cache.iterdir() if path.is_file()] == []
+
+
+def test_a_flavour_that_is_not_installed(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert "no TensorRT can be loaded" in run("build", tiny.path, "--flavour", "tensorrt", code=1).stderr
+
+
+def test_without_a_cache_there_is_nothing_to_build_into(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx")
+    monkeypatch.setenv("TRT_MOE_CACHE_DIR", "")
+    assert "TRT_MOE_CACHE_DIR is ''; set it to a folder" in run("build", tiny.path, code=2).stderr
+
+
+def test_progress_names_the_batch_size_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(tables, "stderr", lambda: Console(file=screen, force_terminal=True, width=120))
+    with tables.build_progress(True) as progress:
+        progress(Step("light", "converting", 0.0, None, None))
+        progress(Step("heavy", "building", 0.5, 8, 12.3))
+    assert "heavy: batch size 8" in screen.getvalue()
+    assert "about 12 s left" in screen.getvalue()
+    assert screen.getvalue().rstrip().endswith("\x1b[2K")  # wiped at the end
+    screen.seek(0)
+    screen.truncate()
+    with tables.build_progress(False) as progress:
+        progress(Step("heavy", "building", 0.5, 8, 12.3))
+    assert screen.getvalue() == ""

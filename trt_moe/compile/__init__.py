@@ -1,0 +1,1 @@
+"""Compiling a bundle's models into TensorRT engines, and the cache that keeps them."""

@@ -1,0 +1,306 @@
+"""The cache of TensorRT engines: found, checked, built once by whoever comes first, and evicted.
+
+An entry is two files, `<stem>.plan` and, written after it, `<stem>.json`. What lies there is not trusted: an engine
+reaches TensorRT only if its sidecar names exactly what was asked for and its sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
+from pydantic import ValidationError
+
+from trt_moe.bundle.manifest import describe_errors
+from trt_moe.bundle.safety import MAX_JSON_BYTES, read_bounded
+from trt_moe.bundle.writer import write_bytes
+from trt_moe.compile.host_code import has_host_code
+from trt_moe.compile.sidecar import EngineSpec, Sidecar
+from trt_moe.engine_folder import CACHE_VARIABLE, engine_cache
+from trt_moe.errors import BundleError, EngineBuildError, InputError
+
+LIMIT_VARIABLE = "TRT_MOE_CACHE_GIB"
+"""Environment variable with the most GiB that the TensorRT engines may take."""
+
+BACKEND = "cuda"
+_DEFAULT_GIB = 10.0
+_GIB = 1 << 30
+_PLAN, _SIDECAR, _TIMING = ".plan", ".json", ".timing"
+
+Build = Callable[[], tuple[bytes, Sidecar]]
+"""Gives a plan, and the sidecar that describes it."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A checked engine: a plan whose sha256 is the sidecar's, and where it lies."""
+
+    path: Path
+    plan: bytes
+    sidecar: Sidecar
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What lies in the cache under one stem; `sidecar` is None and `problem` says why where it is unusable."""
+
+    path: Path
+    bytes: int
+    last_used: float
+    sidecar: Sidecar | None
+    problem: str | None
+
+
+class EngineCache:
+    """Engines in one folder, shared by any number of processes.
+
+    Args:
+        folder: where the files are.
+        limit: most bytes of engines and sidecars together; the engine stored last always stays.
+        note: gets one line for people whenever an engine is found wanting, waited for or evicted.
+    """
+
+    def __init__(self, folder: Path, limit: int, note: Callable[[str], None] = lambda line: None) -> None:
+        """See the class."""
+        self.folder = folder
+        self.limit = limit
+        self._note = note
+
+    @classmethod
+    def of_user(cls, note: Callable[[str], None] = lambda line: None) -> EngineCache:
+        """The user's cache, or the one that `TRT_MOE_CACHE_DIR` names.
+
+        Raises:
+            InputError: engines are not kept, their folder cannot be written, or `TRT_MOE_CACHE_GIB` is no size.
+        """
+        folder = engine_cache(BACKEND)
+        if folder is None:
+            raise InputError(
+                f"there is no folder to keep engines in: {CACHE_VARIABLE} is {os.environ.get(CACHE_VARIABLE)!r}; "
+                "set it to a folder that you may write, or unset it"
+            )
+        return cls(Path(folder), _limit(os.environ.get(LIMIT_VARIABLE)), note)
+
+    def find(self, spec: EngineSpec, trusted: Collection[str] = ()) -> Engine | None:
+        """The engine of a spec, checked from its first byte to its last; None, with a note why, where there is none.
+
+        Args:
+            spec: what to find.
+            trusted: names of models whose engines may hold code that runs on the CPU.
+
+        Raises:
+            EngineBuildError: the engine is sound, but holds host code and is not trusted.
+        """
+        try:
+            engine = self._read(spec)
+        except FileNotFoundError:
+            self._explain_absence(spec)
+            return None
+        except _UnusableError as problem:
+            self._note(f"{spec.stem}{_PLAN} is not used: {problem}")
+            return None
+        refuse_host_code(engine, trusted)
+        return engine
+
+    def make(self, spec: EngineSpec, build: Build, trusted: Collection[str] = ()) -> tuple[Engine, bool]:
+        """The engine of a spec that `find` did not give; of several processes one builds it, the others wait.
+
+        Args:
+            spec: what is wanted.
+            build: gives the plan, and the sidecar that describes it.
+            trusted: as for `find`.
+
+        Returns:
+            The engine, and whether it was built here.
+
+        Raises:
+            EngineBuildError: as `find`, or it cannot be written, as when the disk is full.
+        """
+        with self._lock(spec.stem, f"another process builds {spec.model} for the same device; waiting for it"):
+            built = False
+            try:
+                engine = self._read(spec)  # by whoever had the lock before
+            except (FileNotFoundError, _UnusableError):
+                engine = self._store(*build())
+                built = True
+        refuse_host_code(engine, trusted)
+        if built:
+            self._evict(keep=spec.stem)
+        return engine, built
+
+    def entries(self, check: bool = False) -> list[Entry]:
+        """All that lies in the cache, the least recently used first.
+
+        Args:
+            check: read every engine and compare its sha256 instead of its size only.
+        """
+        entries = [_entry(self.folder / f"{stem}{_PLAN}", check) for stem in self._stems()]
+        return sorted(entries, key=lambda entry: (entry.last_used, entry.path.name))
+
+    def _remove(self, entry: Entry) -> bool:
+        try:
+            with self._file_lock(entry.path.stem).acquire(timeout=0):
+                # The sidecar first: without it nobody takes the plan for whole.
+                entry.path.with_suffix(_SIDECAR).unlink(missing_ok=True)
+                entry.path.unlink(missing_ok=True)
+                self._sweep(entry.path.stem)
+        except Timeout:
+            return False
+        return True
+
+    def timing_cache(self, device: str) -> Path:
+        """File of the kernels that `tensorrt` measured on a GPU."""
+        return self.folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', device)}{_TIMING}"
+
+    def clear(self) -> list[Entry]:
+        """Delete all engines and timing caches; returns what another process is at just now and so stays."""
+        for file in self.folder.glob(f"*{_TIMING}"):
+            file.unlink(missing_ok=True)
+        return [entry for entry in self.entries() if not self._remove(entry)]
+
+    def _read(self, spec: EngineSpec) -> Engine:
+        path = self.folder / f"{spec.stem}{_PLAN}"
+        if not path.exists() and not path.with_suffix(_SIDECAR).exists():
+            raise FileNotFoundError(path)
+        engine = _read(path)
+        if difference := engine.sidecar.spec.difference(spec):
+            raise _UnusableError(difference)
+        with suppress(FileNotFoundError):  # evicted meanwhile; what was read is sound all the same
+            os.utime(path)
+        return engine
+
+    def _store(self, plan: bytes, sidecar: Sidecar) -> Engine:
+        path = self.folder / f"{sidecar.spec.stem}{_PLAN}"
+        if hashlib.sha256(plan).hexdigest() != sidecar.engine_sha256:
+            raise ValueError("the sidecar is of another plan")
+        self._sweep(path.stem)
+        try:
+            # A reader between the two writes finds a plan without sidecar, or with one whose sha256 it has not.
+            path.with_suffix(_SIDECAR).unlink(missing_ok=True)
+            write_bytes(path, plan)
+            write_bytes(path.with_suffix(_SIDECAR), sidecar.model_dump_json(indent=2).encode() + b"\n")
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise EngineBuildError(
+                f"{path}: the engine of {len(plan):,} bytes cannot be written ({error.strerror or error}); make room "
+                f"(`trt-moe cache clear`), or set {CACHE_VARIABLE} to a folder on another disk"
+            ) from error
+        return Engine(path, plan, sidecar)
+
+    @contextmanager
+    def _lock(self, stem: str, waiting: str) -> Iterator[None]:
+        lock = self._file_lock(stem)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self._note(waiting)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _file_lock(self, stem: str) -> BaseFileLock:
+        folder = self.folder / "locks"
+        folder.mkdir(exist_ok=True)
+        return FileLock(folder / f"{stem}.lock")
+
+    def _sweep(self, stem: str) -> None:
+        # What a killed builder left; called by whoever holds the lock, so nobody is writing them.
+        for leftover in self.folder.glob(f".{stem}.*.part"):
+            leftover.unlink(missing_ok=True)
+
+    def _stems(self) -> set[str]:
+        files = [path for path in self.folder.iterdir() if path.is_file()]
+        finished = {path.stem for path in files if path.suffix in (_PLAN, _SIDECAR)}
+        # .<stem>.plan.<token>.part, as write_bytes calls them
+        return finished | {path.name[1:].rsplit(".", 3)[0] for path in files if path.suffix == ".part"}
+
+    def _evict(self, keep: str) -> None:
+        entries = self.entries()
+        total = sum(entry.bytes for entry in entries)
+        for entry in entries:
+            if total <= self.limit:
+                return
+            if entry.path.stem != keep and self._remove(entry):
+                self._note(f"{entry.path.name} was evicted: the cache may hold {self.limit / _GIB:g} GiB")
+                total -= entry.bytes
+
+    def _explain_absence(self, spec: EngineSpec) -> None:
+        twin = spec.model_dump(exclude={"flavour_version"})
+        for entry in self.entries():
+            if entry.sidecar and entry.sidecar.spec.model_dump(exclude={"flavour_version"}) == twin:
+                self._note(f"{entry.path.name} is not used: {entry.sidecar.spec.difference(spec)}")
+
+
+def refuse_host_code(engine: Engine, trusted: Collection[str]) -> None:
+    """Raise EngineBuildError where an engine holds code that runs on the CPU, unless its model is trusted by name."""
+    model = engine.sidecar.spec.model
+    if (engine.sidecar.host_code or has_host_code(engine.plan)) and model not in trusted:
+        raise EngineBuildError(
+            f"{engine.path}: the engine of {model} embeds code that runs on the CPU with your rights, as "
+            f"version-compatible engines do; if you trust it, say so: --trust {model}"
+        )
+
+
+class _UnusableError(Exception):
+    """Why an entry of the cache is not used."""
+
+
+def _read(path: Path) -> Engine:
+    sidecar = _read_sidecar(path)
+    try:
+        plan = read_bounded(path, sidecar.engine_bytes, path.name)
+    except BundleError as error:
+        raise _UnusableError(str(error)) from None
+    if len(plan) != sidecar.engine_bytes:
+        raise _UnusableError(f"it is cut short: {len(plan):,} bytes, its sidecar says {sidecar.engine_bytes:,}")
+    found = hashlib.sha256(plan).hexdigest()
+    if found != sidecar.engine_sha256:
+        raise _UnusableError(
+            f"it was changed since it was built: sha256 {found[:12]}.., its sidecar says {sidecar.engine_sha256[:12]}.."
+        )
+    return Engine(path, plan, sidecar)
+
+
+def _read_sidecar(path: Path) -> Sidecar:
+    file = path.with_suffix(_SIDECAR)
+    try:
+        return Sidecar.model_validate_json(read_bounded(file, MAX_JSON_BYTES, file.name))
+    except BundleError as error:
+        raise _UnusableError(str(error)) from None
+    except ValidationError as error:
+        raise _UnusableError(f"{file.name}: {describe_errors(error)}") from None
+
+
+def _entry(path: Path, check: bool) -> Entry:
+    sidecar, problem = None, None
+    try:
+        sidecar = _read(path).sidecar if check else _read_sidecar(path)
+    except _UnusableError as error:
+        problem = str(error)
+    bytes_, last_used = 0, 0.0
+    for file in (path, path.with_suffix(_SIDECAR), *path.parent.glob(f".{path.stem}.*.part")):
+        # Another process may evict it meanwhile.
+        with suppress(FileNotFoundError):
+            status = file.stat()
+            bytes_ += status.st_size
+            last_used = max(last_used, status.st_mtime)
+    return Entry(path, bytes_, last_used, sidecar, problem)
+
+
+def _limit(text: str | None) -> int:
+    try:
+        gib = _DEFAULT_GIB if text is None else float(text)
+    except ValueError:
+        gib = math.nan
+    if not 0 < gib < 1e6:
+        raise InputError(f"{LIMIT_VARIABLE} is {text!r}; expected the most GiB that engines may take, such as 10")
+    return int(gib * _GIB)
