@@ -14,14 +14,17 @@ assert trt_moe.Router
 seconds = time.process_time() - start
 
 ABSENT = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda")
-TRAINING_ONLY = ("trt_moe.training.", "trt_moe.models.", "trt_moe.export.")
+NEEDS_EXTRAS = (
+    *("trt_moe.training.", "trt_moe.models.", "trt_moe.export."),
+    *("trt_moe.compile.gate", "trt_moe.compile.half.", "trt_moe.compile.int8.", "trt_moe.compile.opset."),
+)
 
 installed = [name for name in ABSENT if importlib.util.find_spec(name)]
 if installed:
     sys.exit(f"this environment is not bare, it has {installed}")
 imported = []
 for module in pkgutil.walk_packages(trt_moe.__path__, "trt_moe."):
-    if not f"{module.name}.".startswith(TRAINING_ONLY) and module.name != "trt_moe.__main__":
+    if not f"{module.name}.".startswith(NEEDS_EXTRAS) and module.name != "trt_moe.__main__":
         importlib.import_module(module.name)
         imported.append(module.name)
 if seconds >= 0.5:
