@@ -15,7 +15,7 @@ seconds = time.process_time() - start
 
 ABSENT = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda")
 NEEDS_EXTRAS = (
-    *("trt_moe.training.", "trt_moe.models.", "trt_moe.export."),
+    *("trt_moe.training.", "trt_moe.models.", "trt_moe.export.", "trt_moe.sweep."),
     *("trt_moe.compile.gate", "trt_moe.compile.half.", "trt_moe.compile.int8.", "trt_moe.compile.opset."),
 )
 
