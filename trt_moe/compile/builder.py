@@ -103,13 +103,9 @@ class EngineBuilder:
         refuse_unsupported(self._flavour, spec)
         self._errors.clear()
         start = time.perf_counter()
-        network = self._parse(onnx, spec.model)
-        config = self._configure(network, spec)
-        options: dict[str, Any] = {}
-        if self._flavour.is_rtx:
-            options |= self._configure_rtx(config, spec)
-        else:
-            self._configure_classic(config, spec, timing_cache)
+        # Not in the main thread: TensorRT swallows a Ctrl-C that comes while it calls the logger.
+        with ThreadPoolExecutor(1, "trt-moe-parse") as pool:
+            network, config, options = pool.submit(self._compose, onnx, spec, timing_cache).result()
         plan = self._run(network, config, spec.model, progress)
         host_code = has_host_code(plan)
         if not self._flavour.is_rtx:
@@ -122,6 +118,18 @@ class EngineBuilder:
         inputs = [_port(network.get_input(index)) for index in range(network.num_inputs)]
         outputs = [_port(network.get_output(index)) for index in range(network.num_outputs)]
         return Built(plan, inputs, outputs, network.num_layers, host_code, options, seconds)
+
+    def _compose(
+        self, onnx: bytes, spec: EngineSpec, timing_cache: Path
+    ) -> tuple[INetworkDefinition, IBuilderConfig, dict[str, Any]]:
+        network = self._parse(onnx, spec.model)
+        config = self._configure(network, spec)
+        options: dict[str, Any] = {}
+        if self._flavour.is_rtx:
+            options |= self._configure_rtx(config, spec)
+        else:
+            self._configure_classic(config, spec, timing_cache)
+        return network, config, options
 
     def _parse(self, onnx: bytes, model: str) -> INetworkDefinition:
         flags = 1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
