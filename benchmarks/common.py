@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -42,17 +42,6 @@ def load_mixed_images(bundle: Bundle) -> Images:
     """The bundle's sample images of all severities, in an order that mixes them the same way every time."""
     images, _, _ = bundle.samples()
     return images[np.random.default_rng(0).permutation(len(images))]
-
-
-def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
-    values = np.asarray(milliseconds)
-    p50, p90, p99 = np.percentile(values, [50, 90, 99])
-    return {"mean_ms": float(values.mean()), "p50_ms": float(p50), "p90_ms": float(p90), "p99_ms": float(p99)}
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 class PythonRouting:

@@ -1,9 +1,16 @@
-"""INT8 against float32 and bf16 on the CPU: Q/DQ models in OpenVINO, those of TensorRT and those with zero points."""
+"""INT8 against float32 and bf16 on the CPU: Q/DQ models in OpenVINO, those of TensorRT and those with zero points.
+
+python -m benchmarks.int8 [--bundle fashion-mnist] [--out benchmarks/results] [--quick] writes int8.json and int8.md.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
+import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +19,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from benchmarks.common import Images, markdown
+from benchmarks.common import Images, environment, load_mixed_images
+from benchmarks.tables import markdown
 from trt_moe import Bundle
+from trt_moe.compile import gate, half
 from trt_moe.compile.gate import Samples
+from trt_moe.compile.gate_emulation import emulate
+from trt_moe.compile.gate_runtime import logits
 from trt_moe.compile.int8 import quantize
-from trt_moe.data import load_dataset
+from trt_moe.data import SEVERITIES, load_dataset
 from trt_moe.evaluation.evaluate import make_test_sets
 from trt_moe.export.measure import measure_latency, native_precision, predict_onnx
 
@@ -27,91 +38,164 @@ INT8, INT8_ZERO_POINTS = "int8 as for TensorRT", "int8 with zero points"
 DEIT = "deit_tiny_patch16_224, random weights"
 
 _SAMPLED = 1000
-"""The shipped samples, which calibrate, are among the first so many test images."""
+"""The shipped samples, half of which calibrate, are among the first so many test images."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Images to calibrate on, and others to judge on; uint8 [N, H, W, C], labels int64 [N]."""
+    """Images to calibrate on, those that `trt-moe build` judges on, and others that neither has seen.
+
+    uint8 [N, H, W, C], labels and severities int64 [N].
+    """
 
     calibration: Images
+    gate: Samples
     images: Images
     labels: NDArray[np.int64]
+    severities: NDArray[np.int64]
     source: str
 
 
 def run(bundle: Bundle, images: Images, quick: bool) -> dict[str, Any]:
     """Every model in every precision on the same images; latencies of one model are measured in turns."""
     judged = _judged(bundle, per_severity=50 if quick else 200)
-    report: dict[str, Any] = {"source": judged.source, "load_average": os.getloadavg(), "models": {}}
+    seen_by_gater = judged.images if quick else _all_test_images(bundle, judged)
+    report: dict[str, Any] = {"source": judged.source, "gater": _gater_in_fp16(bundle, seen_by_gater), "models": {}}
     with tempfile.TemporaryDirectory() as folder:
-        models = {entry.name: bundle.file(entry) for entry in bundle.experts}
-        models[DEIT] = _export_deit(bundle, Path(folder))
-        for name, file in models.items():
-            if name == DEIT:
-                # Attention on 196 patches is slow, and random weights have no accuracy to be exact about.
-                few = slice(None, None, 20)
-                judged = replace(judged, calibration=judged.calibration[few], images=judged.images[few])
-            files = {FP32: file}
-            for label, zero_points in ((INT8, False), (INT8_ZERO_POINTS, True)):
-                files[label] = Path(folder) / f"{label}.onnx"
-                model = quantize(onnx.load(file), judged.calibration, zero_points=zero_points)
-                onnx.save(model, files[label])
+        forms: dict[str, dict[str, Path]] = {}
+        for entry in bundle.experts:
+            forms[entry.name] = _quantized(bundle.file(entry), Path(folder) / entry.name, judged.calibration)
+            rows = report["models"][entry.name] = _answers(forms[entry.name], judged, trained=True)
+            rows[INT8]["gate"] = _gate(forms[entry.name], judged)
+        # Attention on 196 patches is slow, and random weights have no accuracy to be exact about.
+        few = slice(None, None, 20)
+        less = replace(judged, images=judged.images[few], labels=judged.labels[few], severities=judged.severities[few])
+        forms[DEIT] = _quantized(_export_deit(bundle, Path(folder)), Path(folder) / "deit", judged.calibration[few])
+        report["models"][DEIT] = _answers(forms[DEIT], less, trained=False)
+        print("latencies ...", file=sys.stderr, flush=True)
+        report["load_average"] = os.getloadavg()
+        for name, files in forms.items():
             iterations = 200 if quick or name == DEIT else 1000
-            report["models"][name] = _compare(files, judged, iterations, trained=name != DEIT)
+            timings = measure_latency(
+                files, bundle.input_shape, iterations, native_precision(), always_fp32=files.keys() - {BF16}
+            )
+            for precision, timing in timings.items():
+                report["models"][name][precision] |= timing.summary()
     return report
 
 
 def table(report: dict[str, Any]) -> str:
     rows = []
     for name, precisions in report["models"].items():
-        for precision, row in precisions.items():
+        for precision in (FP32, BF16, INT8, INT8_ZERO_POINTS):
+            row = precisions.get(precision)
             if row is None:
-                rows.append([name, precision, *["-"] * 6, "this CPU has none"])
+                rows.append([name, precision, *["-"] * 10, "this CPU has none"])
                 continue
-            accuracy = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
+            accuracy = ["-" if value is None else f"{100 * value:.1f}" for value in row["accuracy"].values()]
             times = [f"{row[key]:.3f}" for key in ("p50_ms", "p90_ms", "p99_ms")]
             faster = f"{precisions[FP32]['p50_ms'] / row['p50_ms']:.2f}"
-            agreement = f"{100 * row['agreement']:.1f}"
-            rows.append([name, precision, str(row["images"]), accuracy, agreement, *times, faster])
-    header = ["model", "precision", "images", "accuracy %", "answers as fp32 %"]
-    header += ["p50", "p90", "p99", "faster than fp32 by (p50)"]
-    return markdown(header, rows) + f"\n\nImages of all severities: {report['source']}."
+            rows.append([name, precision, *accuracy, f"{100 * row['agreement']:.1f}", *times, faster])
+    header = ["model", "precision", *(f"accuracy % at severity {severity}" for severity in range(SEVERITIES))]
+    header += ["answers as fp32 %", "p50", "p90", "p99", "faster than fp32 by (p50)"]
+    shared = f"The load of the machine was {report['load_average'][0]:.1f} processes while latencies were measured."
+    lines = [markdown(header, rows), "", f"Images: {report['source']}. {shared}"]
+    for name, precisions in report["models"].items():
+        if verdict := precisions[INT8].get("gate"):
+            outcome = "passes" if verdict["passed"] else f"misses ({'; '.join(verdict['failures'])})"
+            changes = ", ".join(f"{100 * value:+.1f}" for value in verdict["accuracy_difference"].values())
+            agree, error = 100 * verdict["top1_agreement"], verdict["largest_logit_error"]
+            lines.append(
+                f"{name} in {INT8} {outcome} the gate of `trt-moe build --precision int8`, in the arithmetic of a GPU: "
+                f"{agree:.1f} % of {verdict['images']} answers agree, the largest logit error is {error:.3f}, accuracy "
+                f"changes by {changes} points (severity 0 to 5)."
+            )
+    routes = report["gater"]
+    lines.append(
+        f"In fp16 (emulated) the gater sends {routes['changed']} of {routes['images']:,} images to another expert than "
+        f"in fp32, at latency weight {routes['latency_weight']:g}."
+    )
+    return "\n".join(lines)
 
 
-def _compare(files: dict[str, Path], judged: Judged, iterations: int, trained: bool) -> dict[str, Any]:
-    native = native_precision()
-    always_fp32 = tuple(files)
-    if native == BF16:
-        files = files | {BF16: files[FP32]}
-    shape = (judged.images.shape[1], judged.images.shape[2], judged.images.shape[3])
-    timings = measure_latency(files, shape, iterations, native, always_fp32=always_fp32)
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.int8", description=__doc__)
+    parser.add_argument("--bundle", default="fashion-mnist")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--quick", action="store_true", help="few images and rounds, to see that everything runs")
+    options = parser.parse_args()
+    bundle = Bundle.load(options.bundle)
+    report = {"command": " ".join(["python -m benchmarks.int8", *sys.argv[1:]]), "environment": environment(bundle)}
+    report |= run(bundle, load_mixed_images(bundle), options.quick)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "int8.json").write_text(json.dumps(report, indent=1) + "\n")
+    (options.out / "int8.md").write_text(f"### {TITLE}\n\n{table(report)}\n")
+    print((options.out / "int8.md").read_text())
+
+
+def _quantized(file: Path, folder: Path, calibration: Images) -> dict[str, Path]:
+    """A model by precision, those that differ in nothing but OpenVINO's settings as the same file."""
+    folder.mkdir()
+    files = {FP32: file, INT8: folder / "int8.onnx", INT8_ZERO_POINTS: folder / "zero-points.onnx"}
+    for label in (INT8, INT8_ZERO_POINTS):
+        onnx.save(quantize(onnx.load(file), calibration, zero_points=label == INT8_ZERO_POINTS), files[label])
+    return files | ({BF16: file} if native_precision() == BF16 else {})
+
+
+def _answers(files: Mapping[str, Path], judged: Judged, trained: bool) -> dict[str, Any]:
     answers = {
         name: predict_onnx(path, judged.images, BF16 if name == BF16 else FP32).argmax(axis=1)
         for name, path in files.items()
     }
-    rows: dict[str, Any] = {
-        name: timing.summary()
-        | {"images": len(judged.images)}
-        | {"agreement": float((answers[name] == answers[FP32]).mean())}
-        | {"accuracy": float((answers[name] == judged.labels).mean()) if trained else None}
-        for name, timing in timings.items()
-    }
-    return {FP32: rows[FP32], BF16: None} | rows
+    rows: dict[str, Any] = {}
+    for name, found in answers.items():
+        right = found == judged.labels
+        accuracy = {str(each): float(right[judged.severities == each].mean()) for each in range(SEVERITIES)}
+        rows[name] = {
+            "images": len(found),
+            "agreement": float((found == answers[FP32]).mean()),
+            "accuracy": accuracy if trained else dict.fromkeys(accuracy),
+        }
+    return rows
+
+
+def _gate(files: Mapping[str, Path], judged: Judged) -> dict[str, Any]:
+    """What `trt-moe build --precision int8` says of it."""
+    verdict = gate.check(onnx.load(files[FP32]), half.to_half(onnx.load(files[INT8])), judged.gate)
+    said = {"passed", "failures", "images", "top1_agreement", "largest_logit_error", "accuracy_difference"}
+    return verdict.model_dump(mode="json", include=said)
+
+
+def _gater_in_fp16(bundle: Bundle, images: Images) -> dict[str, Any]:
+    """How many images take another route where the gater computes in fp16, as the engine does."""
+    model, bias = onnx.load(bundle.file(bundle.gater)), Samples.of(bundle, bundle.gater).bias
+    routes = [(logits(each, images) + bias).argmax(axis=1) for each in (model, emulate(half.to_half(model)))]
+    changed = int((routes[0] != routes[1]).sum())
+    return {"images": len(images), "changed": changed, "latency_weight": bundle.latency_weight}
+
+
+def _all_test_images(bundle: Bundle, judged: Judged) -> Images:
+    """The whole test set at every severity, where there is one: the gater is quick, and few routes are close."""
+    if not TEST_SET.is_dir():
+        return judged.images
+    sets = make_test_sets(load_dataset(TEST_SET, "test", bundle.input_shape), bundle)
+    return np.concatenate([part.images for part in sets])
 
 
 def _judged(bundle: Bundle, per_severity: int) -> Judged:
-    samples = Samples.of(bundle, bundle.experts[0])
-    if TEST_SET.is_dir():
-        dataset = load_dataset(TEST_SET, "test", bundle.input_shape)
-        unseen = replace(dataset, images=dataset.images[_SAMPLED:], labels=dataset.labels[_SAMPLED:])
-        sets = make_test_sets(unseen, bundle, images=per_severity)
-        images, labels = (np.concatenate([getattr(part, what) for part in sets]) for what in ("images", "labels"))
-        return Judged(samples.images, images, labels, f"{dataset.name}, test images that are not among the samples")
-    calibration, rest = samples.halves()
+    calibration, rest = Samples.of(bundle, bundle.experts[0]).halves()
     if rest.labels is None:
         raise SystemExit(f"{bundle.name} ships no labelled samples; give a bundle that does")
-    return Judged(calibration.images, rest.images, rest.labels, "half of the shipped samples, the others calibrated")
+    if not TEST_SET.is_dir():
+        source = "the half of the shipped samples that did not calibrate"
+        return Judged(calibration.images, rest, rest.images, rest.labels, rest.severities, source)
+    dataset = load_dataset(TEST_SET, "test", bundle.input_shape)
+    unseen = replace(dataset, images=dataset.images[_SAMPLED:], labels=dataset.labels[_SAMPLED:])
+    sets = make_test_sets(unseen, bundle, images=per_severity)
+    images, labels = (np.concatenate([getattr(part, what) for part in sets]) for what in ("images", "labels"))
+    severities = np.repeat([part.severity for part in sets], [len(part.images) for part in sets])
+    source = f"{dataset.name}, {per_severity:,} test images a severity that are not among the samples"
+    return Judged(calibration.images, rest, images, labels, severities, source)
 
 
 def _export_deit(bundle: Bundle, folder: Path) -> Path:
@@ -129,3 +213,7 @@ def _export_deit(bundle: Bundle, folder: Path) -> Path:
     file = folder / "deit.onnx"
     export_onnx(model, file, bundle.input_shape)
     return file
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks.common import Images, load_mixed_images, markdown, rss_mb
+from benchmarks.common import Images, load_mixed_images, rss_mb
+from benchmarks.tables import markdown
 from trt_moe import Bundle, Router
 
 TITLE = "Memory"

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Images, markdown, percentiles
+from benchmarks.common import Images
 from benchmarks.contenders import OURS, open_all
+from benchmarks.tables import markdown, percentiles
 from trt_moe import Bundle
 
 TITLE = "Against the same models routed in Python (milliseconds a batch of mixed severities)"

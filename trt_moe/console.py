@@ -12,14 +12,6 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 ProgressCallback = Callable[[str, int, int], None]
@@ -43,6 +35,11 @@ def stderr() -> Console:
 def clean(text: object) -> str:
     """Text without control characters, which file names may hold and terminals obey."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
+
+
+def routing_rule(latency_weight: float, verify_below: float) -> str:
+    """How a router decides, for headings."""
+    return f"latency weight {latency_weight:.3g}" + (f", verified below {verify_below:.3g}" if verify_below else "")
 
 
 def note(message: str) -> None:
@@ -78,6 +75,15 @@ def progress(show: bool = True) -> Iterator[ProgressCallback]:
     if not show or not console.is_terminal:
         yield lambda what, done, total: None
         return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

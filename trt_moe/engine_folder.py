@@ -5,18 +5,26 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import platformdirs
-
 CACHE_VARIABLE = "TRT_MOE_CACHE_DIR"
 """Environment variable that moves the folder of compiled engines; empty: compiled engines are not kept."""
 
 
-def engine_cache(backend: str) -> str | None:
-    """The folder that keeps compiled engines, made if need be; None where they are not kept."""
+def cache_root() -> Path | None:
+    """The folder of all backends' compiled engines, which need not exist; None where they are not kept."""
     chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen == "":
+    if chosen is not None:
+        return Path(chosen) if chosen else None
+    import platformdirs
+
+    return platformdirs.user_cache_path("trt-moe")
+
+
+def engine_cache(backend: str) -> str | None:
+    """The folder that keeps one backend's compiled engines, made if need be; None where they are not kept."""
+    root = cache_root()
+    if root is None:
         return None
-    folder = (Path(chosen) if chosen else platformdirs.user_cache_path("trt-moe")) / backend
+    folder = root / backend
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -7,10 +7,7 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from trt_moe.bundle.manifest import GOLDEN_IMAGES_KEY, Manifest, ModelEntry, parse_manifest
 from trt_moe.bundle.onnx_scan import check_io, scan_file
@@ -21,12 +18,14 @@ from trt_moe.bundle.safety import (
     inside,
     read_bounded,
     read_json,
-    read_npz,
     sha256_file,
 )
-from trt_moe.bundle.samples import read_samples
 from trt_moe.bundle.writer import MANIFEST_FILE
 from trt_moe.errors import BundleError, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Bundle:
@@ -99,6 +98,11 @@ class Bundle:
         return self._manifest.latency_weight
 
     @property
+    def verify_below(self) -> float:
+        """The confidence below which the dearest expert answers instead, unless told otherwise."""
+        return self._manifest.verify_below
+
+    @property
     def gater(self) -> ModelEntry:
         """The model that scores the experts."""
         return self._manifest.gater
@@ -167,6 +171,10 @@ class Bundle:
         Raises:
             BundleError: the manifest names no golden file, or the file is damaged or of other shapes.
         """
+        import numpy as np
+
+        from trt_moe.bundle.npz import read_npz
+
         golden = self._manifest.golden
         if golden is None:
             raise BundleError(f"{self._path}: has no golden file; rebuild the bundle with `trt-moe pack`")
@@ -193,6 +201,8 @@ class Bundle:
         Raises:
             BundleError: the manifest names none, or an image is unreadable, of another size or surplus.
         """
+        from trt_moe.bundle.samples import read_samples
+
         samples = self._manifest.samples
         if samples is None:
             raise BundleError(
@@ -201,6 +211,8 @@ class Bundle:
         return read_samples(self._path, samples, self._manifest.class_names, self.input_shape)
 
     def _check_golden(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> str | None:
+        import numpy as np
+
         expected_dtype: np.dtype[Any]
         if name == GOLDEN_IMAGES_KEY:
             expected_dtype, tail = np.dtype(np.uint8), self.input_shape

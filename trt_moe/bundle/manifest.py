@@ -193,6 +193,7 @@ class Manifest(_Section):
     class_names: Annotated[list[ClassName], Field(min_length=2, max_length=MAX_CLASSES)]
     input: InputSpec
     latency_weight: Annotated[float, Field(ge=0.0, le=1e6)]
+    verify_below: Fraction = 0.0
     gater: ModelEntry
     experts: Annotated[list[ModelEntry], Field(min_length=2, max_length=MAX_EXPERTS)]
     baselines: Annotated[list[ModelEntry], Field(max_length=MAX_EXPERTS)] = Field(default_factory=list)

@@ -9,13 +9,14 @@ import secrets
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from trt_moe.bundle.manifest import GOLDEN_IMAGES_KEY, Manifest
 from trt_moe.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MANIFEST_FILE = "bundle.json"
 
@@ -61,6 +62,8 @@ def write_golden(path: str | Path, images: NDArray[np.uint8], logits: Mapping[st
     Raises:
         InputError: wrong dtype, rank or number of rows, or values that are not finite.
     """
+    import numpy as np
+
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
         raise InputError(f"golden images are {images.dtype} {images.shape}; expected uint8 [G, H, W, C] with G >= 1")
     arrays: dict[str, NDArray[Any]] = {GOLDEN_IMAGES_KEY: images}

@@ -15,7 +15,7 @@ from trt_moe.bundle import Bundle, ModelEntry
 from trt_moe.bundle.manifest import describe_errors
 from trt_moe.compile.builder import EngineBuilder, refuse_unsupported
 from trt_moe.compile.cache import Engine, EngineCache
-from trt_moe.compile.device import device_for
+from trt_moe.compile.device import check_capabilities_rtx, device_for
 from trt_moe.compile.estimate import estimate
 from trt_moe.compile.flavour import Flavour
 from trt_moe.compile.prepare import conversion_digest, prepare
@@ -130,6 +130,8 @@ def build_bundle(
     missing = [spec for spec in specs if engines[spec.model] is None]
     built: dict[str, bool] = {}
     if missing:
+        if flavour.is_rtx:
+            check_capabilities_rtx(flavour, missing[0].device)
         earlier = [entry.sidecar for entry in cache.entries() if entry.sidecar is not None]
         run = _Run(bundle, flavour, cache, missing, earlier, progress)
         for entry, spec in zip(entries, specs, strict=True):

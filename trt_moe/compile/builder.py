@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -16,6 +15,7 @@ from trt_moe.compile.device import DEFAULT, sm_name
 from trt_moe.compile.flavour import Flavour
 from trt_moe.compile.host_code import has_host_code
 from trt_moe.compile.sidecar import EngineSpec, Port
+from trt_moe.compile.trt_logger import make_logger
 from trt_moe.compile.trt_types import (
     Builder,
     IBuilderConfig,
@@ -34,8 +34,6 @@ from trt_moe.errors import DeviceError, EngineBuildError
 
 BuildProgress = Callable[[float], None]
 """Called a few times a second with the fraction that is done, 0 to 1."""
-
-_log = logging.getLogger("trt_moe")
 
 _POLL_S = 0.2
 _MOST_ERRORS = 5
@@ -73,7 +71,7 @@ class EngineBuilder:
         self._trt = flavour.trt
         self._errors: list[str] = []
         # One logger for all: TensorRT ignores a second one while an object of the first lives.
-        self._logger: ILogger = _make_logger(self._trt, self._errors)
+        self._logger: ILogger = make_logger(self._trt, self._errors)
         try:
             self._builder: Builder = self._trt.Builder(self._logger)
         except (TypeError, RuntimeError) as error:  # pybind11's words for a null pointer
@@ -278,20 +276,6 @@ def _port(tensor: ITensor) -> Port:
 def _describe(error: ParserError) -> str:
     node = f"node {error.node_name() or error.node()} (operator {error.node_operator()}): " if error.node() >= 0 else ""
     return f"{node}{error.code().name}: {error.desc()}"
-
-
-def _make_logger(trt: Any, errors: list[str]) -> ILogger:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                errors.append(" ".join(message.split()))
-            elif severity == trt.ILogger.WARNING:
-                _log.info("TensorRT: %s", message)
-
-    return Logger()
 
 
 def _make_monitor(trt: Any) -> IProgressMonitor:

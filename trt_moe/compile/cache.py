@@ -186,8 +186,10 @@ class EngineCache:
             path.with_suffix(_SIDECAR).unlink(missing_ok=True)
             write_bytes(path, plan)
             write_bytes(path.with_suffix(_SIDECAR), sidecar.model_dump_json(indent=2).encode() + b"\n")
-        except OSError as error:
+        except BaseException as error:
             path.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
             raise EngineBuildError(
                 f"{path}: the engine of {len(plan):,} bytes cannot be written ({error.strerror or error}); make room "
                 f"(`trt-moe cache clear`), or set {CACHE_VARIABLE} to a folder on another disk"
@@ -234,10 +236,13 @@ class EngineCache:
                 total -= entry.bytes
 
     def _explain_absence(self, spec: EngineSpec) -> None:
-        twin = spec.model_dump(exclude={"flavour_version"})
-        for entry in self.entries():
-            if entry.sidecar and entry.sidecar.spec.model_dump(exclude={"flavour_version"}) == twin:
+        """Say so where the last engine of the same kind is of another version of TensorRT or of this package."""
+        versions = {"flavour_version", "conversion"}
+        wanted = spec.model_dump(exclude=versions)
+        for entry in reversed(self.entries()):
+            if entry.sidecar and entry.sidecar.spec.model_dump(exclude=versions) == wanted:
                 self._note(f"{entry.path.name} is not used: {entry.sidecar.spec.difference(spec)}")
+                return
 
 
 def refuse_host_code(engine: Engine, trusted: Collection[str]) -> None:

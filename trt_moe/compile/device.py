@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,11 +23,12 @@ def device_for(flavour: Flavour, compute_capabilities: Sequence[str] = ()) -> st
         compute_capabilities: such as "8.6"; empty: TensorRT-RTX's own choice, or the GPU of this machine.
 
     Raises:
-        InputError: a compute capability that the flavour cannot build for here.
+        InputError: a compute capability that is none, or that `tensorrt` cannot build for here. Whether TensorRT-RTX
+            knows it is said by `check_capabilities_rtx`.
         DeviceError: `tensorrt` without a GPU.
     """
     if flavour.is_rtx:
-        return _capabilities_rtx(flavour, compute_capabilities)
+        return _joined(compute_capabilities)
     name, capability = _gpu()
     if name is None:
         raise DeviceError(
@@ -46,15 +48,23 @@ def sm_name(compute_capability: str) -> str:
     return "SM" + compute_capability.replace(".", "")
 
 
-def _capabilities_rtx(flavour: Flavour, asked: Sequence[str]) -> str:
+def check_capabilities_rtx(flavour: Flavour, device: str) -> None:
+    """Raise InputError where TensorRT-RTX builds for none of that name; it must be loaded for that."""
     names = [name for name in flavour.trt.ComputeCapability.__members__ if name.startswith("SM")]
     known = [f"{name[2:-1]}.{name[-1]}" for name in names]
-    unknown = [capability for capability in asked if capability not in known]
+    unknown = [capability for capability in device.split() if capability not in (*known, DEFAULT)]
     if unknown:
         raise InputError(
             f"{flavour} builds for no compute capability {', '.join(unknown)}; it knows {', '.join(known)}"
         )
-    return " ".join(capability for capability in known if capability in asked) or DEFAULT
+
+
+def _joined(asked: Sequence[str]) -> str:
+    """Each once, in ascending order: the same choice is the same device."""
+    for capability in asked:
+        if not re.fullmatch(r"[1-9]\d*\.\d", capability):
+            raise InputError(f"compute capability is {capability!r}; expected one such as 8.6, or some: 8.6,8.9")
+    return " ".join(sorted(set(asked), key=lambda capability: tuple(map(int, capability.split("."))))) or DEFAULT
 
 
 def _gpu() -> tuple[str | None, str | None]:

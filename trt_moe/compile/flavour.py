@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import importlib.util
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from trt_moe.errors import EngineBuildError, InputError, MissingDependencyError
@@ -16,25 +18,44 @@ NAMES: tuple[FlavourName, ...] = ("tensorrt", "tensorrt_rtx")
 OLDEST = (10, 3)
 """Oldest `tensorrt` whose names are used; JetPack 6 has it."""
 
+_LOAD_ERRORS = (ImportError, OSError)  # OSError: a shared library that ctypes does not find
 _TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
 
-@dataclass(frozen=True)
 class Flavour:
     """One of the two TensorRTs.
 
-    Attributes:
+    Args:
         name: of its Python package.
-        trt: that package.
+        trt: that package; where left out it is imported when it is first asked for. Engines that lie in the cache are
+            found without it, and its libraries take longer to load than that.
+        version: of the package, where it is known without importing it.
     """
 
-    name: FlavourName
-    trt: Any
+    def __init__(self, name: FlavourName, trt: Any = None, version: str | None = None) -> None:
+        """See the class."""
+        self.name: FlavourName = name
+        self._trt = trt
+        self._version = version
+
+    @property
+    def trt(self) -> Any:
+        """The Python package.
+
+        Raises:
+            MissingDependencyError: it is installed, but cannot be loaded.
+        """
+        if self._trt is None:
+            try:
+                self._trt = importlib.import_module(self.name)
+            except _LOAD_ERRORS as error:
+                raise MissingDependencyError(f"{self.name} cannot be loaded ({error}); {install_advice()}") from error
+        return self._trt
 
     @property
     def version(self) -> str:
         """Such as "10.3.0" or "1.7.1.116"."""
-        return str(self.trt.__version__)
+        return self._version or str(self.trt.__version__)
 
     @property
     def release(self) -> tuple[int, ...]:
@@ -56,13 +77,13 @@ def title(name: str, version: str) -> str:
     return f"{_TITLES[name]} {version}"
 
 
-def find_flavour(name: str | None = None, load: Callable[[str], Any] = importlib.import_module) -> Flavour:
-    """Import TensorRT.
+def find_flavour(name: str | None = None, load: Callable[[str], Any] | None = None) -> Flavour:
+    """Find TensorRT; it is imported only where its version is not known otherwise.
 
     Args:
         name: "tensorrt" or "tensorrt_rtx"; None: the one installed. Of both, `tensorrt` where there is a GPU,
             since it builds on the GPU itself.
-        load: imports a package by its name.
+        load: imports a package by its name; None: `importlib`, at first use.
 
     Raises:
         MissingDependencyError: it is not installed, or cannot be loaded.
@@ -76,10 +97,13 @@ def find_flavour(name: str | None = None, load: Callable[[str], Any] = importlib
     for candidate in NAMES:
         if name not in (None, candidate):
             continue
+        version = None if load else _installed_version(candidate)
         try:
-            found.append(Flavour(candidate, load(candidate)))
-        except (ImportError, OSError) as error:  # OSError: a shared library that ctypes does not find
+            trt = None if version else (load or importlib.import_module)(candidate)
+        except _LOAD_ERRORS as error:
             failures.append(f"{candidate}: {error}")
+        else:
+            found.append(Flavour(candidate, trt, version))
     if not found:
         raise MissingDependencyError(
             f"no TensorRT can be loaded in this Python ({'; '.join(failures)}); {install_advice()}"
@@ -103,6 +127,17 @@ def install_advice() -> str:
     if _is_jetson():
         return f"it comes with JetPack, for Pythons that see the system's packages: {install_command()}"
     return f"in the checkout: {install_command()}, or install NVIDIA's own TensorRT for your CUDA"
+
+
+def _installed_version(name: str) -> str | None:
+    """Version of a package by its metadata; None where it has none, or other files than these would be imported."""
+    try:
+        spec = importlib.util.find_spec(name)
+        distribution = importlib.metadata.distribution(name)
+    except (ValueError, importlib.metadata.PackageNotFoundError):  # ValueError: imported already, and from no file
+        return None
+    folder = Path(str(distribution.locate_file(name)))
+    return distribution.version if spec and spec.origin and Path(spec.origin).parent == folder else None
 
 
 def _has_gpu() -> bool:

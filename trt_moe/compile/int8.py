@@ -29,6 +29,9 @@ def quantize(
     everything else stay float32. TensorRT and OpenVINO both fuse such nodes into int8 kernels. For TensorRT,
     `half.to_half` makes the rest float16.
 
+    Ranges reach from the smallest value seen to the largest. On the shipped experts percentiles (99.9, 99.99) at least
+    doubled the largest logit error, entropy chose these same ranges, and float32 ends changed little.
+
     onnxruntime's static quantizer does it: it is needed for the accuracy gate anyway and works on any CPU, where
     NVIDIA ModelOpt 0.47 pins an older onnx, wants the GPU build of onnxruntime, cupy and torch, and writes the same
     kind of graph.

@@ -77,6 +77,8 @@ class EngineSpec(_Section):
                 f"it was built from another ONNX file (sha256 {self.source_sha256[:12]}.., "
                 f"the bundle's has {asked.source_sha256[:12]}..)"
             )
+        if self.conversion != asked.conversion:
+            return "the code that converts models has changed since it was built"
         for name, wanted in asked:
             if (value := getattr(self, name)) != wanted:
                 return f"its {name} is {_short(value)}, asked is {_short(wanted)}"

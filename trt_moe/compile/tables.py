@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
 from trt_moe.compile.build import BuildReport, Step
 from trt_moe.compile.build import Progress as BuildProgress
 from trt_moe.compile.cache import Entry
@@ -25,6 +23,8 @@ def build_progress(show: bool) -> Iterator[BuildProgress]:
     if not show or not console.is_terminal:
         yield lambda step: None
         return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
     with Progress(*columns, console=console, transient=True) as bars:
         tasks: dict[str, Any] = {}

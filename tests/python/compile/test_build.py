@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tests.support.tiny_bundle import TinyBundle, edit_manifest
+from tests.support.half_models import CLASSES, classifier
+from tests.support.tiny_bundle import TinyBundle, edit_manifest, write_tiny_bundle
 from trt_moe.bundle import Bundle, sha256_file
 from trt_moe.compile import build as build_module
 from trt_moe.compile.build import BuildOptions, BuildReport, Step, build_bundle
@@ -67,6 +69,31 @@ def test_the_shipped_bundle_builds_for_every_target_and_once(
         assert report.to_json()["built"] == 0
 
 
+COMMAND = """
+import sys
+from trt_moe.cli import app
+try:
+    app(sys.argv[1:])
+finally:
+    heavy = "tensorrt tensorrt_rtx torch onnx onnxruntime openvino numpy PIL matplotlib trt_moe._core".split()
+    print(*(name for name in heavy if name in sys.modules), file=sys.stderr)
+"""
+
+
+def test_a_second_call_builds_nothing_and_loads_nothing_for_it(tiny: TinyBundle, tmp_path: Path, rtx: Flavour) -> None:
+    command = [sys.executable, "-c", COMMAND, "build", str(tiny.path), "--device", "cuda", "--flavour", rtx.name]
+    command += ["--buckets", "1", "--compute-capability", "8.6", "--json"]
+    environment = {**os.environ, "TRT_MOE_CACHE_DIR": str(tmp_path)}
+    built, loaded = [], []
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        built.append(json.loads(done.stdout)["built"])
+        loaded.append(done.stderr.split())
+    assert built == [3, 0]
+    assert {"tensorrt_rtx", "onnx", "numpy"} <= set(loaded[0])  # else the list above is of other names
+    assert loaded[1] == []
+
+
 def test_another_device_is_not_judged_again(
     tiny: TinyBundle, build: Callable[..., BuildReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +107,36 @@ def test_another_device_is_not_judged_again(
     for one, two in zip(first.engines, again.engines, strict=True):
         assert one.engine.sidecar.onnx_sha256 == two.engine.sidecar.onnx_sha256
         assert one.engine.sidecar.gate_report == two.engine.sidecar.gate_report is not None
+
+
+@pytest.fixture
+def overflowing(tmp_path: Path) -> Bundle:
+    """A bundle whose first expert has weights scaled so that its values leave float16's range."""
+    path = write_tiny_bundle(tmp_path / "overflowing", classes=CLASSES, channels=3).path
+    onnx.save(classifier(1e5), path / "expert-0.onnx")
+    edit_manifest(path, lambda data: data["experts"][0].update(sha256=sha256_file(path / "expert-0.onnx")))
+    return Bundle.load(path)
+
+
+def test_what_overflows_in_float16_is_rescued(overflowing: Bundle, build: Callable[..., BuildReport]) -> None:
+    report = build(overflowing, BuildOptions(buckets=(1, 2)))
+    kept = [each.engine.sidecar.gate_report["float32_layers"] for each in report.engines]  # type: ignore[index]
+    assert kept == [[], ["features", "active", "mean", "logits"], []]
+    assert report.engines[1].engine.sidecar.gate_report["passed"] is True  # type: ignore[index]
+    again = build(overflowing, BuildOptions(buckets=(1, 2), compute_capabilities=("8.6",)))
+    assert again.engines[1].engine.sidecar.onnx_sha256 == report.engines[1].engine.sidecar.onnx_sha256
+
+
+def test_what_overflows_in_float16_is_refused_where_that_was_asked(
+    overflowing: Bundle, build: Callable[..., BuildReport], cache: EngineCache
+) -> None:
+    with pytest.raises(
+        EngineBuildError, match=r"expert-0 in fp16: it misses the accuracy gate: \d+ of \d+ images over"
+    ):
+        build(overflowing, BuildOptions(buckets=(1, 2), gate="fail"))
+    # What was finished before stays, and of the rest there is nothing.
+    assert [entry.sidecar.spec.model for entry in cache.entries(check=True) if entry.sidecar] == ["gater"]
+    assert len(list(cache.folder.glob("*.plan"))) == 1
 
 
 def test_buckets_become_fixed_profiles(tiny: TinyBundle, build: Callable[..., BuildReport]) -> None:

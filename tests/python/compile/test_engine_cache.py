@@ -8,12 +8,12 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trt_moe.compile.cache import LIMIT_VARIABLE, EngineCache
@@ -139,8 +139,21 @@ def test_an_engine_of_another_version_is_named(
     path = store(cache, spec, describe)
     assert cache.find(other(spec, flavour_version="1.8.0")) is None
     assert notes == [f"{path.name} is not used: it was built by TensorRT-RTX 1.7.1, installed is TensorRT-RTX 1.8.0"]
+    newer = store(cache, other(spec, flavour_version="1.8.0"), describe)
+    notes.clear()
+    assert cache.find(other(spec, flavour_version="1.9.0")) is None
+    assert notes == [f"{newer.name} is not used: it was built by TensorRT-RTX 1.8.0, installed is TensorRT-RTX 1.9.0"]
 
 
+def test_an_engine_of_other_code_is_explained(
+    cache: EngineCache, spec: EngineSpec, describe: Describe, notes: list[str]
+) -> None:
+    path = store(cache, spec, describe)
+    assert cache.find(other(spec, conversion="d" * 64)) is None
+    assert notes == [f"{path.name} is not used: the code that converts models has changed since it was built"]
+
+
+@settings(deadline=None)  # it writes files, which takes as long as the disk takes
 @given(st.data())
 def test_no_changed_byte_goes_unseen(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     from tests.python.compile.conftest import SPEC, sidecar_for
@@ -300,37 +313,64 @@ def test_a_disk_that_gets_full(cache: EngineCache, spec: EngineSpec) -> None:
     assert cache.find(spec) is None
 
 
-def test_a_disk_that_is_full_when_the_sidecar_is_due(
-    cache: EngineCache, spec: EngineSpec, describe: Describe, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), EngineBuildError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_a_sidecar_that_is_not_written_leaves_no_plan_behind(
+    failure: BaseException,
+    expected: type[BaseException],
+    cache: EngineCache,
+    spec: EngineSpec,
+    describe: Describe,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def write(path: Path, data: bytes) -> None:
         if path.suffix == ".json":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise failure
         path.write_bytes(data)
 
     monkeypatch.setattr("trt_moe.compile.cache.write_bytes", write)
-    with pytest.raises(EngineBuildError, match="No space left on device"):
+    with pytest.raises(expected):
         store(cache, spec, describe)
     assert files(cache) == []
 
 
-def test_a_full_tmpfs(tmp_path: Path, spec: EngineSpec, describe: Describe) -> None:
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], EngineCache]]:
+    """Mounts a tmpfs with the options given, for a cache of its own."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(folder)], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("no right to mount a tmpfs here")
-    try:
-        cache = EngineCache(folder, 1 << 30)
-        store(cache, spec, describe)
-        second = other(spec, model="second")
-        with pytest.raises(EngineBuildError, match=r"No space left on device.*trt-moe cache clear"):
-            store(cache, second, describe, bytes(1_000_000))
-        assert cache.find(second) is None
-        assert cache.find(spec) is not None
-        assert files(cache) == [f"{spec.stem}.json", f"{spec.stem}.plan"]
-    finally:
+
+    def mount(options: str) -> EngineCache:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True)
+        if done.returncode != 0:
+            pytest.skip("no right to mount a tmpfs here")
+        return EngineCache(folder, 1 << 30)
+
+    yield mount
+    if folder.is_mount():
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full(small_disk: Callable[[str], EngineCache], spec: EngineSpec, describe: Describe) -> None:
+    cache = small_disk("size=512k")
+    store(cache, spec, describe)
+    second = other(spec, model="second")
+    with pytest.raises(EngineBuildError, match=r"No space left on device.*trt-moe cache clear"):
+        store(cache, second, describe, bytes(1_000_000))
+    assert cache.find(second) is None
+    assert cache.find(spec) is not None
+    assert files(cache) == [f"{spec.stem}.json", f"{spec.stem}.plan"]
+
+
+def test_a_disk_with_room_for_the_plan_only(
+    small_disk: Callable[[str], EngineCache], spec: EngineSpec, describe: Describe
+) -> None:
+    cache = small_disk("size=512k,nr_inodes=4")  # the root, the folder of locks, the lock and one file
+    with pytest.raises(EngineBuildError, match="No space left on device"):
+        store(cache, spec, describe)
+    assert files(cache) == []
 
 
 def test_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

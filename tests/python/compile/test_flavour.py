@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from trt_moe.compile import flavour
+from trt_moe.compile.device import device_for
 from trt_moe.compile.estimate import estimate
 from trt_moe.compile.prepare import _readable
 from trt_moe.compile.sidecar import EngineSpec, Sidecar
@@ -79,6 +82,43 @@ def test_a_library_that_does_not_load_is_named() -> None:
 
     with pytest.raises(MissingDependencyError, match=r"tensorrt: libnvinfer\.so\.10: cannot open"):
         flavour.find_flavour(load=load)
+
+
+def install(folder: Path, code: str, version: str | None) -> str:
+    """A package `tensorrt` in a folder, with the metadata that pip writes if it has a version."""
+    (folder / "tensorrt").mkdir(parents=True)
+    (folder / "tensorrt" / "__init__.py").write_text(code)
+    if version is not None:
+        (folder / f"tensorrt-{version}.dist-info").mkdir()
+        (folder / f"tensorrt-{version}.dist-info" / "METADATA").write_text(f"Name: tensorrt\nVersion: {version}\n")
+    return str(folder)
+
+
+def test_what_is_installed_is_found_without_loading_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "raise OSError('libnvinfer.so.10: cannot open shared object file')"
+    monkeypatch.syspath_prepend(install(tmp_path, code, "10.3.0"))
+    found = flavour.find_flavour("tensorrt")
+    assert (found.version, found.release, str(found)) == ("10.3.0", (10, 3), "TensorRT 10.3.0")
+    with pytest.raises(MissingDependencyError, match=r"tensorrt cannot be loaded \(libnvinfer\.so\.10: cannot"):
+        _ = found.trt
+
+
+def test_metadata_of_another_package_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(install(tmp_path / "pip", "__version__ = '10.3.0'", "10.3.0"))
+    monkeypatch.syspath_prepend(install(tmp_path / "pythonpath", "__version__ = '11.4.0'", None))
+    try:
+        assert str(flavour.find_flavour("tensorrt")) == "TensorRT 11.4.0"
+    finally:
+        sys.modules.pop("tensorrt", None)
+
+
+def test_compute_capabilities_are_one_device_in_any_order() -> None:
+    rtx = flavour.Flavour("tensorrt_rtx", SimpleNamespace(__version__="1.7.1"))
+    assert device_for(rtx) == "default"
+    assert device_for(rtx, ["12.0", "8.6", "12.0"]) == device_for(rtx, ["8.6", "12.0"]) == "8.6 12.0"
+    for wrong in ("86", "", "8.6 ", "sm_86"):
+        with pytest.raises(InputError, match=rf"compute capability is '{wrong}'; expected one such as 8\.6"):
+            device_for(rtx, ["8.9", wrong])
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from support.half_models import CLASSES, answers, classifier, image_model, raw_model  # noqa: E402
 from trt_moe.compile import half  # noqa: E402
-from trt_moe.compile.builder import EngineBuilder  # noqa: E402
 from trt_moe.compile.gate_emulation import emulate  # noqa: E402
-from trt_moe.compile.gate_runtime import logits  # noqa: E402
-from trt_moe.compile.int8 import quantize  # noqa: E402
-from trt_moe.compile.opset import lower  # noqa: E402
 from trt_moe.errors import EngineBuildError, InputError  # noqa: E402
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
@@ -201,38 +197,3 @@ def test_weights_keep_their_values():
         value = numpy_helper.to_array(weight)
         if value.dtype == np.float32:
             np.testing.assert_array_equal(converted[weight.name], value.astype(np.float16))
-
-
-EXPORTS = ["gater", "squeezenet1_1", "mobilenetv3_large_100", "deit_tiny_patch16_224", "deit_small_patch16_224"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", EXPORTS)
-def test_exported_models_at_224_pixels_agree_with_torch_and_build(name, tmp_path, rtx, spec):
-    torch = pytest.importorskip("torch")
-    from trt_moe.export.torch_export import export_onnx
-    from trt_moe.models import ImageModel, SqueezeNetLight, create_expert
-
-    torch.manual_seed(0)
-    side = 96 if name == "gater" else 224
-    network = SqueezeNetLight(6) if name == "gater" else create_expert(name, num_classes=6, image_size=side)
-    if name == "gater":
-        torch.nn.init.normal_(network.head.weight)
-    model = ImageModel(network, (224, 224), (side, side), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    export_onnx(model, tmp_path / "model.onnx", (224, 224, 3))
-    exported = onnx.load(tmp_path / "model.onnx")
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
-    with torch.no_grad():
-        expected = model(torch.from_numpy(pictures)).numpy()
-    converted = half.to_half(exported)
-    assert half.float32_layers(converted) == []
-    lowered = lower(converted)
-    quantized = half.to_half(quantize(exported, pictures))
-    # Random weights give small logits: a share of the largest one, not of 1.
-    scale = np.abs(expected).max()
-    for graph, tolerance in ((converted, 0.02), (lowered, 0.02), (quantized, 0.3)):
-        assert np.abs(logits(emulate(graph), pictures) - expected).max() < tolerance * scale
-    builder = EngineBuilder(rtx)
-    for graph in (converted, lowered, quantized):
-        built = builder.build(graph.SerializeToString(), spec, tmp_path / "timing")
-        assert [port.dtype for port in (*built.inputs, *built.outputs)] == ["uint8", "float32"]

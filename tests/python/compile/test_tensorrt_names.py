@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 import trt_moe.compile
+import trt_moe.cuda
 from tests.support.tensorrt_names import CLASSES, Names, Use, missing, uses
 
-SOURCES = sorted(Path(trt_moe.compile.__file__).parent.glob("*.py"))
+FOLDERS = [Path(str(package.__file__)).parent for package in (trt_moe.compile, trt_moe.cuda)]
+SOURCES = sorted(file for folder in FOLDERS for file in folder.glob("*.py"))
 ALL = [use for file in SOURCES for use in uses(file.read_text())]
 
 
@@ -33,7 +35,9 @@ def test_every_name_would_be_missed(tensorrt: tuple[str, Names]) -> None:
             assert use in missing(ALL, without, flavour)
 
 
-@pytest.mark.parametrize("name", ["build_serialized_network", "STRONGLY_TYPED", "max_aux_streams", "node_operator"])
+@pytest.mark.parametrize(
+    "name", ["build_serialized_network", "STRONGLY_TYPED", "max_aux_streams", "node_operator", "set_device_memory"]
+)
 def test_a_misspelt_name_is_found(name: str, tensorrt: tuple[str, Names]) -> None:
     flavour, names = tensorrt
     sources = [text for file in SOURCES if f".{name}" in (text := file.read_text())]
@@ -55,6 +59,9 @@ def test_the_code_was_read() -> None:
         ("IBuilderConfig", "set_timing_cache", "tensorrt"),
         ("ICudaEngine", "hardware_compatibility_level", "tensorrt"),
         ("ParserError", "node_name", None),
+        ("IExecutionContext", "execute_async_v3", None),
+        ("IExecutionContext", "is_stream_capturable", "tensorrt_rtx"),
+        ("IRuntimeConfig", "cuda_graph_strategy", "tensorrt_rtx"),
     }
     assert {use.owner for use in ALL} - {""} > CLASSES
 
