@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['Model', 'Pipeline', 'built_backends', 'cpu_name', 'plan_routes', 'usable_cpus']
+__all__: list[str] = ['CudaCapture', 'CudaDevice', 'Model', 'Pipeline', 'arena_plan', 'built_backends', 'cpu_name', 'cuda_build', 'cuda_built', 'graph_topology', 'plan_routes', 'route_reference', 'usable_cpus']
 class Model:
     """
     One model compiled for one device.
@@ -43,13 +43,29 @@ class Pipeline:
     """
     A gater and its experts behind one scheduler.
     """
-    def __init__(self, gater: Model, experts: collections.abc.Sequence[Model], *, names: collections.abc.Sequence[str], costs: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], latency_weight: typing.SupportsFloat | typing.SupportsIndex, max_batch: typing.SupportsInt | typing.SupportsIndex, max_wait_us: typing.SupportsInt | typing.SupportsIndex, max_queue: typing.SupportsInt | typing.SupportsIndex, warmup: bool) -> None:
+    def __init__(self, gater: Model, experts: collections.abc.Sequence[Model], *, names: collections.abc.Sequence[str], costs: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], latency_weight: typing.SupportsFloat | typing.SupportsIndex, verify_below: typing.SupportsFloat | typing.SupportsIndex, max_batch: typing.SupportsInt | typing.SupportsIndex, max_wait_us: typing.SupportsInt | typing.SupportsIndex, max_queue: typing.SupportsInt | typing.SupportsIndex, warmup: bool, device_routed: bool = False, speculate: bool = False) -> None:
         ...
     def close(self, cancel_pending: bool) -> None:
         ...
+    def input_buffer(self, count: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.uint8]:
+        """
+        A uint8 [count,H,W,C] array; predict of it, or of its first images, needs no copy on the host where the
+        pipeline routes on the device, and none at all where host and device share memory. One a pipeline: a
+        predict of other images overwrites it.
+        """
+    def memory(self) -> dict[str, dict[str, int]]:
+        """
+        Bytes on the device and page-locked on the host, by model; its own weights not counted.
+        """
     def predict(self, images: numpy.ndarray) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]:
         """
         (probabilities float32 [N,C], gater logits float32 [N,K], routes int64 [N], latency_ms float32 [N]).
+        """
+    def predict_device(self, address: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]:
+        """
+        predict for `count` uint8 [H,W,C] images, densely packed at an address of the models' CUDA device. They are
+        read after the work that is on `stream` now: a CUDA stream, 1 (the legacy default), 2 (the thread's) or 0
+        (they are complete). A pipeline that routes or verifies on the host copies them there first.
         """
     def stats(self) -> dict[str, typing.Any]:
         ...
@@ -61,11 +77,105 @@ class Pipeline:
         an empty list means closed and drained.
         """
     @property
+    def input_stream(self) -> int:
+        """
+        A CUDA stream for predict_device, to make others' work be waited for; 0 on the CPU.
+        """
+    @property
     def latency_weight(self) -> float:
         ...
     @latency_weight.setter
     def latency_weight(self, arg1: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
+    @property
+    def plan(self) -> str:
+        """
+        How predict routes: "device-routed" or "host-routed".
+        """
+    @property
+    def plan_reason(self) -> str:
+        """
+        Why.
+        """
+    @property
+    def verify_below(self) -> float:
+        ...
+    @verify_below.setter
+    def verify_below(self, arg1: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+class CudaDevice:
+    """
+    One NVIDIA GPU.
+    """
+    def __init__(self, ordinal: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+        ...
+    @property
+    def info(self) -> dict[str, typing.Any]:
+        """
+        name, compute_capability "9.0", driver and runtime (CUDA versions), memory in bytes, integrated,
+        conditionals "switch", "if" or "none".
+        """
+    @property
+    def usable(self) -> bool:
+        """
+        False after an error that leaves the device unusable for this process.
+        """
+class CudaCapture:
+    """
+    Makes a Model of work that another runtime enqueues on `stream`, once for each bucket, reading
+    uint8 [bucket,H,W,C] at input_address and writing float32 [bucket,outputs] at output_address.
+    """
+    def __init__(self, device: CudaDevice, *, input_shape: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(3)"], outputs: typing.SupportsInt | typing.SupportsIndex, buckets: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], precision: str, name: str) -> None:
+        ...
+    def begin(self, bucket: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        What is enqueued on the stream now is captured, not run.
+        """
+    def discard(self) -> None:
+        """
+        Ends a capture that went wrong and forgets it; harmless when none was begun.
+        """
+    def end(self) -> dict[str, int]:
+        """
+        Ends the capture: how many nodes of each kind it has.
+        """
+    def finish(self, owner: typing.Any = None) -> Model:
+        """
+        The model, once every bucket is captured; nothing else may be called afterwards. owner: what the captured
+        work needs, such as TensorRT's engine and contexts; it lives as long as the model.
+        """
+    def reserve_activation(self, bytes: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """
+        Device memory for what happens between input and output, shared by all buckets; its address. Once only.
+        """
+    def synchronize(self) -> None:
+        """
+        Waits for what is on the stream.
+        """
+    @property
+    def buckets(self) -> list[int]:
+        ...
+    @property
+    def input_address(self) -> int:
+        ...
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        ...
+    @property
+    def output_address(self) -> int:
+        ...
+    @property
+    def outputs(self) -> int:
+        ...
+    @property
+    def stream(self) -> int:
+        """
+        A CUDA stream, as an integer.
+        """
+def arena_plan(largest_bucket: typing.SupportsInt | typing.SupportsIndex, image_bytes: typing.SupportsInt | typing.SupportsIndex, outputs: typing.SupportsInt | typing.SupportsIndex) -> tuple[int, int, int]:
+    """
+    Where a captured model's images and logits lie in its device memory, and its size: (input, output, bytes).
+    """
 def built_backends() -> list[str]:
     """
     Names of the backends this build has, best first.
@@ -74,10 +184,28 @@ def cpu_name() -> str:
     """
     The CPU's model name.
     """
+def cuda_build() -> str:
+    """
+    Toolkit and GPU architectures of the CUDA backend; empty when it was not built.
+    """
+def cuda_built() -> bool:
+    """
+    Whether this build has the CUDA backend.
+    """
+def graph_topology(buckets: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], conditionals: str) -> list[tuple[str, list[int], int, int, int, int]]:
+    """
+    Nodes of the device-routed graph for so many buckets of each expert, with "switch" or "if" nodes:
+    [(kind, indices of the nodes it waits for, parent or -1, body or -1, expert or -1, bucket or -1)].
+    """
 def plan_routes(logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], costs: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], latency_weight: typing.SupportsFloat | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.int64]:
     """
     The expert index of each image, int64 [images]: argmax_k(logits[k] - latency_weight * costs[k]), ties to the
     lower index; -1 where a logit is not finite.
+    """
+def route_reference(logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], costs: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], latency_weight: typing.SupportsFloat | typing.SupportsIndex, capacity: typing.SupportsInt | typing.SupportsIndex, buckets: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]]) -> tuple[list[int], list[int], list[int], list[int]]:
+    """
+    What the route kernel writes for float32 [images, experts] logits: (routes, counts, rows [experts * capacity] in
+    input order and then -1, index of each expert's smallest bucket that holds its images or their number).
     """
 def usable_cpus() -> int:
     """

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
-import os
 import platform
 import sys
-from pathlib import Path
 from typing import Any
 
 from trt_moe.compile.flavour import find_flavour, install_command
 from trt_moe.console import print_table, stdout
+from trt_moe.engine_folder import cache_root
 from trt_moe.errors import TrtMoeError
 from trt_moe.hardware import cpu_report, gpu_report, jetson_report, library, nvcc_version
 
 RUNTIME = ("filelock", "numpy", "openvino", "pillow", "pydantic", "typer", "rich", "matplotlib", "platformdirs")
 TRAINING = ("torch", "torchvision", "timm", "accelerate", "onnx", "onnxscript", "onnxruntime", "safetensors", "pyyaml")
+# One minor version: newer ones ask for a newer driver.
+NVCC = " ".join(f"'nvidia-{name}==13.0.*'" for name in ("cuda-nvcc", "cuda-crt", "cuda-runtime", "nvvm"))
+REINSTALL = "pip install --force-reinstall --no-deps ."
 TENSORRT = ("tensorrt", "tensorrt-rtx", "tensorrt-cu12", "tensorrt-cu13")
 
 
@@ -33,7 +34,7 @@ def diagnose() -> dict[str, Any]:
         "cpu": cpu_report(),
         "gpu": gpu_report(),
         "jetson": jetson_report(),
-        "cuda": {"nvcc": nvcc_version(), "cudart": library("cudart")},
+        "cuda": {**_cuda_core(), "nvcc": nvcc_version(), "cudart": library("cudart")},
         "tensorrt": {
             "flavour": _flavour(),
             "packages": {name: _version(name) for name in TENSORRT if _version(name)},
@@ -45,7 +46,7 @@ def diagnose() -> dict[str, Any]:
         "engine_cache": _cache(),
     }
     report["missing"] = _missing(report)
-    report["ok"] = bool(core["backends"])
+    report["ok"] = bool(core["backends"] or report["cuda"]["device"])
     return report
 
 
@@ -72,12 +73,14 @@ def print_report(report: dict[str, Any]) -> None:
         ("GPU", "; ".join(devices) or gpu["why_none"]),
         ("GPU driver", gpu["driver"] or "none"),
         (
-            "CUDA",
+            "CUDA toolkit",
             _join(
                 ("nvcc " + report["cuda"]["nvcc"]) if report["cuda"]["nvcc"] else None,
                 report["cuda"]["cudart"],
             ),
         ),
+        ("CUDA backend", report["cuda"]["build"] or "not built"),
+        ("GPU that it uses", _used_gpu(report["cuda"])),
         ("TensorRT found", ", ".join(found) or "none"),
         ("TensorRT used by build", tensorrt["flavour"] or "none that can be loaded"),
         ("Jetson", _join(report["jetson"]["release"], report["jetson"]["jetpack"])),
@@ -105,9 +108,36 @@ def _core_report() -> dict[str, Any]:
     return {"backends": list(_core.built_backends()), "error": None}
 
 
+def _cuda_core() -> dict[str, Any]:
+    """What the CUDA backend was built with and for, the device that it opens, or why it opens none."""
+    try:
+        from trt_moe import _core
+    except ImportError:
+        return {"build": None, "device": None, "error": None}
+    build = _core.cuda_build()
+    if not build:
+        return {"build": None, "device": None, "error": None}
+    try:
+        return {"build": build, "device": _core.CudaDevice().info, "error": None}
+    except TrtMoeError as error:
+        return {"build": build, "device": None, "error": str(error).partition(". `trt-moe doctor`")[0]}
+
+
+def _used_gpu(cuda: dict[str, Any]) -> str:
+    device = cuda["device"]
+    if device is None:
+        return cuda["error"] or "none"
+    conditionals = "no" if device["conditionals"] == "none" else device["conditionals"].upper()
+    return (
+        f"{device['name']}, compute capability {device['compute_capability']}, driver for CUDA {device['driver']}, "
+        f"{conditionals} nodes in CUDA graphs"
+    )
+
+
 def _flavour() -> str | None:
     try:
-        return str(find_flavour())
+        found = find_flavour()
+        return str(found) if found.trt else None
     except TrtMoeError:
         return None
 
@@ -128,14 +158,11 @@ def _bundles() -> list[str]:
 
 
 def _cache() -> str | None:
-    chosen = os.environ.get("TRT_MOE_CACHE_DIR")
-    if chosen is not None:
-        return chosen or None
-    if importlib.util.find_spec("platformdirs") is None:
+    try:
+        root = cache_root()
+    except ImportError:  # platformdirs is missing, and reported as such
         return None
-    import platformdirs
-
-    return str(Path(platformdirs.user_cache_path("trt-moe")))
+    return None if root is None else str(root)
 
 
 def _missing(report: dict[str, Any]) -> list[dict[str, str | None]]:
@@ -151,7 +178,7 @@ def _missing(report: dict[str, Any]) -> list[dict[str, str | None]]:
         wanted = f"openvino=={pinned}" if pinned else "openvino"
         add(f"openvino (found {found})", "the CPU backend, linked to this version", f"pip install '{wanted}'")
     elif report["trt_moe"]["error"]:
-        add("the compiled module _core", "everything", "pip install --force-reinstall --no-deps .")
+        add("the compiled module _core", "everything", REINSTALL)
     lacking = [name for name in RUNTIME if packages[name] is None and name != "openvino"]
     if lacking:
         add(", ".join(lacking), "the run time", f"pip install {' '.join(lacking)}")
@@ -168,8 +195,12 @@ def _missing_for_gpu(report: dict[str, Any], add: Any) -> None:
         add("NVIDIA driver", "the GPU in this machine", "sudo apt install nvidia-driver")
     if not (gpu["devices"] or report["jetson"]["release"]):
         return
-    if "cuda" not in report["trt_moe"]["backends"]:
-        add("the cuda backend", "the GPU; this build of trt-moe runs on the CPU only", None)
+    cuda = report["cuda"]
+    if not cuda["build"]:
+        nvcc = "" if cuda["nvcc"] else f"pip install {NVCC} && "
+        add("the CUDA backend", "the GPU; this build runs on the CPU only", f"{nvcc}{REINSTALL}")
+    elif cuda["error"]:
+        add("a GPU that the CUDA backend opens", cuda["error"], None)
     if tensorrt["flavour"] is None:
         add("TensorRT", "engines on the GPU", install_command())
 

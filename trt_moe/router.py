@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import math
 import os
 import threading
 import weakref
+from collections.abc import Mapping
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +26,15 @@ from trt_moe.inputs import as_image, as_images
 from trt_moe.model import Model
 from trt_moe.result import Result, ResultRow, join
 
+if TYPE_CHECKING:
+    from trt_moe.cuda.load import CudaModels
+
 _log = logging.getLogger("trt_moe")
 
 _BACKEND_OF = {"cpu": "openvino", "cuda": "cuda"}
 _DEVICE_OF = {backend: device for device, backend in _BACKEND_OF.items()}
+
+PLANS = ("auto", "host-routed")
 
 MAX_BATCH = 1 << 16
 MAX_WAIT_US = 10_000_000
@@ -43,17 +50,26 @@ class Router:
 
     Args:
         bundle: a bundle, its folder, or the name of a shipped one such as "fashion-mnist".
-        device: "auto" (CUDA where built and present, else the CPU), "cpu" or "cuda".
+        device: "auto" (the GPU where the CUDA core, a device and TensorRT are there, else the CPU; the log says why),
+            "cpu" or "cuda".
         max_batch: most images that run through a model together; larger batches are answered in turns.
         max_wait_us: microseconds that a submitted image may wait for company in its batch.
         max_queue: most unfinished images; past that `QueueFullError`.
         precision: of the experts: "auto" (the fastest the device has natively), "fp32", "bf16" or "fp16".
-            The gater always runs in fp32, since coarser scores tie.
+            The gater runs in fp32 on the CPU, since coarser scores tie; on the GPU in the experts' precision.
         warmup: run every model before the constructor returns.
         latency_weight: of the routing rule argmax(logit - latency_weight * relative_cost); None: the bundle's.
+        verify_below: gate, then verify: an image whose expert gives its likeliest class a probability below this is
+            answered by the dearest expert instead, which costs its latency on top. 0: never. None: the bundle's.
         check: first compare the compiled models with the bundle's golden logits, and their answers in every batch
             size with those for single images.
         threads: CPU threads; None: all that this process may use (affinity and cgroup quota).
+        plan: on the GPU: "auto" (routes on the device where the driver and the models allow it, see `plan_reason`) or
+            "host-routed".
+        modules: on the GPU: torch modules to run in place of TensorRT engines, one for each model by name; uint8
+            [N, H, W, C] in, float [N, K] logits out. For GPUs that TensorRT does not support.
+        speculate: with plan="host-routed" on the GPU: a lone image starts the cheapest expert beside the gater, whose
+            answer counts only if the gater agrees. Faster where most images are easy, slower where both have no room.
 
     Raises:
         BundleError: the bundle is missing, damaged or unsafe.
@@ -74,17 +90,27 @@ class Router:
         precision: str = "auto",
         warmup: bool = True,
         latency_weight: float | None = None,
+        verify_below: float | None = None,
         check: bool = True,
         threads: int | None = None,
+        plan: str = "auto",
+        modules: Mapping[str, Any] | None = None,
+        speculate: bool = False,
     ) -> None:
         """See the class."""
-        self._backend = _backend_for(device)
+        self._backend = _backend_for(device, with_modules=bool(modules))
+        if plan not in PLANS:
+            raise InputError(f"plan is {plan!r}; expected {' or '.join(map(repr, PLANS))}")
+        if speculate and (self._backend != "cuda" or plan != "host-routed"):
+            raise InputError("speculate=True needs the GPU and plan='host-routed'; leave it out, or pass both")
         _check_count("max_batch", max_batch, 1, MAX_BATCH)
         _check_count("max_wait_us", max_wait_us, 0, MAX_WAIT_US)
         _check_count("max_queue", max_queue, 1, MAX_QUEUE)
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         weight = self._bundle.latency_weight if latency_weight is None else latency_weight
         self._latency_weight = _checked_weight(weight)
+        below = self._bundle.verify_below if verify_below is None else verify_below
+        self._verify_below = _checked_probability(below)
         self._max_batch = max_batch
         self._precision = precision
         self._threads = threads
@@ -93,6 +119,7 @@ class Router:
         self._probe = golden["images"] if golden is not None else noise_images(self._bundle.input_shape)
         self._models: dict[str, Model] = {}
         self._models_lock = threading.Lock()
+        self._cuda = _cuda_models(self._bundle, precision, modules or {}) if self._backend == "cuda" else None
         self._gater = self._load(self._bundle.gater.name, precision="fp32")
         self._experts = [self._load(entry.name, precision=precision) for entry in self._bundle.experts]
         if golden is not None:
@@ -103,10 +130,13 @@ class Router:
             names=self.expert_names,
             costs=[entry.relative_cost for entry in self._bundle.experts],
             latency_weight=self._latency_weight,
+            verify_below=self._verify_below,
             max_batch=max_batch,
             max_wait_us=max_wait_us,
             max_queue=max_queue,
             warmup=warmup,
+            device_routed=self._cuda is not None and plan == "auto",
+            speculate=speculate,
         )
         self._completions = _Completions(self._pipeline, self._bundle.class_names, self.expert_names)
         self._closer = weakref.finalize(self, _close, self._pipeline, self._completions)
@@ -127,6 +157,16 @@ class Router:
         return self._experts[0].precision
 
     @property
+    def plan(self) -> str:
+        """Where routes are taken: "host-routed" or "device-routed"."""
+        return self._pipeline.plan
+
+    @property
+    def plan_reason(self) -> str:
+        """Why it is this plan."""
+        return self._pipeline.plan_reason
+
+    @property
     def expert_names(self) -> list[str]:
         """Names of the experts, cheapest first; `Result.experts` indexes them."""
         return [entry.name for entry in self._bundle.experts]
@@ -142,11 +182,24 @@ class Router:
         self._pipeline.latency_weight = weight
         self._latency_weight = weight
 
+    @property
+    def verify_below(self) -> float:
+        """Confidence below which the dearest expert answers instead; set it any time, like `latency_weight`."""
+        return self._verify_below
+
+    @verify_below.setter
+    def verify_below(self, value: float) -> None:
+        probability = _checked_probability(value)
+        self._pipeline.verify_below = probability
+        self._verify_below = probability
+
     def predict(self, batch: Any) -> Result:
         """Classify a batch of images; blocks until all are answered.
 
         Args:
-            batch: uint8 [N, H, W, C] array, list of uint8 [H, W, C] arrays, or a DLPack tensor on the CPU.
+            batch: uint8 [N, H, W, C] array, list of uint8 [H, W, C] arrays, or a DLPack tensor on the CPU. On the
+                GPU also what lies there, by DLPack or `__cuda_array_interface__`: the router's work then waits for
+                the producer's stream, on the device.
 
         Raises:
             InputError: wrong dtype, rank or size, or an empty batch.
@@ -154,8 +207,14 @@ class Router:
             RouterClosedError: the router was closed.
             ModelOutputError: a model gave logits that are not finite for one of the images.
         """
-        images = as_images(batch, self._bundle.input_shape)
-        probabilities, gater_logits, experts, latency_ms = self._pipeline.predict(images)
+        found = None
+        if self._cuda is not None and not isinstance(batch, np.ndarray):
+            found = self._cuda.on_device(batch, self._pipeline.input_stream)
+        if found is not None:
+            answers = self._pipeline.predict_device(found.address, found.count, found.stream)
+        else:
+            answers = self._pipeline.predict(as_images(batch, self._bundle.input_shape))
+        probabilities, gater_logits, experts, latency_ms = answers
         return Result(
             probabilities,
             experts,
@@ -190,19 +249,42 @@ class Router:
         with self._models_lock:
             return self._load(name, precision=self._precision)
 
+    def input_buffer(self, images: int) -> NDArray[np.uint8]:
+        """Memory to write images into, uint8 [images, H, W, C], for one caller at a time.
+
+        What `predict` finds there, routing on the device, is not copied on the host first, and not at all where GPU
+        and CPU share their memory (Jetson). A `predict` of other images overwrites it. Elsewhere a plain array.
+
+        Raises:
+            InputError: more images than run together.
+        """
+        _check_count("images", images, 1, self._max_batch)
+        return self._pipeline.input_buffer(images)
+
+    def memory_report(self) -> dict[str, dict[str, int]]:
+        """By model: bytes on the GPU ("device") and page-locked on the host ("pinned"), without weights; CPU: empty."""
+        return self._pipeline.memory()
+
     def stats(self) -> dict[str, Any]:
         """Counts and latencies since the router was made.
 
         Returns:
             "stages": for gate, queue, gather, expert, scatter and total: count, mean_ms, p50_ms, p90_ms,
-            p99_ms, p99_9_ms, max_ms (per image; quantiles to 3.2 %). "experts": by name: images, batches,
-            share. "in_flight": unfinished images.
+            p99_ms, p99_9_ms, max_ms (per image; quantiles to 3.2 %). "experts": by name: images it answered,
+            their share, images it was unsure of and passed on, batches it ran. "in_flight": unfinished images.
         """
         raw = self._pipeline.stats()
         total = sum(raw["images"])
         experts = {
-            name: {"images": images, "batches": batches, "share": images / total if total else 0.0}
-            for name, images, batches in zip(self.expert_names, raw["images"], raw["batches"], strict=True)
+            name: {
+                "images": images,
+                "share": images / total if total else 0.0,
+                "passed_on": passed_on,
+                "batches": batches,
+            }
+            for name, images, passed_on, batches in zip(
+                self.expert_names, raw["images"], raw["passed_on"], raw["batches"], strict=True
+            )
         }
         return {"stages": raw["stages"], "experts": experts, "in_flight": raw["in_flight"]}
 
@@ -226,7 +308,9 @@ class Router:
         self.close(cancel_pending=kind is not None)
 
     def _load(self, name: str, precision: str) -> Model:
-        if name not in self._models:
+        if name not in self._models and self._cuda is not None:
+            self._models[name] = self._cuda.load(name)
+        elif name not in self._models:
             model = self._compile(name, precision, None)
             if self._check and not same_in_any_batch(model, self._probe):
                 _log.info("%s answers differently in batches on this device; it runs image by image", name)
@@ -315,18 +399,36 @@ def _close(pipeline: _core.Pipeline, completions: _Completions, cancel_pending: 
     completions.join()
 
 
-def _backend_for(device: str) -> str:
+def _cuda_models(bundle: Bundle, precision: str, modules: Mapping[str, Any]) -> CudaModels:
+    # Who routes on the CPU need not wait for what this imports.
+    from trt_moe.cuda.load import CudaModels
+
+    return CudaModels(bundle, precision, modules)
+
+
+def _backend_for(device: str, with_modules: bool) -> str:
+    from trt_moe.cuda.device import reason_against
+
     if device not in ("auto", *_BACKEND_OF):
         raise InputError(f"device is {device!r}; expected 'auto', 'cpu' or 'cuda'")
-    built = _core.built_backends()
-    if device == "auto":
-        return built[0]
-    if _BACKEND_OF[device] not in built:
+    if with_modules and device != "cuda":
+        raise InputError(f"modules run on the GPU only, and device is {device!r}; pass device='cuda'")
+    against = None
+    if device == "cuda" or (device == "auto" and (against := reason_against()) is None):
+        return "cuda"
+    if "openvino" not in _core.built_backends():
         raise DeviceError(
-            f"device={device!r} needs the {_BACKEND_OF[device]} backend, and this build has: {', '.join(built)}; "
-            "use device='cpu', and see `trt-moe doctor`"
+            "this build of trt-moe has no CPU backend: OpenVINO was left out when it was built; build it again with "
+            f"TRT_MOE_OPENVINO=ON, or use device='cuda'{f', which is not possible here: {against}' if against else ''}"
         )
-    return _BACKEND_OF[device]
+    if against is not None:
+        _say_once(against)
+    return "openvino"
+
+
+@functools.cache
+def _say_once(against: str) -> None:
+    _log.info("device='auto' takes the CPU: %s", against)
 
 
 def _check_count(name: str, value: object, least: int, most: int) -> None:
@@ -335,10 +437,18 @@ def _check_count(name: str, value: object, least: int, most: int) -> None:
 
 
 def _checked_weight(value: float) -> float:
+    return _checked_number("latency_weight", value, MAX_LATENCY_WEIGHT)
+
+
+def _checked_probability(value: float) -> float:
+    return _checked_number("verify_below", value, 1.0)
+
+
+def _checked_number(name: str, value: float, most: float) -> float:
     try:
-        weight = float(value)
+        number = float(value)
     except (TypeError, ValueError):
-        weight = math.nan
-    if not 0 <= weight <= MAX_LATENCY_WEIGHT:
-        raise InputError(f"latency_weight is {value!r}; expected a number from 0 to {MAX_LATENCY_WEIGHT:g}")
-    return weight
+        number = math.nan
+    if not 0 <= number <= most:
+        raise InputError(f"{name} is {value!r}; expected a number from 0 to {most:g}")
+    return number

@@ -1,6 +1,9 @@
 #include "backends/registry.h"
 
 #include "core/error.h"
+#ifdef TRT_MOE_WITH_CUDA
+#include "backends/cuda/open_device.h"
+#endif
 #ifdef TRT_MOE_WITH_OPENVINO
 #include "backends/openvino/openvino_backend.h"
 #endif
@@ -23,6 +26,24 @@ std::shared_ptr<Backend> make_backend(const std::string& name) {
   for (const std::string& other : built_backends()) built += (built.empty() ? "" : ", ") + other;
   throw Error(ErrorKind::kDevice, "this build of trt-moe has no backend '" + name + "'; it has: " + built +
                                       ". `trt-moe doctor` says what each backend needs");
+}
+
+std::string cuda_build() {
+#ifdef TRT_MOE_WITH_CUDA
+  return cuda::build_text();
+#else
+  return "";
+#endif
+}
+
+std::shared_ptr<cuda::StreamDevice> open_cuda_device([[maybe_unused]] int ordinal) {
+#ifdef TRT_MOE_WITH_CUDA
+  return cuda::open_device(ordinal);
+#else
+  throw Error(ErrorKind::kDevice,
+              "this build of trt-moe has no CUDA backend: no nvcc was found when it was built. `trt-moe doctor` says "
+              "how to add it; device=\"cpu\" needs none");
+#endif
 }
 
 }  // namespace trt_moe

@@ -12,7 +12,8 @@ const char* class_name(ErrorKind kind) {
     case ErrorKind::kInput: return "InputError";
     case ErrorKind::kQueueFull: return "QueueFullError";
     case ErrorKind::kRouterClosed: return "RouterClosedError";
-    case ErrorKind::kDevice: return "DeviceError";
+    case ErrorKind::kDevice:
+    case ErrorKind::kDeviceLost: return "DeviceError";
     case ErrorKind::kEngineBuild: return "EngineBuildError";
     case ErrorKind::kModelOutput: return "ModelOutputError";
   }

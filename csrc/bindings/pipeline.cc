@@ -1,11 +1,11 @@
+#include "bindings/pipeline.h"
+
 #include <pybind11/stl.h>
-#include <pybind11/typing.h>
 
 #include <utility>
 
 #include "bindings/bindings.h"
 #include "core/model_runner.h"
-#include "core/scheduler.h"
 
 namespace py = pybind11;
 
@@ -13,36 +13,24 @@ namespace trt_moe {
 
 namespace {
 
-// Called without the GIL while a caller waits, so that Ctrl-C reaches Python.
-void check_signals() {
-  const py::gil_scoped_acquire acquire;
-  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-}
-
-using Answers =
-    py::typing::Tuple<py::array_t<float>, py::array_t<float>, py::array_t<std::int64_t>, py::array_t<float>>;
 using Completed = py::typing::Tuple<py::int_, py::object, py::array_t<float>, py::array_t<float>, py::int_, py::float_>;
 
-Answers predict(Scheduler& self, const py::array& images) {
+Answers predict(Pipeline& self, const py::array& images) {
   const ImageBatchView view = image_batch(images, self.input());
-  py::array_t<float> probabilities({view.count, self.classes()});
-  py::array_t<float> gater_logits({view.count, self.experts()});
-  py::array_t<std::int64_t> routes(static_cast<py::ssize_t>(view.count));
-  py::array_t<float> latency_ms(static_cast<py::ssize_t>(view.count));
-  const OutputRows rows{probabilities.mutable_data(), gater_logits.mutable_data(), routes.mutable_data(),
-                        latency_ms.mutable_data()};
+  AnswerArrays answers(self, view.count);
+  const OutputRows rows = answers.rows();
   {
     const py::gil_scoped_release release;
     self.predict(view, rows, &check_signals);
   }
-  return py::make_tuple(std::move(probabilities), std::move(gater_logits), std::move(routes), std::move(latency_ms));
+  return answers.take();
 }
 
 py::array_t<float> copy_row(const std::vector<float>& row) {
   return py::array_t<float>(static_cast<py::ssize_t>(row.size()), row.data());
 }
 
-py::typing::List<Completed> take_completed(Scheduler& self) {
+py::typing::List<Completed> take_completed(Pipeline& self) {
   std::vector<SubmittedRequest*> done;
   {
     const py::gil_scoped_release release;
@@ -70,7 +58,7 @@ py::dict stage_dict(const HistogramSnapshot& stage) {
   return out;
 }
 
-py::typing::Dict<py::str, py::object> stats(const Scheduler& self) {
+py::typing::Dict<py::str, py::object> stats(const Pipeline& self) {
   const SchedulerStats stats = self.stats();
   py::dict stages;
   for (std::size_t stage = 0; stage < kStageNames.size(); ++stage) {
@@ -79,6 +67,7 @@ py::typing::Dict<py::str, py::object> stats(const Scheduler& self) {
   py::typing::Dict<py::str, py::object> out;
   out["stages"] = stages;
   out["images"] = stats.images;
+  out["passed_on"] = stats.passed_on;
   out["batches"] = stats.batches;
   out["in_flight"] = stats.in_flight;
   return out;
@@ -86,30 +75,55 @@ py::typing::Dict<py::str, py::object> stats(const Scheduler& self) {
 
 }  // namespace
 
+AnswerArrays::AnswerArrays(const Scheduler& scheduler, std::size_t images)
+    : probabilities({images, scheduler.classes()}),
+      gater_logits({images, scheduler.experts()}),
+      routes(static_cast<py::ssize_t>(images)),
+      latency_ms(static_cast<py::ssize_t>(images)) {}
+
+OutputRows AnswerArrays::rows() {
+  return {probabilities.mutable_data(), gater_logits.mutable_data(), routes.mutable_data(), latency_ms.mutable_data()};
+}
+
+Answers AnswerArrays::take() {
+  return py::make_tuple(std::move(probabilities), std::move(gater_logits), std::move(routes), std::move(latency_ms));
+}
+
+void check_signals() {
+  const py::gil_scoped_acquire acquire;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
 void register_pipeline(py::module_& module) {
-  py::class_<Scheduler>(module, "Pipeline", "A gater and its experts behind one scheduler.")
-      .def(
-          py::init([](const std::shared_ptr<ModelRunner>& gater,
-                      const std::vector<std::shared_ptr<ModelRunner>>& experts, const std::vector<std::string>& names,
-                      const std::vector<float>& costs, float latency_weight, std::size_t max_batch,
-                      std::int64_t max_wait_us, std::size_t max_queue, bool warmup) {
-            std::vector<Expert> list;
-            for (std::size_t i = 0; i < experts.size(); ++i) {
-              list.push_back({names.at(i), experts[i]->engine(), costs.at(i)});
-            }
-            const py::gil_scoped_release release;
-            return std::make_unique<Scheduler>(
-                gater->engine(), std::move(list),
-                SchedulerOptions{latency_weight, max_batch, std::chrono::microseconds(max_wait_us), max_queue, warmup});
-          }),
-          py::arg("gater"), py::arg("experts"), py::kw_only(), py::arg("names"), py::arg("costs"),
-          py::arg("latency_weight"), py::arg("max_batch"), py::arg("max_wait_us"), py::arg("max_queue"),
-          py::arg("warmup"))
+  py::class_<Pipeline> pipeline(module, "Pipeline", "A gater and its experts behind one scheduler.");
+  pipeline
+      .def(py::init([](const std::shared_ptr<ModelRunner>& gater,
+                       const std::vector<std::shared_ptr<ModelRunner>>& experts, const std::vector<std::string>& names,
+                       const std::vector<float>& costs, float latency_weight, float verify_below, std::size_t max_batch,
+                       std::int64_t max_wait_us, std::size_t max_queue, bool warmup, bool device_routed,
+                       bool speculate) {
+             std::vector<Expert> list;
+             std::vector<std::shared_ptr<Engine>> engines;
+             for (std::size_t i = 0; i < experts.size(); ++i) {
+               engines.push_back(experts[i]->engine());
+               list.push_back({names.at(i), engines.back(), costs.at(i)});
+             }
+             const py::gil_scoped_release release;
+             auto made = std::make_unique<Pipeline>(
+                 gater->engine(), std::move(list),
+                 SchedulerOptions{latency_weight, verify_below, max_batch, std::chrono::microseconds(max_wait_us),
+                                  max_queue, warmup, speculate});
+             choose_routing(*made, gater->engine(), engines, device_routed);
+             return made;
+           }),
+           py::arg("gater"), py::arg("experts"), py::kw_only(), py::arg("names"), py::arg("costs"),
+           py::arg("latency_weight"), py::arg("verify_below"), py::arg("max_batch"), py::arg("max_wait_us"),
+           py::arg("max_queue"), py::arg("warmup"), py::arg("device_routed") = false, py::arg("speculate") = false)
       .def("predict", &predict, py::arg("images"),
            "(probabilities float32 [N,C], gater logits float32 [N,K], routes int64 [N], latency_ms float32 [N]).")
       .def(
           "submit",
-          [](Scheduler& self, std::uint64_t ticket, const py::array& image) {
+          [](Pipeline& self, std::uint64_t ticket, const py::array& image) {
             const std::uint8_t* const pixels = single_image(image, self.input());
             const py::gil_scoped_release release;
             self.submit(ticket, pixels);
@@ -119,9 +133,17 @@ void register_pipeline(py::module_& module) {
            "Blocks for finished submissions: [(ticket, error or None, probabilities, gater logits, route, "
            "latency_ms)];\n"
            "an empty list means closed and drained.")
-      .def_property("latency_weight", &Scheduler::latency_weight, &Scheduler::set_latency_weight)
+      .def_property(
+          "latency_weight", [](const Pipeline& self) { return self.latency_weight(); },
+          [](Pipeline& self, float weight) { self.set_latency_weight(weight); })
+      .def_property(
+          "verify_below", [](const Pipeline& self) { return self.verify_below(); },
+          [](Pipeline& self, float probability) { self.set_verify_below(probability); })
       .def("stats", &stats)
-      .def("close", &Scheduler::close, py::arg("cancel_pending"), py::call_guard<py::gil_scoped_release>());
+      .def(
+          "close", [](Pipeline& self, bool cancel_pending) { self.close(cancel_pending); }, py::arg("cancel_pending"),
+          py::call_guard<py::gil_scoped_release>());
+  register_device_pipeline(pipeline);
 }
 
 }  // namespace trt_moe

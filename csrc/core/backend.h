@@ -30,8 +30,16 @@ class Session {
  public:
   virtual ~Session() = default;
   virtual std::span<std::uint8_t> input() = 0;  // room for the largest bucket, uint8 NHWC
-  virtual std::span<const float> run(
-      std::size_t images) = 0;  // `images` is one of the buckets -> [images * outputs] logits
+  // images: one of the buckets, or where batches are padded any number up to the largest -> [images * outputs] logits
+  virtual std::span<const float> run(std::size_t images) = 0;
+};
+
+// A session of a device that works while the host goes on.
+class OverlappingSession : public Session {
+ public:
+  // run, in two parts: after `start` the input must stay as it is until `finish`, which must follow.
+  virtual void start(std::size_t images) = 0;
+  virtual std::span<const float> finish() = 0;
 };
 
 // A model compiled for one device. Thread-safe.
@@ -40,6 +48,23 @@ class Engine {
   virtual ~Engine() = default;
   virtual const EngineInfo& info() const = 0;
   virtual std::unique_ptr<Session> open(Lane lane) = 0;
+};
+
+// Answers of one run of a routed plan, one row an image.
+struct RoutedRows {
+  std::span<const std::int32_t> routes;  // -1: a gater logit is not finite
+  std::span<const float> gater_logits;   // [images * experts]
+  std::span<const float> probabilities;  // [images * classes]; NaN where an expert's logit is not finite
+};
+
+// A gater and its experts as one piece of work, whose routes never leave the device. One thread at a time runs it.
+class RoutedPlan {
+ public:
+  virtual ~RoutedPlan() = default;
+  virtual std::size_t capacity() const = 0;  // most images of one run
+  // Routes as choose_route does. The rows are good until the next run.
+  virtual RoutedRows run(ImageBatchView images, std::span<const float> costs, float latency_weight) = 0;
+  virtual RoutedRows run(const DeviceImages& images, std::span<const float> costs, float latency_weight) = 0;
 };
 
 struct EngineOptions {

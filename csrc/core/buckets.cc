@@ -8,7 +8,7 @@
 
 namespace trt_moe {
 
-Buckets::Buckets(std::vector<std::size_t> sizes) : sizes_(std::move(sizes)) {
+Buckets::Buckets(std::vector<std::size_t> sizes, Batching batching) : sizes_(std::move(sizes)), batching_(batching) {
   const bool ascending = std::adjacent_find(sizes_.begin(), sizes_.end(), std::greater_equal<>()) == sizes_.end();
   if (sizes_.empty() || sizes_.front() != 1 || !ascending) {
     std::string found;
@@ -19,7 +19,12 @@ Buckets::Buckets(std::vector<std::size_t> sizes) : sizes_(std::move(sizes)) {
 }
 
 std::size_t Buckets::filled_by(std::size_t images) const noexcept {
+  if (batching_ == Batching::kPadded) return std::min(std::max<std::size_t>(images, 1), largest());
   return *std::prev(std::upper_bound(sizes_.begin(), sizes_.end(), std::max<std::size_t>(images, 1)));
+}
+
+std::size_t Buckets::holding(std::size_t images) const noexcept {
+  return static_cast<std::size_t>(std::lower_bound(sizes_.begin(), sizes_.end(), images) - sizes_.begin());
 }
 
 std::size_t next_chunk(std::size_t pending, std::size_t workers, std::size_t max_batch,

@@ -16,9 +16,13 @@ namespace trt_moe {
 // One image on its way through the models.
 struct Job {
   Request* request = nullptr;
-  std::uint32_t index = 0;      // the image within its request
-  Clock::time_point queued;     // when it entered the queue it is in
-  std::uint64_t waited_ns = 0;  // in earlier queues
+  std::uint32_t index = 0;   // the image within its request
+  Clock::time_point queued;  // when it entered the queue it is in
+  // In earlier queues, and with an expert that was unsure:
+  std::uint64_t waited_ns = 0;
+  std::uint64_t gather_ns = 0;
+  std::uint64_t expert_ns = 0;
+  std::uint64_t scatter_ns = 0;
 };
 
 struct BatchPolicy {

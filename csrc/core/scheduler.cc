@@ -6,6 +6,7 @@
 #include <cstring>
 #include <optional>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 
 #include "core/error.h"
@@ -26,11 +27,13 @@ bool all_finite(std::span<const float> values) {
   return std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
 }
 
-void softmax(std::span<const float> logits, float* probabilities) {
+// Returns the largest probability.
+float softmax(std::span<const float> logits, float* probabilities) {
   const float largest = *std::max_element(logits.begin(), logits.end());
   float sum = 0.0F;
   for (std::size_t i = 0; i < logits.size(); ++i) sum += probabilities[i] = std::exp(logits[i] - largest);
   for (std::size_t i = 0; i < logits.size(); ++i) probabilities[i] /= sum;
+  return 1.0F / sum;
 }
 
 // Copies each job's image to its row of the session's input.
@@ -51,6 +54,12 @@ Failure closed_failure() {
   return {ErrorKind::kRouterClosed, "the router is closed; open a new one with trt_moe.Router(bundle)"};
 }
 
+// For a counter that one thread writes at a time and any thread reads.
+void add_one(std::uint64_t& counter) { std::atomic_ref(counter).fetch_add(1, std::memory_order_relaxed); }
+void add_one(std::atomic<std::uint64_t>& counter) {
+  counter.store(counter.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+}
+
 Error error_of(const Failure& failure) { return {failure.kind, failure.message}; }
 
 }  // namespace
@@ -59,9 +68,11 @@ Error error_of(const Failure& failure) { return {failure.kind, failure.message};
 struct Scheduler::Worker {
   std::unique_ptr<Session> session;
   std::vector<Job> batch;
+  std::vector<Job> unsure;
   RoutePlan plan;
   StageRecorder stats;
   std::atomic<std::uint64_t> images{0};
+  std::atomic<std::uint64_t> passed_on{0};
   std::atomic<std::uint64_t> batches{0};
   std::thread thread;
 };
@@ -78,8 +89,49 @@ struct Scheduler::InlineLane {
   std::mutex mutex;
   std::unique_ptr<Session> gater;
   std::vector<std::unique_ptr<Session>> experts;
+  OverlappingSession* speculative = nullptr;  // the cheapest expert's session, where it starts beside the gater
   std::vector<std::uint64_t> images;
+  std::vector<std::uint64_t> passed_on;
   StageRecorder stats;
+};
+
+// A plan that answers whole batches on the device, for one caller at a time.
+struct Scheduler::RoutedLane {
+  std::mutex mutex;
+  std::shared_ptr<RoutedPlan> plan;
+  std::vector<std::uint32_t> unsure;  // of the run, indices of images
+  std::vector<bool> ran;              // in the run, by expert
+  std::vector<std::uint64_t> images;
+  std::vector<std::uint64_t> passed_on;
+  std::vector<std::uint64_t> batches;
+  StageRecorder stats;
+};
+
+// The cheapest expert at work before the gater has chosen. Where its answer is not taken, it is waited for in the end:
+// its session is needed again.
+class Scheduler::Speculation {
+ public:
+  Speculation(OverlappingSession* session, const std::uint8_t* image, std::size_t bytes) : session_(session) {
+    if (session_ == nullptr) return;
+    std::memcpy(session_->input().data(), image, bytes);
+    session_->start(1);
+  }
+  ~Speculation() {
+    if (session_ == nullptr) return;
+    try {
+      session_->finish();
+    } catch (const std::exception&) {
+      // Nobody asked for this answer; a device that is lost says so again.
+    }
+  }
+  Speculation(const Speculation&) = delete;
+  Speculation& operator=(const Speculation&) = delete;
+
+  bool answers(std::size_t expert) const noexcept { return session_ != nullptr && expert == 0; }
+  std::span<const float> take() { return std::exchange(session_, nullptr)->finish(); }
+
+ private:
+  OverlappingSession* session_;
 };
 
 // Lets close() wait for the calls that it found under way.
@@ -112,7 +164,7 @@ class Scheduler::Admission {
     was_idle_ = before == 0;
     if (scheduler.closing_.load()) {
       scheduler.in_flight_.fetch_sub(images);
-      throw error_of(closed_failure());
+      throw error_of(scheduler.lost_.load() ? scheduler.lost_failure_ : closed_failure());
     }
   }
   ~Admission() { scheduler_.in_flight_.fetch_sub(images_); }
@@ -133,7 +185,8 @@ Scheduler::Scheduler(std::shared_ptr<Engine> gater, std::vector<Expert> experts,
       experts_(std::move(experts)),
       options_(options),
       input_(gater_->info().input),
-      latency_weight_(options.latency_weight) {
+      latency_weight_(options.latency_weight),
+      verify_below_(options.verify_below) {
   if (experts_.size() != gater_->info().outputs) {
     throw Error(ErrorKind::kInput, "the gater scores " + std::to_string(gater_->info().outputs) + " experts, but " +
                                        std::to_string(experts_.size()) + " were given");
@@ -156,7 +209,18 @@ Scheduler::Scheduler(std::shared_ptr<Engine> gater, std::vector<Expert> experts,
   inline_lane_ = std::make_unique<InlineLane>();
   inline_lane_->gater = gater_->open(Lane::kLatency);
   for (const Expert& expert : experts_) inline_lane_->experts.push_back(expert.engine->open(Lane::kLatency));
+  if (options_.speculate) {
+    inline_lane_->speculative = dynamic_cast<OverlappingSession*>(inline_lane_->experts.front().get());
+    const auto same = [&](const Expert& expert) { return expert.engine == experts_.front().engine; };
+    if (inline_lane_->speculative == nullptr || gater_ == experts_.front().engine ||
+        std::any_of(experts_.begin() + 1, experts_.end(), same)) {
+      throw Error(ErrorKind::kInput, "speculate is set, but expert " + experts_.front().name +
+                                         " cannot run beside the gater: it is on the CPU, or one model is there twice; "
+                                         "expected a model of its own on a CUDA device");
+    }
+  }
   inline_lane_->images.resize(experts_.size());
+  inline_lane_->passed_on.resize(experts_.size());
   if (options_.warmup) {
     inline_lane_->gater->run(1);
     for (const auto& session : inline_lane_->experts) session->run(1);
@@ -206,6 +270,7 @@ void Scheduler::fill_station(Station& station, const std::shared_ptr<Engine>& en
     Worker& worker = *station.workers.emplace_back(std::make_unique<Worker>());
     worker.session = engine->open(Lane::kThroughput);
     worker.batch.resize(info.buckets.largest());
+    worker.unsure.reserve(info.buckets.largest());
     if (options_.warmup) {
       for (const std::size_t bucket : info.buckets.sizes()) worker.session->run(bucket);
     }
@@ -231,10 +296,13 @@ void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*po
   // Counted before the admission looks whether we are closing: close() sees this call, or it is refused.
   const ActivePredict active(active_predicts_);
   const Admission admission(*this, places);
-  if (images.count == 1 && admission.was_idle()) {
+  const bool on_device = routes_on_device();
+  const bool inline_first = !on_device || inline_lane_->speculative != nullptr;
+  if (images.count == 1 && admission.was_idle() && inline_first) {
     const std::unique_lock lane(inline_lane_->mutex, std::try_to_lock);
     if (lane.owns_lock()) return run_inline(images.data, rows, submitted);
   }
+  if (on_device) return run_routed(images, rows, submitted, poll);
   // More images than places go through in two alternating parts, so that the workers never run dry between them.
   const std::size_t part = images.count <= places ? images.count : std::max<std::size_t>(1, places / 2);
   std::array<std::optional<BlockingRequest>, 2> parts;
@@ -264,6 +332,17 @@ void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*po
     }
     throw;
   }
+}
+
+void Scheduler::predict(const DeviceImages& images, const OutputRows& rows, void (*poll)()) {
+  const Clock::time_point submitted = Clock::now();
+  if (!takes_device_images()) {
+    throw Error(ErrorKind::kInput,
+                "the images are on a device, but they are routed or verified on the host: copy them there");
+  }
+  const ActivePredict active(active_predicts_);
+  const Admission admission(*this, std::min({images.count, options_.max_batch, options_.max_queue}));
+  run_routed(images, rows, submitted, poll);
 }
 
 void Scheduler::submit(std::uint64_t ticket, const std::uint8_t* image) {
@@ -300,6 +379,7 @@ void Scheduler::recycle(SubmittedRequest* request) {
 void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, Clock::time_point submitted) try {
   InlineLane& lane = *inline_lane_;
   const Clock::time_point start = Clock::now();
+  Speculation speculation(lane.speculative, image, input_.bytes());
   std::memcpy(lane.gater->input().data(), image, input_.bytes());
   const std::span<const float> scores = lane.gater->run(1);
   std::copy(scores.begin(), scores.end(), rows.gater_logits);
@@ -307,33 +387,152 @@ void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, Cl
   if (route == kNoRoute) throw error_of(bad_logits("the gater"));
   const Clock::time_point gated = Clock::now();
 
-  Session& session = *lane.experts[route];
-  std::memcpy(session.input().data(), image, input_.bytes());
-  const Clock::time_point gathered = Clock::now();
-  const std::span<const float> logits = session.run(1);
-  const Clock::time_point ran = Clock::now();
-  if (!all_finite(logits)) throw error_of(bad_logits("expert " + experts_[route].name));
-  softmax(logits, rows.probabilities);
-  *rows.routes = route;
-  const Clock::time_point done = Clock::now();
+  std::size_t expert = route;
+  std::uint64_t gather_ns = 0;
+  std::uint64_t expert_ns = 0;
+  std::uint64_t scatter_ns = 0;
+  Clock::time_point done = gated;
+  while (true) {
+    const Clock::time_point begin = done;
+    Session& session = *lane.experts[expert];
+    const bool started = speculation.answers(expert);
+    if (!started) std::memcpy(session.input().data(), image, input_.bytes());
+    const Clock::time_point gathered = Clock::now();
+    const std::span<const float> logits = started ? speculation.take() : session.run(1);
+    const Clock::time_point ran = Clock::now();
+    if (!all_finite(logits)) throw error_of(bad_logits("expert " + experts_[expert].name));
+    const float confidence = softmax(logits, rows.probabilities);
+    done = Clock::now();
+    gather_ns += ns_between(begin, gathered);
+    expert_ns += ns_between(gathered, ran);
+    scatter_ns += ns_between(ran, done);
+    if (!unsure(expert, confidence)) break;
+    add_one(lane.passed_on[expert]);
+    expert = experts_.size() - 1;
+  }
+  *rows.routes = static_cast<std::int64_t>(expert);
   *rows.latency_ms = ms_between(submitted, done);
 
   lane.stats.record(Stage::kGate, ns_between(start, gated));
   lane.stats.record(Stage::kQueue, ns_between(submitted, start));
-  lane.stats.record(Stage::kGather, ns_between(gated, gathered));
-  lane.stats.record(Stage::kExpert, ns_between(gathered, ran));
-  lane.stats.record(Stage::kScatter, ns_between(ran, done));
+  lane.stats.record(Stage::kGather, gather_ns);
+  lane.stats.record(Stage::kExpert, expert_ns);
+  lane.stats.record(Stage::kScatter, scatter_ns);
   lane.stats.record(Stage::kTotal, ns_between(submitted, done));
-  std::atomic_ref(lane.images[route]).fetch_add(1, std::memory_order_relaxed);
+  add_one(lane.images[expert]);
 } catch (const std::exception&) {
-  throw error_of(current_failure());  // the same error as from a worker
+  const Failure failure = current_failure();
+  note(failure);
+  throw error_of(failure);  // the same error as from a worker
+}
+
+void Scheduler::use(std::shared_ptr<RoutedPlan> plan) {
+  if (options_.warmup) {
+    const std::vector<std::uint8_t> black(plan->capacity() * input_.bytes());
+    const ImageBatchView images{black.data(), plan->capacity(), input_.bytes()};
+    plan->run(images.part(0, 1), costs_, latency_weight());
+    plan->run(images, costs_, latency_weight());
+  }
+  routed_lane_ = std::make_unique<RoutedLane>();
+  routed_lane_->unsure.reserve(plan->capacity());
+  routed_lane_->plan = std::move(plan);
+  routed_lane_->ran.resize(experts_.size());
+  routed_lane_->images.resize(experts_.size());
+  routed_lane_->passed_on.resize(experts_.size());
+  routed_lane_->batches.resize(experts_.size());
+}
+
+template <typename Images>
+void Scheduler::run_routed(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)()) {
+  const std::size_t part = std::min(routed_lane_->plan->capacity(), options_.max_batch);
+  for (std::size_t begin = 0; begin < images.count; begin += part) {
+    if (begin > 0 && poll != nullptr) poll();
+    const std::size_t count = std::min(part, images.count - begin);
+    run_routed_part(images.part(begin, count),
+                    {rows.probabilities + begin * classes_, rows.gater_logits + begin * experts_.size(),
+                     rows.routes + begin, rows.latency_ms + begin},
+                    submitted, poll);
+  }
+}
+
+template <typename Images>
+void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Clock::time_point submitted,
+                                void (*poll)()) {
+  RoutedLane& lane = *routed_lane_;
+  std::optional<BlockingRequest> verified;
+  {
+    const std::lock_guard lock(lane.mutex);
+    if (cancel_pending_.load(std::memory_order_relaxed)) throw error_of(closed_failure());
+    const Clock::time_point start = Clock::now();
+    try {
+      const RoutedRows answers = lane.plan->run(images, costs_, latency_weight());
+      check_rows(answers);
+      std::copy(answers.routes.begin(), answers.routes.end(), rows.routes);
+      std::copy(answers.gater_logits.begin(), answers.gater_logits.end(), rows.gater_logits);
+      std::copy(answers.probabilities.begin(), answers.probabilities.end(), rows.probabilities);
+    } catch (const std::exception&) {
+      const Failure failure = current_failure();
+      note(failure);
+      throw error_of(failure);
+    }
+    const Clock::time_point done = Clock::now();
+    lane.unsure.clear();
+    std::fill(lane.ran.begin(), lane.ran.end(), false);
+    for (std::size_t i = 0; i < images.count; ++i) {
+      const auto expert = static_cast<std::size_t>(rows.routes[i]);
+      if (!lane.ran[expert]) add_one(lane.batches[expert]);
+      lane.ran[expert] = true;
+      const float* const row = rows.probabilities + i * classes_;
+      if (unsure(expert, *std::max_element(row, row + classes_))) {
+        lane.unsure.push_back(static_cast<std::uint32_t>(i));
+        add_one(lane.passed_on[expert]);
+        continue;
+      }
+      rows.latency_ms[i] = ms_between(submitted, done);
+      lane.stats.record(Stage::kQueue, ns_between(submitted, start));
+      lane.stats.record(Stage::kTotal, ns_between(submitted, done));
+      add_one(lane.images[expert]);
+    }
+    if constexpr (std::is_same_v<Images, ImageBatchView>) {
+      if (!lane.unsure.empty()) {
+        verified.emplace(images, rows, submitted);
+        for (std::size_t i = lane.unsure.size(); i < images.count; ++i) verified->complete_one();
+        const auto job = [&](std::size_t i) { return Job{&*verified, lane.unsure[i], done}; };
+        if (!expert_stations_.back()->queue.push(lane.unsure.size(), job)) throw error_of(closed_failure());
+      }
+    }
+  }
+  if (verified) verified->wait(poll);
+}
+
+void Scheduler::check_rows(const RoutedRows& answers) const {
+  for (std::size_t i = 0; i < answers.routes.size(); ++i) {
+    if (answers.routes[i] < 0) throw error_of(bad_logits("the gater"));
+    if (!all_finite(answers.probabilities.subspan(i * classes_, classes_))) {
+      throw error_of(bad_logits("expert " + experts_[static_cast<std::size_t>(answers.routes[i])].name));
+    }
+  }
+}
+
+void Scheduler::note(const Failure& failure) {
+  if (failure.kind != ErrorKind::kDeviceLost) return;
+  std::call_once(lost_once_, [&] { lost_failure_ = failure; });
+  lost_.store(true);
+  closing_.store(true);
+}
+
+bool Scheduler::unsure(std::size_t expert, float confidence) const noexcept {
+  return confidence < verify_below() && expert + 1 != experts_.size();
 }
 
 std::size_t Scheduler::drop_cancelled(std::span<Job> batch) {
   std::size_t kept = 0;
+  const bool lost = lost_.load();
   const bool cancel_all = cancel_pending_.load(std::memory_order_relaxed);
   for (const Job& job : batch) {
-    if (cancel_all) {
+    if (lost) {
+      job.request->fail_one(lost_failure_);
+    } else if (cancel_all) {
       job.request->fail_one(closed_failure());
     } else if (job.request->cancelled()) {
       job.request->complete_one();
@@ -362,6 +561,7 @@ void Scheduler::run_gater(Worker& worker, std::size_t count) {
       }
     } catch (...) {
       const Failure failure = current_failure();
+      note(failure);
       for (const Job& job : batch) job.request->fail_one(failure);
       continue;
     }
@@ -397,31 +597,46 @@ void Scheduler::run_expert(std::size_t expert, Worker& worker, std::size_t count
       logits = worker.session->run(batch.size());
     } catch (...) {
       const Failure failure = current_failure();
+      note(failure);
       for (const Job& job : batch) job.request->fail_one(failure);
       continue;
     }
     const Clock::time_point ran = Clock::now();
-    worker.batches.store(worker.batches.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    add_one(worker.batches);
     for (std::size_t i = 0; i < batch.size(); ++i) {
-      const Job& job = batch[i];
+      Job& job = batch[i];
       const auto row = logits.subspan(i * classes_, classes_);
       if (!all_finite(row)) {
         job.request->fail_one(bad_logits("expert " + experts_[expert].name));
         continue;
       }
       const OutputRows& rows = job.request->rows();
-      softmax(row, rows.probabilities + job.index * classes_);
-      rows.routes[job.index] = static_cast<std::int64_t>(expert);
+      const float confidence = softmax(row, rows.probabilities + job.index * classes_);
       const Clock::time_point done = Clock::now();
+      job.waited_ns += ns_between(job.queued, start);
+      job.gather_ns += ns_between(start, gathered);
+      job.expert_ns += ns_between(gathered, ran);
+      job.scatter_ns += ns_between(ran, done);
+      if (unsure(expert, confidence)) {
+        job.queued = done;
+        worker.unsure.push_back(job);
+        add_one(worker.passed_on);
+        continue;
+      }
+      rows.routes[job.index] = static_cast<std::int64_t>(expert);
       rows.latency_ms[job.index] = ms_between(job.request->submitted(), done);
       // Recorded before the image completes: whoever has all answers finds them all in stats().
-      worker.stats.record(Stage::kQueue, job.waited_ns + ns_between(job.queued, start));
-      worker.stats.record(Stage::kGather, ns_between(start, gathered));
-      worker.stats.record(Stage::kExpert, ns_between(gathered, ran));
-      worker.stats.record(Stage::kScatter, ns_between(ran, done));
+      worker.stats.record(Stage::kQueue, job.waited_ns);
+      worker.stats.record(Stage::kGather, job.gather_ns);
+      worker.stats.record(Stage::kExpert, job.expert_ns);
+      worker.stats.record(Stage::kScatter, job.scatter_ns);
       worker.stats.record(Stage::kTotal, ns_between(job.request->submitted(), done));
-      worker.images.store(worker.images.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+      add_one(worker.images);
       job.request->complete_one();
+    }
+    if (!worker.unsure.empty()) {
+      expert_stations_.back()->queue.push(worker.unsure.size(), [&](std::size_t i) { return worker.unsure[i]; });
+      worker.unsure.clear();
     }
   }
 }
@@ -434,7 +649,7 @@ void Scheduler::close(bool cancel_pending) {
   for (std::size_t active = active_predicts_.load(); active != 0; active = active_predicts_.load()) {
     active_predicts_.wait(active);
   }
-  // Upstream first: when the experts' queues close, no gater worker is left that could push into them.
+  // Upstream first: when a queue closes, no worker of the gater or of a cheaper expert is left that could push into it.
   stop_station(*gate_station_);
   for (const auto& station : expert_stations_) stop_station(*station);
   completed_.close();
@@ -447,12 +662,23 @@ SchedulerStats Scheduler::stats() const {
   for (const auto& worker : gate_station_->workers) recorders.push_back(&worker->stats);
   for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
     const std::uint64_t alone = std::atomic_ref(inline_lane_->images[expert]).load(std::memory_order_relaxed);
+    const std::uint64_t alone_unsure = std::atomic_ref(inline_lane_->passed_on[expert]).load(std::memory_order_relaxed);
     stats.images.push_back(alone);
-    stats.batches.push_back(alone);
+    stats.passed_on.push_back(alone_unsure);
+    stats.batches.push_back(alone + alone_unsure);
     for (const auto& worker : expert_stations_[expert]->workers) {
       recorders.push_back(&worker->stats);
       stats.images.back() += worker->images.load(std::memory_order_relaxed);
+      stats.passed_on.back() += worker->passed_on.load(std::memory_order_relaxed);
       stats.batches.back() += worker->batches.load(std::memory_order_relaxed);
+    }
+  }
+  if (routed_lane_) {
+    recorders.push_back(&routed_lane_->stats);
+    for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
+      stats.images[expert] += std::atomic_ref(routed_lane_->images[expert]).load(std::memory_order_relaxed);
+      stats.passed_on[expert] += std::atomic_ref(routed_lane_->passed_on[expert]).load(std::memory_order_relaxed);
+      stats.batches[expert] += std::atomic_ref(routed_lane_->batches[expert]).load(std::memory_order_relaxed);
     }
   }
   for (std::size_t stage = 0; stage < kStageNames.size(); ++stage) {

@@ -27,16 +27,22 @@ struct Expert {
 
 struct SchedulerOptions {
   float latency_weight = 0.0F;
+  float verify_below = 0.0F;  // see Scheduler::set_verify_below
   std::size_t max_batch = 64;
   std::chrono::microseconds max_wait{0};
   std::size_t max_queue = 4096;
   bool warmup = true;
+  // A lone image starts the cheapest expert beside the gater, and is answered by it only if the gater agrees. Faster
+  // where most images are cheap ones, slower where the device has no room for both.
+  bool speculate = false;
 };
 
+// What a routed plan answers has no gate, gather, expert and scatter times: the device does not tell.
 struct SchedulerStats {
   std::array<HistogramSnapshot, kStageNames.size()> stages;
-  std::vector<std::uint64_t> images;   // answered, per expert
-  std::vector<std::uint64_t> batches;  // run, per expert
+  std::vector<std::uint64_t> images;     // answered, per expert
+  std::vector<std::uint64_t> passed_on;  // run, but left to the dearest expert, per expert
+  std::vector<std::uint64_t> batches;    // run, per expert
   std::size_t in_flight = 0;
 };
 
@@ -51,9 +57,17 @@ class Scheduler {
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
 
+  // From here on `predict` goes through this plan of the same models; `submit` does not, whose images form batches
+  // with others on the way, nor does what an expert was unsure of. Before the first predict only.
+  void use(std::shared_ptr<RoutedPlan> plan);
+
   // Answers every image or throws: Error(kQueueFull) with nothing taken, Error(kRouterClosed), Error(kModelOutput).
   // Of more than max_batch images, max_batch are under way at a time. `poll`: see BlockingRequest::wait.
   void predict(ImageBatchView images, const OutputRows& rows, void (*poll)());
+  // The same for images on the device, in place; Error(kInput) unless it takes them.
+  void predict(const DeviceImages& images, const OutputRows& rows, void (*poll)());
+  bool routes_on_device() const noexcept { return routed_lane_ != nullptr; }
+  bool takes_device_images() const noexcept { return routes_on_device() && verify_below() <= 0.0F; }
 
   // Takes a copy of one image; its answer comes out of take_completed under `ticket`.
   void submit(std::uint64_t ticket, const std::uint8_t* image);
@@ -63,6 +77,11 @@ class Scheduler {
   void set_latency_weight(float weight) noexcept { latency_weight_.store(weight, std::memory_order_relaxed); }
   float latency_weight() const noexcept { return latency_weight_.load(std::memory_order_relaxed); }
 
+  // Gate, then verify: an image whose expert gives its likeliest class a probability below this is answered by the
+  // dearest expert, the last one, instead. 0: never.
+  void set_verify_below(float probability) noexcept { verify_below_.store(probability, std::memory_order_relaxed); }
+  float verify_below() const noexcept { return verify_below_.load(std::memory_order_relaxed); }
+
   // Takes nothing new, then answers all it took, or with cancel_pending fails what waits with Error(kRouterClosed).
   void close(bool cancel_pending);
 
@@ -71,6 +90,7 @@ class Scheduler {
   SchedulerStats stats() const;
   std::size_t classes() const noexcept { return classes_; }
   std::size_t experts() const noexcept { return experts_.size(); }
+  std::size_t max_batch() const noexcept { return options_.max_batch; }
   const ImageShape& input() const noexcept { return input_; }
 
  private:
@@ -78,11 +98,21 @@ class Scheduler {
   struct Station;
   class Admission;
   class ActivePredict;
+  class Speculation;
   struct InlineLane;
+  struct RoutedLane;
 
   void run_gater(Worker& worker, std::size_t count);
   void run_expert(std::size_t expert, Worker& worker, std::size_t count);
   void run_inline(const std::uint8_t* image, const OutputRows& rows, Clock::time_point submitted);
+  template <typename Images>
+  void run_routed(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)());
+  template <typename Images>
+  void run_routed_part(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)());
+  void check_rows(const RoutedRows& answers) const;
+  // Of a failed run: a device that is lost closes the scheduler, and fails all that waits.
+  void note(const Failure& failure);
+  bool unsure(std::size_t expert, float confidence) const noexcept;
   std::size_t drop_cancelled(std::span<Job> batch);
   void fill_station(Station& station, const std::shared_ptr<Engine>& engine);
   void start_threads();
@@ -96,15 +126,20 @@ class Scheduler {
   ImageShape input_;
   std::size_t classes_ = 0;
   std::atomic<float> latency_weight_;
+  std::atomic<float> verify_below_;
 
   std::atomic<std::size_t> in_flight_{0};
   std::atomic<std::size_t> active_predicts_{0};
   std::atomic<bool> closing_{false};
   std::atomic<bool> cancel_pending_{false};
+  std::once_flag lost_once_;
+  Failure lost_failure_;  // written once, before lost_
+  std::atomic<bool> lost_{false};
 
   std::unique_ptr<Station> gate_station_;
   std::vector<std::unique_ptr<Station>> expert_stations_;
   std::unique_ptr<InlineLane> inline_lane_;
+  std::unique_ptr<RoutedLane> routed_lane_;  // none: host-routed
 
   CompletionQueue completed_;
   std::mutex spare_mutex_;

@@ -22,6 +22,21 @@ struct ImageBatchView {
   std::size_t image_bytes = 0;
 
   const std::uint8_t* image(std::size_t index) const noexcept { return data + index * image_bytes; }
+  ImageBatchView part(std::size_t begin, std::size_t images) const noexcept {
+    return {image(begin), images, image_bytes};
+  }
+};
+
+// The same in a device's memory, whole once the work that is on `stream` now has run; 0: it is whole.
+struct DeviceImages {
+  std::uintptr_t address = 0;
+  std::size_t count = 0;
+  std::size_t image_bytes = 0;
+  std::uintptr_t stream = 0;
+
+  DeviceImages part(std::size_t begin, std::size_t images) const noexcept {
+    return {address + begin * image_bytes, images, image_bytes, stream};
+  }
 };
 
 }  // namespace trt_moe

@@ -125,16 +125,22 @@ inline double mean_brightness(std::span<const std::uint8_t> pixels) {
   return std::accumulate(pixels.begin(), pixels.end(), 0.0) / (255.0 * static_cast<double>(pixels.size()));
 }
 
+inline FakeModel gater_model(ImageShape input, std::size_t experts) {
+  return {input, experts, [](auto image, auto logits) { score_position(mean_brightness(image), 40.0, logits); }};
+}
+
+inline FakeModel expert_model(ImageShape input, std::size_t classes, std::size_t index) {
+  return {input, classes, [index](auto image, auto logits) {
+            score_position(mean_brightness(image), 20.0 * static_cast<double>(index + 1), logits);
+          }};
+}
+
 inline std::shared_ptr<FakeEngine> fake_gater(ImageShape input, std::size_t experts) {
-  return std::make_shared<FakeEngine>(
-      FakeModel{input, experts, [](auto image, auto logits) { score_position(mean_brightness(image), 40.0, logits); }});
+  return std::make_shared<FakeEngine>(gater_model(input, experts));
 }
 
 inline std::shared_ptr<FakeEngine> fake_expert(ImageShape input, std::size_t classes, std::size_t index) {
-  return std::make_shared<FakeEngine>(FakeModel{input, classes, [index](auto image, auto logits) {
-                                                  score_position(mean_brightness(image),
-                                                                 20.0 * static_cast<double>(index + 1), logits);
-                                                }});
+  return std::make_shared<FakeEngine>(expert_model(input, classes, index));
 }
 
 }  // namespace trt_moe::testing

@@ -3,6 +3,7 @@
 #include "core/buckets.h"
 #include "core/error.h"
 
+using trt_moe::Batching;
 using trt_moe::Buckets;
 using trt_moe::next_chunk;
 
@@ -15,6 +16,19 @@ TEST_CASE("a bucket is the largest that the images fill") {
   CHECK(buckets.filled_by(16) == 16);
   CHECK(buckets.filled_by(1000) == 16);
   CHECK(buckets.largest() == 16);
+}
+
+TEST_CASE("a padded batch takes all that the largest bucket holds, in the smallest bucket that holds it") {
+  const Buckets buckets({1, 4, 16}, Batching::kPadded);
+  for (const std::size_t images : {1U, 3U, 4U, 15U, 16U}) CHECK(buckets.filled_by(images) == images);
+  CHECK(buckets.filled_by(17) == 16);
+  CHECK(buckets.holding(1) == 0);
+  CHECK(buckets.holding(2) == 1);
+  CHECK(buckets.holding(4) == 1);
+  CHECK(buckets.holding(5) == 2);
+  CHECK(buckets.holding(16) == 2);
+  CHECK(next_chunk(7, 1, 5, buckets) == 5);
+  CHECK(next_chunk(40, 2, 64, buckets) == 16);
 }
 
 TEST_CASE("buckets start with 1 and ascend") {

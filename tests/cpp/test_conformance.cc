@@ -12,6 +12,10 @@
 #include "core/model_runner.h"
 #include "core/scheduler.h"
 #include "fake_backend.h"
+#include "fake_captured_model.h"
+#ifdef TRT_MOE_TEST_ON_GPU
+#include "toy_models.h"
+#endif
 
 using namespace trt_moe;
 
@@ -26,6 +30,18 @@ struct FakeBackendUnderTest {
   static std::shared_ptr<Engine> expert(std::size_t index) { return testing::fake_expert(kShape, kClasses, index); }
 };
 
+// The CUDA backend's host-routed plan, on a device that is none.
+struct CapturedUnderTest {
+  static std::shared_ptr<Engine> capture(const std::string& name, const testing::FakeModel& model) {
+    return testing::capture_model(std::make_shared<testing::FakeStreamDevice>(testing::FakeStreamDevice::some_gpu()),
+                                  name, model);
+  }
+  static std::shared_ptr<Engine> gater() { return capture("gater", testing::gater_model(kShape, kExperts)); }
+  static std::shared_ptr<Engine> expert(std::size_t index) {
+    return capture("expert", testing::expert_model(kShape, kClasses, index));
+  }
+};
+
 struct OpenVinoUnderTest {
   static std::shared_ptr<Engine> load(const std::string& name) {
     const char* const folder = std::getenv("TRT_MOE_TINY_BUNDLE");
@@ -38,6 +54,15 @@ struct OpenVinoUnderTest {
   static std::shared_ptr<Engine> gater() { return load("gater"); }
   static std::shared_ptr<Engine> expert(std::size_t index) { return load("expert-" + std::to_string(index)); }
 };
+
+#ifdef TRT_MOE_TEST_ON_GPU
+struct CudaUnderTest {
+  static std::shared_ptr<Engine> gater() { return testing::capture_toy("gater", testing::toy_gater(kShape, kExperts)); }
+  static std::shared_ptr<Engine> expert(std::size_t index) {
+    return testing::capture_toy("expert", testing::toy_expert(kShape, kClasses, index));
+  }
+};
+#endif
 
 std::vector<std::uint8_t> grey_images(const std::vector<int>& levels) {
   std::vector<std::uint8_t> pixels;
@@ -59,10 +84,12 @@ void expect_logits(std::span<const float> found, int level, double scale, std::s
 
 }  // namespace
 
-#ifdef TRT_MOE_WITH_OPENVINO
-#define BACKENDS_UNDER_TEST FakeBackendUnderTest, OpenVinoUnderTest
+#if defined(TRT_MOE_TEST_ON_GPU)
+#define BACKENDS_UNDER_TEST CudaUnderTest
+#elif defined(TRT_MOE_WITH_OPENVINO)
+#define BACKENDS_UNDER_TEST FakeBackendUnderTest, CapturedUnderTest, OpenVinoUnderTest
 #else
-#define BACKENDS_UNDER_TEST FakeBackendUnderTest
+#define BACKENDS_UNDER_TEST FakeBackendUnderTest, CapturedUnderTest
 #endif
 
 TEST_CASE_TEMPLATE("an engine says what it takes and gives", Backend, BACKENDS_UNDER_TEST) {

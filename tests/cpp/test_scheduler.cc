@@ -123,6 +123,60 @@ TEST_CASE("the latency weight moves routes without a new scheduler") {
   CHECK(rig.predict({kBright, kBright}).routes == std::vector<std::int64_t>{0, 0});
 }
 
+TEST_CASE("an unsure expert leaves the image to the dearest one") {
+  // The cheap expert gives its likeliest class .99 at the darkest level and less the nearer an image is to 1/3.
+  const std::vector<std::uint8_t> levels{0, 80, 0, 230};
+  std::vector<float> logits(3);
+  testing::score_position(80 / 255.0, 20.0, logits);
+  CHECK(1.0F / (1.0F + std::exp(logits[0] - logits[1]) + std::exp(logits[2] - logits[1])) < 0.9F);
+
+  for (const bool at_once : {true, false}) {
+    Rig rig;
+    const auto routes = [&] {
+      std::vector<std::int64_t> all;
+      if (at_once) return rig.predict(levels).routes;
+      for (const std::uint8_t level : levels) all.push_back(rig.predict({level}).routes[0]);
+      return all;
+    };
+    CHECK(routes() == std::vector<std::int64_t>{0, 0, 0, 1});
+    CHECK(rig.scheduler.stats().passed_on == std::vector<std::uint64_t>{0, 0});
+
+    rig.scheduler.set_verify_below(0.9F);
+    CHECK(routes() == std::vector<std::int64_t>{0, 1, 0, 1});
+    CHECK(rig.scheduler.stats().passed_on == std::vector<std::uint64_t>{1, 0});
+    CHECK(rig.scheduler.stats().images == std::vector<std::uint64_t>{5, 3});
+    const std::vector<float> verified = rig.predict({80}).probabilities;
+
+    // By the latency weight alone the same image goes to the dearest expert at once, and gets the same answer.
+    rig.scheduler.set_verify_below(0.0F);
+    rig.scheduler.set_latency_weight(-1000.0F);
+    const Answers straight = rig.predict({80});
+    CHECK(straight.routes[0] == 1);
+    CHECK(straight.probabilities == verified);
+  }
+}
+
+TEST_CASE("submitted images are verified as well, and a cancelled or failed one is not lost on the way") {
+  SchedulerOptions options;
+  options.verify_below = 1.0F;
+  Rig rig(options);
+  for (std::uint64_t ticket = 0; ticket < 50; ++ticket) rig.submit(ticket, kDark);
+  for (const auto& [ticket, failure] : rig.collect(50)) CHECK(failure.empty());
+  CHECK(rig.scheduler.stats().images == std::vector<std::uint64_t>{0, 50});
+  CHECK(rig.scheduler.stats().passed_on == std::vector<std::uint64_t>{50, 0});
+  CHECK(rig.scheduler.stats().in_flight == 0);
+
+  rig.dear->gate.shut();
+  for (std::uint64_t ticket = 0; ticket < 20; ++ticket) rig.submit(ticket, kDark);
+  rig.dear->gate.wait_for_arrivals(1);
+  std::thread closer([&] { rig.scheduler.close(true); });
+  while (!rig.scheduler.closing()) std::this_thread::yield();
+  rig.dear->gate.open();
+  const auto outcomes = rig.collect(20);
+  closer.join();
+  CHECK(outcomes.size() == 20);
+}
+
 TEST_CASE("answers are identical alone, in a batch, in turns and from many threads") {
   SchedulerOptions options;
   options.max_batch = 8;

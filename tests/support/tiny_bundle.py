@@ -186,11 +186,12 @@ def edit_manifest(path: str | Path, change: Callable[[dict[str, Any]], object]) 
 
 
 def _score(position: NDArray[np.float64], count: int, scale: float) -> NDArray[np.float32]:
-    weight, bias = _weights(count, scale)
+    weight, bias = linear_weights(count, scale)
     return (position[:, None] * weight + bias).astype(np.float32)
 
 
-def _weights(count: int, scale: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def linear_weights(count: int, scale: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weight and bias, float32 [count] each, that score a brightness of 0 to 1."""
     # -scale * (x - middle)^2 without the x^2 that all have in common: linear in x.
     middle = (np.arange(count) + 0.5) / count
     return (scale * 2 * middle).astype(np.float32), (-scale * middle**2).astype(np.float32)
@@ -206,7 +207,7 @@ def _write_model(
     nan: bool = False,
     work: int = 0,
 ) -> None:
-    weight, bias = _weights(outputs, scale)
+    weight, bias = linear_weights(outputs, scale)
     if nan:
         bias = np.full_like(bias, np.nan)
     constants = {

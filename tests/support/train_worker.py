@@ -1,4 +1,6 @@
-"""Trains the experts of a JSON config and reports every step's loss, here or in a process that may be killed.
+"""Trains by a JSON config and reports every step's loss, here or in a process that may be killed.
+
+All phases where the config has a joint one (but no bundle is written), else only the experts.
 
 python train_worker.py CONFIG FOLDER RESULT [KILL_AT]: after KILL_AT steps the process kills itself, as a power
 cut would.
@@ -12,7 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 from trt_moe.data import load_dataset
-from trt_moe.training import TrainConfig, loop
+from trt_moe.training import TrainConfig, loop, pipeline
 from trt_moe.training.experts import Shape, train_experts
 from trt_moe.training.processes import connect
 from trt_moe.training.splits import split
@@ -21,7 +23,6 @@ from trt_moe.training.splits import split
 def train_and_report(config_file, folder, kill_at=0):
     """Return losses by step, messages and the number of processes."""
     config = TrainConfig.model_validate_json(Path(config_file).read_text())
-    data = load_dataset(config.data, "train")
     losses, messages = [], []
     over_processes = loop._over_processes
 
@@ -33,9 +34,15 @@ def train_and_report(config_file, folder, kill_at=0):
         if len(losses) == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    shape = Shape(*data.images.shape[1:], len(data.class_names))
-    with mock.patch.object(loop, "_over_processes", record):
-        train_experts(config, split(data, config.splits), shape, Path(folder), progress, messages.append)
+    with mock.patch.object(loop, "_over_processes", record), mock.patch.object(pipeline, "write_bundle"):
+        if config.joint is None:
+            data = load_dataset(config.data, "train")
+            shape = Shape(*data.images.shape[1:], len(data.class_names))
+            train_experts(config, split(data, config.splits), shape, Path(folder), progress, messages.append)
+        else:
+            pipeline.train(
+                config.model_copy(update={"checkpoints": Path(folder)}), Path(folder), progress, messages.append
+            )
     return {"losses": losses, "messages": messages, "processes": connect().num_processes}
 
 

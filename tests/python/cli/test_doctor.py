@@ -4,6 +4,7 @@ import pytest
 
 from trt_moe import doctor, hardware
 from trt_moe.compile import flavour
+from trt_moe.errors import DeviceError
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,55 @@ def test_a_gpu_without_tensorrt(monkeypatch):
     monkeypatch.setattr(doctor, "find_flavour", lambda: flavour.find_flavour(load=not_installed))
     commands = [item["command"] for item in doctor.diagnose()["missing"]]
     assert "pip install '.[rtx]'" in commands
+
+
+GPU = {"name": "NVIDIA X", "memory_mib": 1, "compute_capability": "9.0", "driver": "580.10"}
+
+
+def fake_core(monkeypatch, build, device=None):
+    def cuda_device():
+        if device is None:
+            raise DeviceError("no NVIDIA driver was found. `trt-moe doctor` shows what this machine has")
+        return SimpleNamespace(info=device)
+
+    core = SimpleNamespace(
+        cuda_build=lambda: build, CudaDevice=cuda_device, built_backends=lambda: [], usable_cpus=lambda: 1
+    )
+    monkeypatch.setattr("trt_moe._core", core)
+
+
+@pytest.mark.parametrize(("nvcc", "command"), [(None, "pip install 'nvidia-cuda-nvcc"), ("13.0", doctor.REINSTALL)])
+def test_a_gpu_without_the_cuda_backend(monkeypatch, capsys, nvcc, command):
+    monkeypatch.setattr(hardware, "_from_nvidia_smi", lambda: [GPU])
+    monkeypatch.setattr(doctor, "nvcc_version", lambda: nvcc)
+    fake_core(monkeypatch, build="")
+    report = doctor.diagnose()
+    (item,) = (item for item in report["missing"] if item["what"] == "the CUDA backend")
+    assert item["command"].startswith(command)
+    assert item["command"].endswith(doctor.REINSTALL)
+    assert report["ok"] is False
+    doctor.print_report(report)
+    assert "not built" in capsys.readouterr().out
+
+
+def test_a_cuda_backend_that_opens_no_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(hardware, "_from_nvidia_smi", lambda: [GPU])
+    fake_core(monkeypatch, build="CUDA 13.0 for sm_75, sm_90")
+    report = doctor.diagnose()
+    assert report["cuda"]["error"] == "no NVIDIA driver was found"
+    assert any(item["for"] == "no NVIDIA driver was found" for item in report["missing"])
+    doctor.print_report(report)
+    assert "CUDA 13.0 for sm_75, sm_90" in capsys.readouterr().out
+
+
+def test_a_cuda_backend_with_a_gpu_is_enough(monkeypatch, capsys):
+    device = {"name": "NVIDIA X", "compute_capability": "9.0", "driver": "13.0", "conditionals": "switch"}
+    fake_core(monkeypatch, build="CUDA 13.0 for sm_90", device=device)
+    report = doctor.diagnose()
+    assert report["ok"] is True
+    doctor.print_report(report)
+    out = capsys.readouterr().out
+    assert "NVIDIA X, compute capability 9.0, driver for CUDA 13.0, SWITCH nodes" in " ".join(out.split())
 
 
 def test_a_core_that_does_not_load_is_reported(monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """The router on a tiny bundle whose routes and logits are known."""
 
 import asyncio
+import contextlib
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import trt_moe
 import trt_moe.bundle
 import trt_moe.router
 from tests.support.tiny_bundle import TinyBundle, edit_manifest, write_tiny_bundle
+from trt_moe.cuda.device import reason_against
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,63 @@ def test_latency_weight_moves_routes_at_run_time(tiny: TinyBundle) -> None:
 def test_a_latency_weight_that_is_no_weight(router: trt_moe.Router, weight: object) -> None:
     with pytest.raises(trt_moe.InputError, match="latency_weight"):
         router.latency_weight = weight  # type: ignore[assignment]
+
+
+@settings(deadline=None, max_examples=25)
+@given(below=st.floats(0, 1, width=32), seed=st.integers(0, 1000))
+def test_unsure_experts_leave_images_to_the_dearest_in_any_batch(
+    router: trt_moe.Router, tiny: TinyBundle, below: float, seed: int
+) -> None:
+    def passed_on() -> list[int]:
+        return [expert["passed_on"] for expert in router.stats()["experts"].values()]
+
+    images = tiny.random(20, seed=seed)
+    routes = tiny.routes(images)
+    before = passed_on()
+    router.verify_below = below
+    try:
+        result = router.predict(images)
+        alone = [router.predict(image[None]) for image in images]
+        submitted = [router.submit(image).result(timeout=30) for image in images]
+    finally:
+        router.verify_below = 0.0
+    first = [router.model(f"expert-{route}").logits(image[None]) for route, image in zip(routes, images, strict=True)]
+    confidence = softmax(np.concatenate(first)).max(axis=1)
+    clear = np.abs(confidence - below) > 1e-5  # rounding decides the others
+    expected = np.where(confidence < below, 2, routes)
+    assert result.experts[clear].tolist() == expected[clear].tolist()
+    for row, (one, future) in enumerate(zip(alone, submitted, strict=True)):
+        np.testing.assert_array_equal(one.probabilities[0], result.probabilities[row])
+        np.testing.assert_array_equal(future.probabilities, result.probabilities[row])
+        assert one.experts[0] == future.expert == result.experts[row]
+    moved = [3 * int(((routes == k) & (result.experts == 2)).sum()) for k in (0, 1)]
+    assert [now - then for now, then in zip(passed_on(), before, strict=True)] == [*moved, 0]
+
+
+def test_verify_below_is_set_at_run_time(tiny: TinyBundle) -> None:
+    dark = tiny.grey(10)
+    with trt_moe.Router(tiny.path) as router:
+        assert router.verify_below == router.bundle.verify_below == 0.0
+        assert router.predict(dark).experts.tolist() == [0]
+        router.verify_below = 1.0
+        assert router.verify_below == 1.0
+        assert router.predict(dark).experts.tolist() == [2]
+
+
+def test_a_bundle_says_from_where_on_to_verify(tmp_path) -> None:
+    tiny = write_tiny_bundle(tmp_path / "tiny", experts=2)
+    edit_manifest(tiny.path, lambda data: data.update(verify_below=1.0))
+    with trt_moe.Router(tiny.path) as router:
+        assert router.verify_below == 1.0
+        assert router.predict(tiny.grey(10)).experts.tolist() == [1]
+    with trt_moe.Router(tiny.path, verify_below=0.0) as router:
+        assert router.predict(tiny.grey(10)).experts.tolist() == [0]
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.1, float("nan"), "much"])
+def test_a_probability_that_is_none(router: trt_moe.Router, probability: object) -> None:
+    with pytest.raises(trt_moe.InputError, match=r"verify_below is .*; expected a number from 0 to 1"):
+        router.verify_below = probability  # type: ignore[assignment]
 
 
 def test_inputs_of_many_kinds_give_one_answer(router: trt_moe.Router, tiny: TinyBundle) -> None:
@@ -244,7 +303,7 @@ def test_a_callback_that_fails_costs_no_other_future_its_answer(tiny: TinyBundle
     with trt_moe.Router(tiny.path) as router:
         for _ in range(20):
             future = router.submit(tiny.grey(20)[0])
-            if not future.done():
+            with contextlib.suppress(SystemExit):  # where the image was answered already
                 future.add_done_callback(leave)
             assert router.submit(tiny.grey(20)[0]).result(timeout=30).expert == 0
         assert router.stats()["in_flight"] == 0
@@ -306,6 +365,7 @@ def test_stats_count_every_image_once(tiny: TinyBundle) -> None:
         {"precision": "int3"},
         {"threads": 0},
         {"latency_weight": -1},
+        {"verify_below": 1.5},
     ],
 )
 def test_options_out_of_range_are_named(tiny: TinyBundle, options: dict[str, object]) -> None:
@@ -313,9 +373,9 @@ def test_options_out_of_range_are_named(tiny: TinyBundle, options: dict[str, obj
         trt_moe.Router(tiny.path, **options)  # type: ignore[arg-type]
 
 
-def test_a_backend_that_was_not_built_is_said(tiny: TinyBundle) -> None:
-    if "cuda" in trt_moe.router._core.built_backends():
-        pytest.skip("this build has the cuda backend")
+def test_a_gpu_that_is_not_there_is_said(tiny: TinyBundle) -> None:
+    if reason_against() is None:
+        pytest.skip("here is a GPU, and TensorRT for it")
     with pytest.raises(trt_moe.DeviceError, match="trt-moe doctor"):
         trt_moe.Router(tiny.path, device="cuda")
 

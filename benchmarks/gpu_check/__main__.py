@@ -1,0 +1,72 @@
+"""Builds the CUDA core, tests it and measures it on the GPU of this machine, offline, within 9 minutes.
+
+python -m benchmarks.gpu_check --out DIR [--skip-build]
+
+Writes DIR/gpu_check.json and DIR/gpu_check.md, anew after every part, and prints a short table last. A part that
+fails or takes too long is recorded, and the next one runs. Exit code: 0 when all parts ran, 1 when one failed, 3 when
+there is no device: then only those parts ran that need none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+from time import monotonic
+
+from benchmarks.gpu_check.parts import BUDGET_S, CHECKOUT, PARTS
+from benchmarks.gpu_check.report import Report
+from benchmarks.gpu_check.runner import run_part
+from trt_moe.hardware import gpu_report, library
+
+FAILED, NO_DEVICE = 1, 3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_check", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the two report files")
+    parser.add_argument("--skip-build", action="store_true", help="use the trt_moe that this Python has")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    report = Report(options.out, f"python -m benchmarks.gpu_check {' '.join(sys.argv[1:])}")
+    missing = why_no_device()
+    start = monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        # The built package first, the checkout for benchmarks and tests.
+        paths = [] if options.skip_build else [str(folder / "site")]
+        paths += [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+        for part in PARTS:
+            if part.name == "build" and options.skip_build:
+                report.skip(part, "--skip-build: the installed module is checked")
+            elif part.needs_device and missing:
+                report.skip(part, "no device")
+            else:
+                print(f"{part.name}: {part.what} ...", file=sys.stderr, flush=True)
+                report.add(part, run_part(part, folder, environment, BUDGET_S - (monotonic() - start)))
+    report.finish(missing)
+    if missing:
+        return NO_DEVICE
+    return FAILED if report.failed else 0
+
+
+def why_no_device() -> str | None:
+    """What was looked for in vain; None where there is a device."""
+    found = gpu_report()
+    if found["devices"]:
+        return None
+    nodes = sorted(str(node) for node in Path("/dev").glob("nvidia[0-9]*"))
+    return (
+        f"no NVIDIA device: {found['why_none']}; looked for nvidia-smi and NVML (no device), the driver's libcuda.so.1 "
+        f"({library('cuda') or 'none'}), /dev/nvidia* ({', '.join(nodes) or 'none'}), the kernel module "
+        f"({found['driver'] or 'not loaded'}), NVIDIA on the PCI bus ({', '.join(found['pci_devices']) or 'none'})"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

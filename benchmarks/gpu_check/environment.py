@@ -1,0 +1,65 @@
+"""What the machine has."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from benchmarks.gpu_check.parts import CHECKOUT, Work
+from trt_moe.hardware import cpu_report, gpu_report, nvcc_version
+
+_CLOCKS = (
+    "name,driver_version,compute_cap,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,temperature.gpu,"
+    "power.draw,power.limit,persistence_mode,compute_mode,mig.mode.current"
+)
+_VERSIONS = (
+    "torch", "torchvision", "timm", "triton", "cupy-cuda13x", "pycuda", "onnx", "onnxruntime", "onnxscript",
+    "tensorrt", "tensorrt-rtx", "openvino", "numpy", "pytest",
+)  # fmt: skip
+_NEEDED = {
+    "build": ("scikit_build_core", "pathspec", "pybind11"),
+    "run": ("numpy", "pydantic", "filelock", "platformdirs", "rich", "typer", "PIL"),
+    "measure": ("torch", "torchvision", "timm", "safetensors"),
+    "conformance": ("pytest",),
+}
+
+
+def run(work: Work) -> dict[str, Any]:
+    del work
+    return {
+        "gpu": gpu_report(),
+        "nvidia_smi": _run("nvidia-smi", f"--query-gpu={_CLOCKS}", "--format=csv"),
+        "nvcc": nvcc_version(),
+        "cpu": cpu_report(),
+        "load_average": os.getloadavg(),
+        "kernel": platform.release(),
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "commit": _run("git", "-C", str(CHECKOUT), "rev-parse", "HEAD"),
+        "packages": {name: _version(name) for name in _VERSIONS},
+        "missing": {
+            purpose: missing
+            for purpose, modules in _NEEDED.items()
+            if (missing := [module for module in modules if importlib.util.find_spec(module) is None])
+        },
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _run(*command: str) -> str:
+    """What a command printed, or why it did not run."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return (done.stdout + done.stderr).strip()

@@ -1,0 +1,85 @@
+"""The two plans, the bare graphs they consist of, and torch eager, in turns on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu_check.mixture import DEAREST, EXPERTS, GATER, WEIGHTS, make_mixture
+from benchmarks.gpu_check.parts import Work
+from benchmarks.gpu_check.pycuda_loop import open_loop
+from benchmarks.gpu_check.routers import choose_engines
+from benchmarks.gpu_check.torch_routing import TorchRouting
+from benchmarks.gpu_check.turns import Timed, take_turns, wall
+from trt_moe import Router
+
+ROUNDS = 1000
+BATCH_OF_8 = (4, 2, 2)
+"""Images for each expert."""
+
+
+def run(work: Work) -> dict[str, Any]:
+    mixture = make_mixture()
+    routers = choose_engines(work, mixture)
+    with ExitStack() as stack:
+        device = stack.enter_context(routers.open())
+        host = stack.enter_context(routers.open("host-routed"))
+        speculating = stack.enter_context(routers.open("host-routed", speculate=True))
+        eager = TorchRouting(mixture.halves(), lambda module: module, 8, mixture.images.shape[1:])
+        loop, why_no_loop = open_loop(work, routers.engines)
+        calls: dict[str, Callable[[Any], Any]] = {
+            "our device-routed plan": device.predict,
+            "our host-routed plan": host.predict,
+            "our host-routed plan, speculating": speculating.predict,
+            "torch eager, routed in Python": eager.predict,
+        }
+        if loop is not None:
+            calls["tensorrt + pycuda loop"] = loop.predict
+        batches = {name: mixture.images[k : k + 1] for k, name in enumerate(EXPERTS)}
+        batches["mixed batch of 8"] = mixture.batch(BATCH_OF_8)
+        cases: dict[str, Any] = {}
+        for name, batch in batches.items():
+            contenders: dict[str, Timed] = {
+                label: wall(lambda call=call, batch=batch: call(batch))  # type: ignore[misc]
+                for label, call in calls.items()
+            }
+            if name in EXPERTS:
+                contenders |= _bare(host, name, batch[0])
+            cases[name] = take_turns(contenders, ROUNDS, work.seconds / (len(batches) + 2))
+        return {
+            "engines": routers.engines,
+            "why": routers.why,
+            "weights": WEIGHTS,
+            "plan": device.plan,
+            "plan_reason": device.plan_reason,
+            "pycuda_loop": why_no_loop,
+            "dearest": DEAREST,
+            "milliseconds": cases,
+            "python_us": _python_us(device, mixture.images[:1]),
+            "memory": device.memory_report(),
+        }
+
+
+def _bare(router: Router, expert: str, image: Any) -> dict[str, Timed]:
+    """The gater's and the expert's own graph with their copies, by the C++ clock."""
+    gater, model = router.model(GATER), router.model(expert)
+    return {
+        "bare gater + bare expert": lambda: float(gater.time(image, 1, 0)[0] + model.time(image, 1, 0)[0]),
+        "bare gater": lambda: float(gater.time(image, 1, 0)[0]),
+        "bare expert": lambda: float(model.time(image, 1, 0)[0]),
+    }
+
+
+def _python_us(router: Router, batch: Any) -> dict[str, float]:
+    """Microseconds of `predict` outside of the core: its wall time less the latency that the core measured."""
+    outside = []
+    for _ in range(ROUNDS):
+        start = perf_counter()
+        result = router.predict(batch)
+        outside.append((perf_counter() - start) * 1e6 - float(result.latency_ms[0]) * 1e3)
+    p50, p99 = np.percentile(outside, [50, 99])
+    return {"p50_us": float(p50), "p99_us": float(p99)}

@@ -1,0 +1,51 @@
+"""Logits and routes of the captured models against torch in float32, alone and in every kind of batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu_check.mixture import GATER, WEIGHTS, make_mixture
+from benchmarks.gpu_check.parts import Work
+from benchmarks.gpu_check.routers import choose_engines
+
+BATCHES = (1, 2, 3, 5, 8, 31, 32, 33)
+"""Buckets, batches that are padded, and one above the largest bucket."""
+
+
+def run(work: Work) -> dict[str, Any]:
+    mixture = make_mixture()
+    routers = choose_engines(work, mixture)
+    noise = np.random.default_rng(1).integers(0, 256, (max(BATCHES), *mixture.images.shape[1:]), np.uint8)
+    models: dict[str, Any] = {}
+    plans: dict[str, Any] = {}
+    for plan in ("auto", "host-routed"):
+        with routers.open(plan) as router:
+            if plan == "auto":
+                for name, module in mixture.models.items():
+                    with torch.inference_mode():
+                        expected = module.cuda()(torch.from_numpy(noise).cuda()).cpu().numpy()
+                    found = {count: router.model(name).logits(noise[:count]) for count in BATCHES}
+                    last = found[max(BATCHES)]
+                    error = max(float(np.abs(rows - expected[:count]).max()) for count, rows in found.items())
+                    models[name] = {
+                        "largest_error_over_largest_logit": error / float(np.abs(expected).max()),
+                        "top1_agreement": float((last.argmax(axis=1) == expected.argmax(axis=1)).mean()),
+                    }
+            batch = np.resize(mixture.images, (33, *mixture.images.shape[1:]))
+            routes = [router.predict(batch[:count]).experts for count in BATCHES]
+            wanted = np.resize(np.arange(len(mixture.images)), 33)
+            plans[router.plan] = {
+                "reason": router.plan_reason,
+                "routes_right": all(bool((row == wanted[: len(row)]).all()) for row in routes),
+            }
+    return {
+        "engines": routers.engines,
+        "why": routers.why,
+        "weights": WEIGHTS,
+        "models": models,
+        "gater": GATER,
+        "plans": plans,
+    }

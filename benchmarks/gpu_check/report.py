@@ -1,0 +1,120 @@
+"""What the GPU check found, as JSON and Markdown, written anew after every part."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_check.goals import goals
+from benchmarks.gpu_check.parts import Part
+from benchmarks.gpu_check.runner import Outcome
+from benchmarks.tables import markdown
+
+_SHORT = 160
+
+
+class Report:
+    """Collects outcomes.
+
+    Args:
+        folder: that the two files are written to.
+        command: that was typed.
+    """
+
+    def __init__(self, folder: Path, command: str) -> None:
+        """See the class."""
+        self._folder = folder
+        self._command = command
+        self._parts: dict[str, tuple[Part, Outcome]] = {}
+        self._no_device: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether a part failed, was ended, or found something wrong."""
+        return any(_verdict(outcome) not in ("ran", "skipped") for _, outcome in self._parts.values())
+
+    def add(self, part: Part, outcome: Outcome) -> None:
+        """Note what became of a part."""
+        self._parts[part.name] = (part, outcome)
+        self._write()
+
+    def skip(self, part: Part, reason: str) -> None:
+        """Note that a part was not started."""
+        self.add(part, Outcome("skipped", 0.0, reason=reason))
+
+    def finish(self, no_device: str | None) -> None:
+        """Write all, and print the short tables.
+
+        Args:
+            no_device: what was looked for in vain; None where there is a device.
+        """
+        self._no_device = no_device
+        self._write()
+        print(self._markdown(details=False))
+
+    def _write(self) -> None:
+        data = {
+            "command": self._command,
+            "no_device": self._no_device,
+            "goals": [dict(zip(("what", "found", "goal", "reached"), row, strict=True)) for row in self._goals()],
+            "parts": {name: asdict(outcome) | {"what": part.what} for name, (part, outcome) in self._parts.items()},
+        }
+        _write_whole(self._folder / "gpu_check.json", json.dumps(data, indent=1) + "\n")
+        _write_whole(self._folder / "gpu_check.md", self._markdown(details=True))
+
+    def _goals(self) -> list[tuple[str, str, str, str]]:
+        results = {name: outcome.result for name, (_, outcome) in self._parts.items() if outcome.result is not None}
+        return goals(results) if "latency" in results else []
+
+    def _markdown(self, details: bool) -> str:
+        lines = ["# GPU check", "", f"`{self._command}`", ""]
+        rows = [
+            [name, _verdict(outcome), f"{outcome.seconds:.0f}", part.what if details else _short(part, outcome)]
+            for name, (part, outcome) in self._parts.items()
+        ]
+        lines += [markdown(["part", "state", "seconds", "what" if details else "remark"], rows), ""]
+        if found := self._goals():
+            lines += [markdown(["figure", "found", "goal", "reached"], [list(row) for row in found]), ""]
+        if details:
+            for name, (_, outcome) in self._parts.items():
+                text = outcome.reason if outcome.result is None else json.dumps(outcome.result, indent=1)
+                lines += [f"## {name}", "", "```", str(text), "```", ""]
+        if self._no_device:
+            waiting = [f"- {name}: {part.what}" for name, (part, _) in self._parts.items() if part.needs_device]
+            lines += [
+                f"Stopped: {self._no_device}.",
+                "",
+                "With a device, these parts would run next:",
+                "",
+                *waiting,
+                "",
+            ]
+        return "\n".join(lines)
+
+
+def _write_whole(file: Path, text: str) -> None:
+    # Not trt_moe's own: this must work, and report, where packages that it needs are missing.
+    part = file.with_suffix(f"{file.suffix}.part")
+    part.write_text(text)
+    part.replace(file)
+
+
+def _verdict(outcome: Outcome) -> str:
+    """The status, or "found errors" where a part ran and says that something is wrong."""
+    return "found errors" if _says_wrong(outcome.result) else outcome.status
+
+
+def _says_wrong(result: Any) -> bool:
+    if not isinstance(result, dict):
+        return False
+    if any(result.get(key) is False for key in ("passed", "clean", "routes_right")):
+        return True
+    return any(_says_wrong(value) for value in result.values())
+
+
+def _short(part: Part, outcome: Outcome) -> str:
+    text = outcome.reason or part.what
+    text = " ".join(text.split())
+    return text if len(text) <= _SHORT else f"{text[: _SHORT // 2]} ... {text[-_SHORT // 2 :]}"

@@ -1,0 +1,70 @@
+"""Runs a part in a process of its own, since an error of the device may spoil the process that it happens in."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any, Literal
+
+from benchmarks.gpu_check.parts import Part
+
+_TAIL = 6000
+_LEAST_S = 5.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a part.
+
+    Attributes:
+        status: "ran" also where tests failed; `result` says so then.
+        seconds: it took.
+        result: of the part, where it ran.
+        reason: why it did not, with the end of what it printed.
+    """
+
+    status: Literal["ran", "failed", "ended", "skipped"]
+    seconds: float
+    result: Any = None
+    reason: str | None = None
+
+
+def run_part(part: Part, folder: Path, environment: dict[str, str], left: float) -> Outcome:
+    """Run a part for at most its own seconds and what is left of all."""
+    seconds = min(part.seconds, left)
+    if seconds < _LEAST_S:
+        return Outcome("skipped", 0.0, reason="no time was left")
+    start = monotonic()
+    log = folder / f"{part.name}.log"
+    command = [sys.executable, "-m", "benchmarks.gpu_check.child", part.name, str(folder), str(seconds)]
+    with log.open("wb") as stream:
+        # A group of its own: what it started ends with it. In the folder, where no trt_moe lies.
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=folder, start_new_session=True
+        )
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _end(process)
+    took = monotonic() - start
+    if code == 0:
+        return Outcome("ran", took, json.loads((folder / f"{part.name}.json").read_text()))
+    printed = log.read_text(errors="replace")[-_TAIL:]
+    if code is None:
+        return Outcome("ended", took, reason=f"not done after {seconds:.0f} s; it printed: {printed}")
+    return Outcome("failed", took, reason=f"exit code {code}; it printed: {printed}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

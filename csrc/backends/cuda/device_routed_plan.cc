@@ -1,0 +1,207 @@
+#include "backends/cuda/device_routed_plan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "backends/cuda/on_device.h"
+#include "backends/cuda/plan/align.h"
+#include "backends/cuda/plan/graph_topology.h"
+#include "backends/cuda/plan/versions.h"
+#include "core/error.h"
+
+namespace trt_moe::cuda {
+
+namespace {
+
+constexpr const char* kName = "the device-routed plan";
+
+// The gater's batch sizes that every expert can take whole.
+std::vector<std::size_t> common_sizes(const GraphEngine& gater,
+                                      const std::vector<std::shared_ptr<GraphEngine>>& experts) {
+  std::size_t most = gater.info().buckets.largest();
+  for (const auto& expert : experts) most = std::min(most, expert->info().buckets.largest());
+  const auto sizes = gater.info().buckets.sizes();
+  return {sizes.begin(), std::upper_bound(sizes.begin(), sizes.end(), most)};
+}
+
+template <typename T>
+std::span<const T> part(const std::byte* block, std::size_t offset, std::size_t count) {
+  return {reinterpret_cast<const T*>(block + offset), count};
+}
+
+}  // namespace
+
+// Holds every model's mutex. It waits for one only while it holds none, so that it cannot deadlock with others that
+// take several.
+class DeviceRoutedPlan::AllModels {
+ public:
+  explicit AllModels(const std::vector<std::mutex*>& mutexes) : mutexes_(mutexes) {
+    for (std::size_t first = 0;;) {
+      at(first).lock();
+      std::size_t held = 1;
+      while (held < mutexes_.size() && at(first + held).try_lock()) ++held;
+      if (held == mutexes_.size()) return;
+      for (std::size_t i = 0; i < held; ++i) at(first + i).unlock();
+      first += held;
+    }
+  }
+  ~AllModels() {
+    for (std::mutex* mutex : mutexes_) mutex->unlock();
+  }
+  AllModels(const AllModels&) = delete;
+  AllModels& operator=(const AllModels&) = delete;
+
+ private:
+  std::mutex& at(std::size_t index) const { return *mutexes_[index % mutexes_.size()]; }
+
+  const std::vector<std::mutex*>& mutexes_;
+};
+
+DeviceRoutedPlan::DeviceRoutedPlan(std::shared_ptr<GraphEngine> gater,
+                                   std::vector<std::shared_ptr<GraphEngine>> experts)
+    : gater_(std::move(gater)),
+      experts_(std::move(experts)),
+      device_(gater_->device()),
+      classes_(experts_.front()->info().outputs),
+      buckets_(common_sizes(*gater_, experts_), Batching::kPadded) {
+  mutexes_.push_back(&gater_->mutex());
+  for (const auto& expert : experts_) mutexes_.push_back(&expert->mutex());
+
+  const auto allocate = [&](MemoryKind kind, std::size_t bytes) { return allocate_for(*device_, kName, kind, bytes); };
+  const std::size_t image_bytes = gater_->info().input.bytes();
+  const RoutedLayout largest = routed_layout(capacity(), experts_.size(), classes_, image_bytes);
+  lists_ = allocate(MemoryKind::kDevice, aligned(capacity() * experts_.size() * sizeof(std::int32_t)) +
+                                             experts_.size() * sizeof(std::int32_t));
+  if (device_->info().integrated) {
+    host_out_ = allocate(MemoryKind::kMapped, largest.out_bytes);
+  } else {
+    host_in_ = allocate(MemoryKind::kPinned, largest.in_bytes);
+    device_out_ = allocate(MemoryKind::kDevice, largest.out_bytes);
+    host_out_ = allocate(MemoryKind::kPinned, largest.out_bytes);
+  }
+  stream_ = on_device(*device_, kName, [&] { return device_->open_stream(); });
+  slots_ = make_slots(false);
+}
+
+std::vector<DeviceRoutedPlan::Slot> DeviceRoutedPlan::make_slots(bool images_on_device) const {
+  std::vector<Slot> slots;
+  for (std::size_t bucket = 0; bucket < buckets_.sizes().size(); ++bucket) {
+    RoutedLayout layout =
+        routed_layout(buckets_.sizes()[bucket], experts_.size(), classes_, gater_->info().input.bytes());
+    if (images_on_device) layout.in_bytes = layout.images;
+    slots.push_back(
+        {layout, on_device(*device_, kName, [&] { return device_->instantiate(graph_for(bucket, layout)); })});
+  }
+  return slots;
+}
+
+RoutedGraph DeviceRoutedPlan::graph_for(std::size_t bucket, const RoutedLayout& layout) const {
+  RoutedGraph graph;
+  graph.gater = gater_->captured(bucket);
+  std::vector<std::size_t> counts;
+  for (const auto& expert : experts_) {
+    // A larger one is never taken.
+    const std::size_t last = expert->info().buckets.holding(graph.gater.bucket);
+    std::vector<CapturedModel>& captured = graph.experts.emplace_back();
+    for (std::size_t i = 0; i <= last; ++i) captured.push_back(expert->captured(i));
+    counts.push_back(captured.size());
+  }
+  graph.topology = graph_topology(counts, device_->info().conditionals);
+  graph.classes = classes_;
+  graph.image_bytes = gater_->info().input.bytes();
+  graph.layout = layout;
+  graph.device_in = gater_->memory().control();
+  graph.host_in = host_in_ ? reinterpret_cast<std::uintptr_t>(host_in_->host()) : graph.device_in;
+  graph.rows = lists_->device();
+  graph.counts = lists_->device() + aligned(capacity() * experts_.size() * sizeof(std::int32_t));
+  graph.device_out = device_out_ ? device_out_->device() : host_out_->device();
+  graph.host_out = device_out_ ? reinterpret_cast<std::uintptr_t>(host_out_->host()) : graph.device_out;
+  return graph;
+}
+
+std::span<std::uint8_t> DeviceRoutedPlan::input() const noexcept {
+  return {reinterpret_cast<std::uint8_t*>(block_in() + slots_.front().layout.images),
+          capacity() * gater_->info().input.bytes()};
+}
+
+void DeviceRoutedPlan::write_control(const RoutedLayout& layout, std::size_t images, std::span<const float> costs,
+                                     float latency_weight) const {
+  std::byte* const block = block_in();
+  const auto count = static_cast<std::int32_t>(images);
+  std::memcpy(block, &count, sizeof(count));
+  std::memcpy(block + layout.weight, &latency_weight, sizeof(latency_weight));
+  std::memcpy(block + layout.costs, costs.data(), costs.size_bytes());
+}
+
+RoutedRows DeviceRoutedPlan::rows(const RoutedLayout& layout, std::size_t images) const {
+  const std::byte* const out = host_out_->host();
+  return {part<std::int32_t>(out, 0, images), part<float>(out, layout.gater_logits, images * experts_.size()),
+          part<float>(out, layout.probabilities, images * classes_)};
+}
+
+RoutedRows DeviceRoutedPlan::run(ImageBatchView images, std::span<const float> costs, float latency_weight) {
+  const Slot& slot = slots_[buckets_.holding(images.count)];
+  const AllModels models(mutexes_);
+  write_control(slot.layout, images.count, costs, latency_weight);
+  if (images.data != input().data()) std::memcpy(input().data(), images.data, images.count * images.image_bytes);
+  on_device(*device_, kName, [&] {
+    slot.exec->launch(*stream_);
+    stream_->synchronize();
+  });
+  return rows(slot.layout, images.count);
+}
+
+RoutedRows DeviceRoutedPlan::run(const DeviceImages& images, std::span<const float> costs, float latency_weight) {
+  const AllModels models(mutexes_);
+  // Where the block is mapped nothing is copied in, and the graphs for images from the host do for these too.
+  if (host_in_ && device_slots_.empty()) device_slots_ = make_slots(true);
+  const Slot& slot = (host_in_ ? device_slots_ : slots_)[buckets_.holding(images.count)];
+  write_control(slot.layout, images.count, costs, latency_weight);
+  enqueue_on(*device_, kName, *stream_, [&] {
+    if (images.stream != 0) stream_->wait_for(images.stream);
+    stream_->copy(gater_->memory().input(), images.address, images.count * images.image_bytes);
+    slot.exec->launch(*stream_);
+  });
+  on_device(*device_, kName, [&] { stream_->synchronize(); });
+  return rows(slot.layout, images.count);
+}
+
+MemoryUse DeviceRoutedPlan::memory_use() const noexcept {
+  MemoryUse use{lists_->size(), host_out_->size()};
+  if (host_in_) use.pinned += host_in_->size();
+  if (device_out_) use.device += device_out_->size();
+  return use;
+}
+
+Routing choose_routing(const std::shared_ptr<Engine>& gater, const std::vector<std::shared_ptr<Engine>>& experts) {
+  std::vector<std::shared_ptr<GraphEngine>> models{std::dynamic_pointer_cast<GraphEngine>(gater)};
+  for (const auto& expert : experts) models.push_back(std::dynamic_pointer_cast<GraphEngine>(expert));
+  for (const auto& model : models) {
+    if (!model) return {nullptr, "not every model runs on a CUDA device"};
+    if (model->device() != models.front()->device()) return {nullptr, "the models run on different devices"};
+    if (std::count(models.begin(), models.end(), model) > 1) {
+      return {nullptr, "model " + model->name() + " is there twice, and its memory serves one run at a time"};
+    }
+  }
+  const DeviceInfo& info = models.front()->device()->info();
+  const std::string versions =
+      "driver for CUDA " + version_text(info.driver_version) + ", runtime " + version_text(info.runtime_version);
+  if (info.conditionals == Conditionals::kNone) {
+    return {nullptr, "conditional graph nodes need CUDA 12.4 in driver and runtime; found a " + versions};
+  }
+  for (const auto& model : models) {
+    if (const std::string why = model->unroutable(); !why.empty()) return {nullptr, why};
+  }
+  try {
+    auto plan = std::make_shared<DeviceRoutedPlan>(
+        models.front(), std::vector<std::shared_ptr<GraphEngine>>(models.begin() + 1, models.end()));
+    const char* const nodes = info.conditionals == Conditionals::kSwitch ? "SWITCH" : "IF";
+    return {std::move(plan), std::string("conditional graphs with ") + nodes + " nodes (" + versions + ")"};
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::kDeviceLost) throw;
+    return {nullptr, error.what()};
+  }
+}
+
+}  // namespace trt_moe::cuda

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backends/cuda/graph_engine.h"
+#include "backends/cuda/plan/routed_graph.h"
+#include "backends/cuda/stream_device.h"
+#include "core/backend.h"
+
+namespace trt_moe::cuda {
+
+// One conditional graph for each batch size of the gater, made of the models' captured graphs. Costs and latency
+// weight travel with the images, so a change of them needs no new graph. The graphs share one set of blocks: one
+// run at a time. A second slot would need a second capture of every model, as a graph's addresses are fixed.
+class DeviceRoutedPlan final : public RoutedPlan {
+ public:
+  // Throws Error(kDevice) when the device refuses a graph or memory for it. The engines are of one device, no two
+  // are the same, and none is unroutable.
+  DeviceRoutedPlan(std::shared_ptr<GraphEngine> gater, std::vector<std::shared_ptr<GraphEngine>> experts);
+
+  std::size_t capacity() const override { return buckets_.largest(); }
+  RoutedRows run(ImageBatchView images, std::span<const float> costs, float latency_weight) override;
+  RoutedRows run(const DeviceImages& images, std::span<const float> costs, float latency_weight) override;
+
+  // uint8 [capacity, H, W, C] where images may be written in place; a run on any other images overwrites it.
+  std::span<std::uint8_t> input() const noexcept;
+  MemoryUse memory_use() const noexcept;
+
+ private:
+  struct Slot {
+    RoutedLayout layout;
+    std::unique_ptr<GraphExec> exec;
+  };
+  class AllModels;
+
+  std::vector<Slot> make_slots(bool images_on_device) const;
+  RoutedGraph graph_for(std::size_t bucket, const RoutedLayout& layout) const;
+  std::byte* block_in() const noexcept { return host_in_ ? host_in_->host() : gater_->memory().mapped(); }
+  void write_control(const RoutedLayout& layout, std::size_t images, std::span<const float> costs,
+                     float latency_weight) const;
+  RoutedRows rows(const RoutedLayout& layout, std::size_t images) const;
+
+  std::shared_ptr<GraphEngine> gater_;
+  std::vector<std::shared_ptr<GraphEngine>> experts_;
+  std::shared_ptr<StreamDevice> device_;
+  std::size_t classes_;
+  std::vector<std::mutex*> mutexes_;
+  Buckets buckets_;
+  std::unique_ptr<Buffer> host_in_;     // none where the gater's input is mapped
+  std::unique_ptr<Buffer> lists_;       // rows, then counts
+  std::unique_ptr<Buffer> device_out_;  // none where host_out_ is mapped
+  std::unique_ptr<Buffer> host_out_;
+  std::unique_ptr<Stream> stream_;
+  std::vector<Slot> slots_;         // one a bucket
+  std::vector<Slot> device_slots_;  // the same for images that are on the device; made when the first come
+};
+
+struct Routing {
+  std::shared_ptr<DeviceRoutedPlan> plan;  // null: host-routed
+  std::string reason;                      // of either
+};
+
+// The device-routed plan where these engines and their device have one. Throws Error(kDeviceLost) only.
+Routing choose_routing(const std::shared_ptr<Engine>& gater, const std::vector<std::shared_ptr<Engine>>& experts);
+
+}  // namespace trt_moe::cuda

@@ -1,0 +1,186 @@
+#include <algorithm>
+
+#include "backends/cuda/kernels.h"
+
+namespace trt_moe::cuda {
+
+namespace {
+
+constexpr unsigned kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffU;
+constexpr unsigned kMaxRouteThreads = 1024;
+constexpr unsigned kGatherThreads = 256;
+constexpr unsigned kMaxScatterThreads = 256;
+
+// The same operations as choose_route of core/route_plan.h, rounded after each: no fused multiply-add. All loads are
+// made whatever the values, so that they need not wait for each other.
+__device__ int choose_expert(const float* logits, const float* costs, float weight, int experts) {
+  bool finite = true;
+  int best = 0;
+  float best_score = 0.0F;
+#pragma unroll 4
+  for (int expert = 0; expert < experts; ++expert) {
+    const float logit = logits[expert];
+    const float score = __fsub_rn(logit, __fmul_rn(weight, costs[expert]));
+    finite = finite && isfinite(logit);
+    if (expert == 0 || score > best_score) {
+      best = expert;
+      best_score = score;
+    }
+  }
+  return finite ? best : -1;
+}
+
+// One thread per expert calls it: a handle has one writer.
+__device__ void set_bodies(const RouteArguments& a, int expert, int count) {
+  const int first = a.first_body[expert];
+  const int bodies = a.first_body[expert + 1] - first;
+  int chosen = bodies;
+  if (count > 0) {
+    chosen = 0;
+    while (chosen < bodies && a.bucket[first + chosen] < count) ++chosen;
+  }
+  if (a.switches) {
+    cudaGraphSetConditional(a.handles[expert], static_cast<unsigned>(chosen));
+  } else {
+    for (int body = 0; body < bodies; ++body)
+      cudaGraphSetConditional(a.handles[first + body], body == chosen ? 1U : 0U);
+  }
+}
+
+// One block. First a thread per image chooses, then a warp per expert lists.
+__global__ void __launch_bounds__(kMaxRouteThreads) route(const __grid_constant__ RouteArguments a) {
+  __shared__ std::int8_t chosen[kMaxImages];
+  const int threads = static_cast<int>(blockDim.x);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int images = min(*a.images, a.capacity);
+  const float weight = *a.weight;
+  for (int image = thread; image < images; image += threads) {
+    const int expert = choose_expert(a.logits + image * a.experts, a.costs, weight, a.experts);
+    chosen[image] = static_cast<std::int8_t>(expert);
+    a.routes[image] = expert;
+  }
+  for (int i = thread; i < images * a.experts; i += threads) a.gater_logits[i] = a.logits[i];
+  __syncthreads();
+
+  const int lane = thread % static_cast<int>(kWarp);
+  for (int expert = thread / static_cast<int>(kWarp); expert < a.experts; expert += threads / static_cast<int>(kWarp)) {
+    std::int32_t* const rows = a.rows + expert * a.capacity;
+    int count = 0;
+    for (int first = 0; first < images; first += static_cast<int>(kWarp)) {
+      const int image = first + lane;
+      const bool its = image < images && chosen[image] == expert;
+      const unsigned votes = __ballot_sync(kAllLanes, its);
+      if (its) rows[count + __popc(votes & ((1U << lane) - 1U))] = image;
+      count += __popc(votes);
+    }
+    if (lane == 0) {
+      a.counts[expert] = count;
+      set_bodies(a, expert, count);
+    }
+  }
+}
+
+// blockIdx.y: a row of the expert's input. A thread copies one unit.
+template <typename Unit>
+__global__ void __launch_bounds__(kGatherThreads) gather(GatherArguments a) {
+  const std::size_t slot = blockIdx.y;
+  const auto count = static_cast<std::size_t>(*a.count);
+  const auto image = static_cast<std::size_t>(a.rows[slot]);  // stale past the count, and loaded without waiting for it
+  const std::size_t units = a.image_bytes / sizeof(Unit);
+  const std::size_t unit = std::size_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (slot >= count || unit >= units) return;
+  reinterpret_cast<Unit*>(a.input)[slot * units + unit] = reinterpret_cast<const Unit*>(a.images)[image * units + unit];
+}
+
+struct Largest {
+  __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+struct Sum {
+  __device__ float operator()(float a, float b) const { return a + b; }
+};
+
+// Of one value a thread; every thread of the block gets the same result, whatever the timing.
+template <typename Operation>
+__device__ float reduce(float value, Operation operation) {
+  __shared__ float of_warp[kMaxScatterThreads / kWarp];
+  for (unsigned distance = kWarp / 2; distance > 0; distance /= 2) {
+    value = operation(value, __shfl_xor_sync(kAllLanes, value, distance));
+  }
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  value = of_warp[0];
+  for (unsigned warp = 1; warp < blockDim.x / kWarp; ++warp) value = operation(value, of_warp[warp]);
+  return value;
+}
+
+// blockIdx.x: a row of the expert's output.
+__global__ void __launch_bounds__(kMaxScatterThreads) scatter(ScatterArguments a) {
+  const std::size_t slot = blockIdx.x;
+  const auto count = static_cast<std::size_t>(*a.count);
+  const auto image = static_cast<std::size_t>(a.rows[slot]);
+  if (slot >= count) return;
+  const float* const logits = a.logits + slot * a.classes;
+  float* const probabilities = a.probabilities + image * a.classes;
+
+  bool finite = true;
+  float largest = -INFINITY;
+  for (std::size_t i = threadIdx.x; i < a.classes; i += blockDim.x) {
+    finite = finite && isfinite(logits[i]);
+    largest = fmaxf(largest, logits[i]);
+  }
+  if (!__syncthreads_and(finite)) {
+    for (std::size_t i = threadIdx.x; i < a.classes; i += blockDim.x) probabilities[i] = NAN;
+    return;
+  }
+  largest = reduce(largest, Largest{});
+  float sum = 0.0F;
+  for (std::size_t i = threadIdx.x; i < a.classes; i += blockDim.x) {
+    sum += probabilities[i] = expf(logits[i] - largest);
+  }
+  sum = reduce(sum, Sum{});
+  for (std::size_t i = threadIdx.x; i < a.classes; i += blockDim.x) probabilities[i] /= sum;
+}
+
+unsigned whole_warps(std::size_t threads, unsigned most) {
+  return static_cast<unsigned>(std::min<std::size_t>((threads + kWarp - 1) / kWarp * kWarp, most));
+}
+
+unsigned blocks_of(std::size_t threads, unsigned block) { return static_cast<unsigned>((threads + block - 1) / block); }
+
+template <typename... Arguments>
+const void* address(void (*kernel)(Arguments...)) {
+  return reinterpret_cast<const void*>(kernel);
+}
+
+bool vectorizes(const GatherArguments& arguments) {
+  const auto bits = reinterpret_cast<std::uintptr_t>(arguments.images) |
+                    reinterpret_cast<std::uintptr_t>(arguments.input) | arguments.image_bytes;
+  return bits % sizeof(uint4) == 0;
+}
+
+}  // namespace
+
+KernelLaunch route_kernel(const RouteArguments& arguments) {
+  const auto capacity = static_cast<std::size_t>(arguments.capacity);
+  const auto experts = static_cast<std::size_t>(arguments.experts);
+  return {address(route), dim3(1), dim3(whole_warps(std::max(capacity, experts * kWarp), kMaxRouteThreads))};
+}
+
+KernelLaunch gather_kernel(const GatherArguments& arguments, std::size_t rows) {
+  const bool vectors = vectorizes(arguments);
+  const std::size_t units = arguments.image_bytes / (vectors ? sizeof(uint4) : 1);
+  return {vectors ? address(gather<uint4>) : address(gather<std::uint8_t>),
+          dim3(blocks_of(units, kGatherThreads), static_cast<unsigned>(rows)), dim3(kGatherThreads)};
+}
+
+KernelLaunch scatter_kernel(const ScatterArguments& arguments, std::size_t rows) {
+  return {address(scatter), dim3(static_cast<unsigned>(rows)),
+          dim3(whole_warps(arguments.classes, kMaxScatterThreads))};
+}
+
+std::array<const void*, 4> all_kernels() {
+  return {address(route), address(gather<uint4>), address(gather<std::uint8_t>), address(scatter)};
+}
+
+}  // namespace trt_moe::cuda

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+namespace trt_moe::cuda {
+
+// What the route kernel has room for.
+inline constexpr std::size_t kMaxImages = 1024;  // in one batch
+inline constexpr std::size_t kMaxExperts = 64;
+inline constexpr std::size_t kMaxBodies = 384;  // buckets of all experts together
+
+// What the kernels take by value. All addresses are the device's.
+
+struct RouteArguments {
+  const std::int32_t* images = nullptr;  // [1]: how many of the batch are there
+  const float* weight = nullptr;         // [1]
+  const float* costs = nullptr;          // [experts]
+  const float* logits = nullptr;         // [capacity, experts], the gater's
+  float* gater_logits = nullptr;         // [capacity, experts], a copy of them
+  std::int32_t* routes = nullptr;        // [capacity]
+  std::int32_t* rows = nullptr;          // [experts, capacity]
+  std::int32_t* counts = nullptr;        // [experts]
+  std::int32_t capacity = 0;
+  std::int32_t experts = 0;
+  bool switches = false;
+  std::uint16_t first_body[kMaxExperts + 1] = {};  // expert e has the bodies first_body[e] .. first_body[e + 1]
+  std::uint16_t bucket[kMaxBodies] = {};           // the batch size of each body, ascending per expert
+  // SWITCH: handles[expert], set to the index of a body, or to their number for none. IF: handles[body].
+  cudaGraphConditionalHandle handles[kMaxBodies] = {};
+};
+static_assert(sizeof(RouteArguments) <= 4096, "what any driver lets a kernel take");
+
+struct GatherArguments {
+  const std::uint8_t* images = nullptr;  // [capacity, image_bytes]
+  std::uint8_t* input = nullptr;         // [bucket, image_bytes], the expert's; rows past the count stay as they are
+  const std::int32_t* rows = nullptr;    // the expert's row list
+  const std::int32_t* count = nullptr;   // [1]
+  std::size_t image_bytes = 0;
+};
+
+struct ScatterArguments {
+  const float* logits = nullptr;        // [bucket, classes], the expert's
+  float* probabilities = nullptr;       // [capacity, classes]: softmax, or NaN where a logit is not finite
+  const std::int32_t* rows = nullptr;   // the expert's row list
+  const std::int32_t* count = nullptr;  // [1]
+  std::size_t classes = 0;
+};
+
+// How a kernel is launched with such arguments.
+struct KernelLaunch {
+  const void* function = nullptr;
+  dim3 grid;
+  dim3 block;
+};
+
+// Chooses each image's expert, lists each expert's images in input order, and sets the conditional handles.
+KernelLaunch route_kernel(const RouteArguments& arguments);
+// Copies an expert's images to its input. rows: the most there can be, no more than the row list has room for.
+KernelLaunch gather_kernel(const GatherArguments& arguments, std::size_t rows);
+// Turns an expert's logits into the probabilities of its images.
+KernelLaunch scatter_kernel(const ScatterArguments& arguments, std::size_t rows);
+
+// Every kernel there is, for a device to load before any is part of a graph.
+std::array<const void*, 4> all_kernels();
+
+}  // namespace trt_moe::cuda

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+namespace trt_moe::cuda {
+
+// Which conditional nodes a driver and runtime offer.
+enum class Conditionals {
+  kNone,    // before CUDA 12.4
+  kIf,      // CUDA 12.4 to 12.7: one IF per expert and bucket
+  kSwitch,  // from CUDA 12.8: one SWITCH per expert over its buckets
+};
+
+enum class NodeKind { kCopyIn, kGater, kRoute, kSwitch, kIf, kGather, kExpert, kScatter, kJoin, kCopyOut };
+
+// One node of the device-routed graph. Nodes of a conditional's body name it as their parent.
+struct Node {
+  NodeKind kind;
+  std::vector<std::size_t> after;  // indices of nodes in the same graph or body
+  int parent = -1;                 // index of the conditional node whose body holds it, -1: the graph itself
+  int body = -1;                   // which body of that conditional
+  int expert = -1;
+  int bucket = -1;  // index into the expert's buckets
+
+  bool operator==(const Node&) const = default;
+};
+
+// Which node depends on which: copy in, gater, route, per expert a conditional (with gather, expert, scatter
+// in its bodies), join, copy out. A node comes after those that it waits for, and after its parent. Pure.
+// buckets: how many each expert has. Throws Error(kInput) on no experts, an expert with none, or kNone.
+std::vector<Node> graph_topology(const std::vector<std::size_t>& buckets, Conditionals conditionals);
+
+}  // namespace trt_moe::cuda

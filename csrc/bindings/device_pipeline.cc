@@ -1,0 +1,106 @@
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <map>
+
+#include "bindings/bindings.h"
+#include "bindings/pipeline.h"
+#include "core/error.h"
+
+namespace py = pybind11;
+
+namespace trt_moe {
+
+namespace {
+
+Answers predict_device(Pipeline& self, std::uintptr_t address, std::size_t count, std::uintptr_t stream) {
+  if (!self.device_input || address == 0 || count == 0) {
+    throw Error(ErrorKind::kInput, "found " + std::to_string(count) + " images at device address " +
+                                       std::to_string(address) + (self.device_input ? "" : " for models on the CPU") +
+                                       "; expected at least one, on the models' CUDA device");
+  }
+  const DeviceImages images{address, count, self.input().bytes(), stream};
+  AnswerArrays answers(self, count);
+  const OutputRows rows = answers.rows();
+  {
+    const py::gil_scoped_release release;
+    if (self.takes_device_images()) {
+      self.predict(images, rows, &check_signals);
+    } else {
+      self.device_input->on_host(
+          images, [&](ImageBatchView view) { static_cast<Scheduler&>(self).predict(view, rows, &check_signals); });
+    }
+  }
+  return answers.take();
+}
+
+py::array_t<std::uint8_t> input_buffer(const Pipeline& self, std::size_t count) {
+  const ImageShape& shape = self.input();
+  const std::vector<std::size_t> extents{count, shape.height, shape.width, shape.channels};
+  if (!self.routing.plan) return py::array_t<std::uint8_t>(extents);
+  const std::size_t most = std::min(self.routing.plan->capacity(), self.max_batch());
+  if (count == 0 || count > most) {
+    throw Error(ErrorKind::kInput, "an input buffer of " + std::to_string(count) +
+                                       " images was asked for; expected 1 to " + std::to_string(most) +
+                                       ", as many as run together");
+  }
+  // The view keeps the memory, however long the pipeline lives.
+  using Owner = std::shared_ptr<cuda::DeviceRoutedPlan>;
+  const py::capsule owner(new Owner(self.routing.plan), [](void* plan) { delete static_cast<Owner*>(plan); });
+  return py::array_t<std::uint8_t>(extents, self.routing.plan->input().data(), owner);
+}
+
+std::map<std::string, std::map<std::string, std::size_t>> memory(const Pipeline& self) {
+  std::map<std::string, std::map<std::string, std::size_t>> report;
+  const auto add = [&](const std::string& name, const cuda::MemoryUse& use) {
+    report[name] = {{"device", use.device}, {"pinned", use.pinned}};
+  };
+  for (const auto& model : self.captured) add(model->name(), model->memory_use());
+  if (self.routing.plan) add("device-routed plan", self.routing.plan->memory_use());
+  return report;
+}
+
+}  // namespace
+
+void choose_routing(Pipeline& pipeline, const std::shared_ptr<Engine>& gater,
+                    const std::vector<std::shared_ptr<Engine>>& experts, bool device_routed) {
+  std::vector<std::shared_ptr<Engine>> models{gater};
+  models.insert(models.end(), experts.begin(), experts.end());
+  for (const auto& model : models) {
+    if (auto captured = std::dynamic_pointer_cast<cuda::GraphEngine>(model)) pipeline.captured.push_back(captured);
+  }
+  if (!pipeline.captured.empty()) {
+    pipeline.device_input = std::make_unique<cuda::DeviceInput>(pipeline.captured.front()->device());
+  }
+  if (!device_routed) {
+    pipeline.routing.reason =
+        pipeline.captured.empty() ? "the models run on the CPU" : "device routing was not asked for";
+    return;
+  }
+  pipeline.routing = cuda::choose_routing(gater, experts);
+  if (pipeline.routing.plan) pipeline.use(pipeline.routing.plan);
+}
+
+void register_device_pipeline(py::class_<Pipeline>& pipeline) {
+  pipeline
+      .def("predict_device", &predict_device, py::arg("address"), py::arg("count"), py::arg("stream"),
+           "predict for `count` uint8 [H,W,C] images, densely packed at an address of the models' CUDA device. They "
+           "are\n"
+           "read after the work that is on `stream` now: a CUDA stream, 1 (the legacy default), 2 (the thread's) or 0\n"
+           "(they are complete). A pipeline that routes or verifies on the host copies them there first.")
+      .def("input_buffer", &input_buffer, py::arg("count"),
+           "A uint8 [count,H,W,C] array; predict of it, or of its first images, needs no copy on the host where the\n"
+           "pipeline routes on the device, and none at all where host and device share memory. One a pipeline: a\n"
+           "predict of other images overwrites it.")
+      .def("memory", &memory, "Bytes on the device and page-locked on the host, by model; its own weights not counted.")
+      .def_property_readonly(
+          "input_stream", [](const Pipeline& self) { return self.device_input ? self.device_input->stream() : 0; },
+          "A CUDA stream for predict_device, to make others' work be waited for; 0 on the CPU.")
+      .def_property_readonly(
+          "plan", [](const Pipeline& self) { return self.routes_on_device() ? "device-routed" : "host-routed"; },
+          "How predict routes: \"device-routed\" or \"host-routed\".")
+      .def_property_readonly(
+          "plan_reason", [](const Pipeline& self) -> std::string { return self.routing.reason; }, "Why.");
+}
+
+}  // namespace trt_moe

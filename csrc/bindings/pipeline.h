@@ -1,0 +1,53 @@
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/typing.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backends/cuda/device_input.h"
+#include "backends/cuda/device_routed_plan.h"
+#include "backends/cuda/graph_engine.h"
+#include "core/scheduler.h"
+
+namespace trt_moe {
+
+// A scheduler with what it has on a CUDA device, if anything.
+class Pipeline final : public Scheduler {
+ public:
+  using Scheduler::Scheduler;
+
+  cuda::Routing routing;
+  std::vector<std::shared_ptr<cuda::GraphEngine>> captured;  // those of its models that are on a device
+  std::unique_ptr<cuda::DeviceInput> device_input;           // none on the CPU
+};
+
+using Answers = pybind11::typing::Tuple<pybind11::array_t<float>, pybind11::array_t<float>,
+                                        pybind11::array_t<std::int64_t>, pybind11::array_t<float>>;
+
+// Arrays for the answers to some images, and where they lie.
+struct AnswerArrays {
+  AnswerArrays(const Scheduler& scheduler, std::size_t images);
+  OutputRows rows();
+  Answers take();
+
+  pybind11::array_t<float> probabilities;
+  pybind11::array_t<float> gater_logits;
+  pybind11::array_t<std::int64_t> routes;
+  pybind11::array_t<float> latency_ms;
+};
+
+// Called without the GIL while a caller waits, so that Ctrl-C reaches Python.
+void check_signals();
+
+// Decides where the pipeline routes.
+void choose_routing(Pipeline& pipeline, const std::shared_ptr<Engine>& gater,
+                    const std::vector<std::shared_ptr<Engine>>& experts, bool device_routed);
+
+// What only pipelines on a CUDA device do.
+void register_device_pipeline(pybind11::class_<Pipeline>& pipeline);
+
+}  // namespace trt_moe

@@ -1,0 +1,210 @@
+"""The GPU check, rehearsed where there is no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu_check import __main__ as gpu_check
+from benchmarks.gpu_check import runner
+from benchmarks.gpu_check.goals import goals
+from benchmarks.gpu_check.parts import BUDGET_S, CHECKOUT, PARTS, Part
+from benchmarks.gpu_check.report import Report
+from benchmarks.gpu_check.runner import Outcome, run_part
+from benchmarks.gpu_check.turns import WARMUP, take_turns
+
+
+def test_the_rehearsal_stops_where_a_device_is_needed(tmp_path: Path) -> None:
+    if gpu_check.why_no_device() is None:
+        pytest.skip("here is a GPU: nothing to rehearse")
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--skip-build", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "Stopped: no NVIDIA device: " in done.stdout
+    assert "looked for nvidia-smi and NVML (no device), the driver's libcuda.so.1" in done.stdout
+    waiting = done.stdout.split("these parts would run")[1]
+    assert [part.name for part in PARTS if f"- {part.name}: {part.what}" in waiting] == [
+        part.name for part in PARTS if part.needs_device
+    ]
+    report = json.loads((tmp_path / "out/gpu_check.json").read_text())
+    assert report["no_device"] in done.stdout
+    assert report["command"] == f"python -m benchmarks.gpu_check --skip-build --out {tmp_path / 'out'}"
+    assert {name: part["status"] for name, part in report["parts"].items()} == {
+        part.name: "ran" if part.name == "environment" else "skipped" for part in PARTS
+    }
+    assert report["parts"]["environment"]["result"]["packages"]["numpy"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["gpu_check.json", "gpu_check.md"]
+
+
+def test_all_parts_fit_into_nine_minutes() -> None:
+    assert BUDGET_S <= 9 * 60 - 20
+    assert all((CHECKOUT / f"benchmarks/gpu_check/{part.name}.py").is_file() for part in PARTS)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Finds parts of our own before those of the checkout: `say`, `fail`, `hang`."""
+    package = tmp_path / "first/benchmarks/gpu_check"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").write_text(
+            f"__path__.append({str(CHECKOUT / folder.relative_to(tmp_path / 'first'))!r})\n"
+        )
+    (package / "say.py").write_text("def run(work):\n    return {'seconds': work.seconds}\n")
+    (package / "fail.py").write_text("def run(work):\n    print('so far')\n    raise ValueError('and no further')\n")
+    (package / "hang.py").write_text(
+        "import subprocess, sys, pathlib\n"
+        "def run(work):\n"
+        "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "    (work.folder / 'pid').write_text(str(child.pid))\n"
+        "    print('begun', flush=True)\n"
+        "    child.wait()\n"
+    )
+    return {**os.environ, "PYTHONPATH": f"{tmp_path / 'first'}:{CHECKOUT}"}
+
+
+def part(name: str, seconds: float = 20.0) -> Part:
+    return Part(name, seconds, False, "a test")
+
+
+def test_a_part_gives_its_result(tmp_path: Path, environment: dict[str, str]) -> None:
+    outcome = run_part(part("say"), tmp_path, environment, 100.0)
+    assert (outcome.status, outcome.result) == ("ran", {"seconds": 20.0})
+    assert run_part(part("say"), tmp_path, environment, 7.0).result == {"seconds": 7.0}
+
+
+def test_a_part_that_fails_says_what_it_printed(tmp_path: Path, environment: dict[str, str]) -> None:
+    outcome = run_part(part("fail"), tmp_path, environment, 100.0)
+    assert outcome.status == "failed"
+    assert outcome.reason is not None
+    assert "exit code 1" in outcome.reason and "so far" in outcome.reason and "and no further" in outcome.reason
+
+
+def test_a_part_that_hangs_is_ended_with_all_it_started(tmp_path: Path, environment: dict[str, str]) -> None:
+    outcome = run_part(part("hang", 6.0), tmp_path, environment, 100.0)
+    assert outcome.status == "ended"
+    assert "not done after 6 s; it printed: begun" in str(outcome.reason)
+    pid = (tmp_path / "pid").read_text()
+    end = monotonic() + 10
+    while is_alive(pid) and monotonic() < end:
+        sleep(0.05)
+    assert not is_alive(pid)
+
+
+def is_alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_part_for_which_no_time_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner.subprocess, "Popen", None)
+    assert run_part(part("say"), tmp_path, {}, 4.0) == Outcome("skipped", 0.0, reason="no time was left")
+
+
+@pytest.mark.parametrize(
+    ("result", "state"),
+    [
+        ({"works": False}, "ran"),
+        ({"passed": True}, "ran"),
+        ({"passed": False}, "found errors"),
+        ({"memcheck": {"clean": False}}, "found errors"),
+        ({"racecheck": {"clean": None}}, "ran"),
+        ({"plans": {"device-routed": {"routes_right": False}}}, "found errors"),
+    ],
+)
+def test_a_part_that_ran_may_have_found_errors(
+    result: Any, state: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = Report(tmp_path, "command")
+    report.add(part("say"), Outcome("ran", 1.0, result))
+    report.finish(None)
+    assert report.failed is (state == "found errors")
+    assert f"| say | {state} | 1 | a test |" in capsys.readouterr().out
+
+
+def timing(p50: float) -> dict[str, float]:
+    return {"mean_ms": p50, "p50_ms": p50, "p90_ms": 2 * p50, "p99_ms": 3 * p50}
+
+
+def results() -> dict[str, Any]:
+    def case(bare: float) -> dict[str, Any]:
+        return {
+            "our device-routed plan": timing(bare * 1.04),
+            "our host-routed plan": timing(bare * 1.3),
+            "our host-routed plan, speculating": timing(bare * 1.17),
+            "torch eager, routed in Python": timing(bare * 4.16),
+            "bare gater + bare expert": timing(bare),
+            "bare gater": timing(0.05),
+            "bare expert": timing(bare - 0.05),
+        }
+
+    cases: dict[str, Any] = {"squeezenet": case(0.15), "deit-small": case(1.05)}
+    cases["mixed batch of 8"] = {key: value for key, value in case(2.0).items() if key.startswith(("our", "torch"))}
+    return {
+        "latency": {
+            "milliseconds": cases,
+            "plan": "device-routed",
+            "plan_reason": "",
+            "dearest": "deit-small",
+            "python_us": {"p50_us": 31.0},
+        },
+        "idle": {
+            "busy": {"p50_ms": 0.2},
+            "after idleness": {"calls": 12, "p50_ms": 0.5, "max_ms": 0.9},
+            "after idleness, with keep-alive": {"calls": 12, "p50_ms": 0.3, "max_ms": 0.4},
+        },
+    }
+
+
+def test_figures_stand_beside_their_goals() -> None:
+    rows = {row[0]: row[1:] for row in goals(results())}
+    assert rows["device-routed predict(1) over bare gater + bare expert, p50, worst expert"] == (
+        "1.04",
+        "<= 1.05",
+        "yes",
+    )
+    assert rows["host-routed over device-routed, batch 1, p50, worst"] == ("1.25", ">= 1", "yes")
+    assert rows["mean of the mixture, each expert as often, over DeiT-S alone"] == ("0.624", "<= 0.6", "no")
+    assert rows["gater over DeiT-S, p50"] == ("0.05", "<= 0.1", "yes")
+    assert rows["host time of predict(1) outside of the core, us, p50"] == ("31", "<= 30", "no")
+    assert rows["torch eager, routed in Python over ours, batch 1, p50, worst"] == ("4", ">= 3", "yes")
+    assert rows["torch.compile, routed in Python over ours, batch 8, p50, worst"] == ("not measured", ">= 1.5", "-")
+    easy = "host-routed predict(1), 90% easy images, speculation on over off, mean"
+    assert rows[easy] == ("0.9 (0.281 over 0.312 ms)", "reported", "-")
+    assert rows["predict(1) after idleness"][0] == "0.900 ms is the largest of 12; p50 0.500 ms, busy 0.200 ms"
+
+
+def test_plans_are_not_compared_where_there_is_one() -> None:
+    found = results()
+    found["latency"] |= {"plan": "host-routed", "plan_reason": "the driver has no conditional nodes"}
+    rows = {row[0]: row[1:] for row in goals(found)}
+    assert rows["host-routed over device-routed, batch 8, p99, worst"] == (
+        "the driver has no conditional nodes", "> 1", "-",
+    )  # fmt: skip
+
+
+def test_contenders_take_turns() -> None:
+    calls: list[str] = []
+
+    def contender(name: str, milliseconds: float) -> Any:
+        return lambda: calls.append(name) or milliseconds
+
+    found = take_turns({"a": contender("a", 1.0), "b": contender("b", 2.0)}, rounds=30, seconds=60.0)
+    assert (found["a"]["p50_ms"], found["b"]["p99_ms"], found["a"]["rounds"]) == (1.0, 2.0, 30)
+    rounds = [tuple(calls[at : at + 2]) for at in range(0, len(calls), 2)]
+    assert len(rounds) == WARMUP + 30
+    assert set(rounds) == {("a", "b"), ("b", "a")}
+
+
+def test_the_turns_end_with_the_time() -> None:
+    found = take_turns({"a": lambda: 1.0}, rounds=10**9, seconds=0.0)
+    assert found["a"]["rounds"] <= 2 * WARMUP

@@ -1,0 +1,192 @@
+"""The parts of the GPU check that measure, with the CPU in place of the GPU, tiny networks and a stand-in for routers.
+
+What this shows is that they run to their end and report what they were given; no figure in them means anything.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.gpu_check import compiled, idle, latency, mixture, parity, routers
+from benchmarks.gpu_check.goals import BATCH, goals
+from benchmarks.gpu_check.mixture import CLASSES, EXPERTS, GATER, Mixture
+from benchmarks.gpu_check.parts import Work
+from benchmarks.gpu_check.torch_routing import TorchRouting
+from trt_moe.models import ImageModel, SqueezeNetLight
+
+SIDE = 16
+
+
+@pytest.fixture(autouse=True)
+def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    to, empty = torch.Tensor.to, torch.empty
+
+    def without_device(*arguments: Any, **options: Any) -> Any:
+        options.pop("device", None)
+        options.pop("pin_memory", None)
+        return empty(*arguments, **options)
+
+    monkeypatch.setattr(nn.Module, "cuda", lambda self: self)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *a, **o: self if a == ("cuda",) else to(self, *a, **o))
+    monkeypatch.setattr(torch, "empty", without_device)
+    monkeypatch.setattr(torch, "compile", lambda module, **options: module)
+
+
+class FakeRouter:
+    """Routes as the gater of the mixture says; its models are torch's, and answer in no time."""
+
+    def __init__(self, made: Mixture, plan: str) -> None:
+        self.made = made
+        self.plan = "device-routed" if plan == "auto" else plan
+        self.plan_reason = f"asked for {plan}"
+        self.calls = 0
+
+    def __enter__(self) -> FakeRouter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def predict(self, images: np.ndarray) -> Any:
+        self.calls += 1
+        experts = self.logits(GATER, images).argmax(axis=1)
+        return SimpleNamespace(experts=experts, latency_ms=np.zeros(len(images)))
+
+    def model(self, name: str) -> Any:
+        return SimpleNamespace(
+            logits=lambda images: self.logits(name, images), time=lambda image, count, warmup: np.full(count, 0.01)
+        )
+
+    def logits(self, name: str, images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return self.made.models[name](torch.from_numpy(images)).numpy()
+
+    def memory_report(self) -> dict[str, Any]:
+        return {GATER: {"device": 1}}
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Mixture:
+    """A mixture of tiny networks, which every part takes."""
+    torch.manual_seed(0)
+    images = np.stack([np.full((SIDE, SIDE, 3), value, np.uint8) for value in (30, 128, 220)])
+    images += np.random.default_rng(0).integers(0, 20, images.shape, np.uint8)
+
+    def wrapped(network: nn.Module) -> ImageModel:
+        return ImageModel(network, (SIDE, SIDE), (SIDE, SIDE), [0.5] * 3, [0.5] * 3).eval()
+
+    gater = SqueezeNetLight(len(EXPERTS), side=SIDE)
+    models = {GATER: wrapped(gater)}
+    mixture._fit_head(gater, models[GATER], images)
+    for name in EXPERTS:
+        models[name] = wrapped(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES)))
+    made = Mixture(models, images)
+    for part in (compiled, idle, latency, parity):
+        monkeypatch.setattr(part, "make_mixture", lambda: made)
+        monkeypatch.setattr(
+            part,
+            "choose_engines",
+            lambda work, given: SimpleNamespace(
+                engines="torch", why="a test", open=lambda plan="auto", speculate=False: FakeRouter(given, plan)
+            ),
+        )
+    return made
+
+
+def test_the_fitted_head_routes_each_image_to_its_expert(made: Mixture) -> None:
+    assert FakeRouter(made, "auto").predict(made.batch((4, 2, 2))).experts.tolist() == [0, 1, 2, 0, 1, 2, 0, 0]
+
+
+def test_torch_routing_answers_each_image_by_its_expert(made: Mixture) -> None:
+    peer = TorchRouting(made.models, lambda module: module, 8, made.images.shape[1:])
+    batch = made.batch((4, 2, 2))
+    routes = [0, 1, 2, 0, 1, 2, 0, 0]
+    with torch.inference_mode():
+        tensors = torch.from_numpy(batch)
+        expected = torch.stack(
+            [made.models[list(EXPERTS)[k]](tensors[i : i + 1])[0].softmax(dim=0) for i, k in enumerate(routes)]
+        ).numpy()
+    np.testing.assert_allclose(peer.predict(batch), expected, atol=1e-6)
+    for index in range(len(batch)):
+        np.testing.assert_allclose(peer.predict(batch[index : index + 1])[0], expected[index], atol=1e-6)
+
+
+def test_parity(made: Mixture, tmp_path: Path) -> None:
+    found = parity.run(Work(tmp_path, 60))
+    assert set(found["models"]) == {GATER, *EXPERTS}
+    for figures in found["models"].values():
+        assert figures["largest_error_over_largest_logit"] < 1e-4
+        assert figures["top1_agreement"] == 1.0
+    assert {plan: row["routes_right"] for plan, row in found["plans"].items()} == {
+        "device-routed": True,
+        "host-routed": True,
+    }
+    json.dumps(found)
+
+
+def test_parity_sees_wrong_logits_and_routes(made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = FakeRouter.logits
+    monkeypatch.setattr(FakeRouter, "logits", lambda self, name, images: -right(self, name, images))
+    found = parity.run(Work(tmp_path, 60))
+    assert found["models"]["squeezenet"]["largest_error_over_largest_logit"] > 1.0
+    assert found["plans"]["device-routed"]["routes_right"] is False
+
+
+def test_latencies_and_their_goals(made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in (latency, compiled):
+        monkeypatch.setattr(part, "ROUNDS", 5)
+    work = Work(tmp_path, 30)
+    results = {"latency": latency.run(work), "compiled": compiled.run(work)}
+    json.dumps(results)
+    assert set(results["latency"]["milliseconds"]) == {*EXPERTS, BATCH}
+    single = results["latency"]["milliseconds"]["deit-small"]
+    assert single["bare gater + bare expert"]["p50_ms"] == pytest.approx(0.02)
+    assert single["our device-routed plan"]["rounds"] == 5
+    assert results["latency"]["pycuda_loop"] == "TensorRT does not run on this GPU"
+    rows = {row[0]: row[1] for row in goals(results)}
+    assert float(rows["torch.compile, routed in Python over ours, batch 8, p50, worst"]) > 0
+    assert rows["tensorrt + pycuda loop over ours, batch 1, p50, worst"] == "not measured"
+
+
+def test_idleness(made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle, "IDLE_S", 0.05)
+    found = idle.run(Work(tmp_path, 15.4))
+    assert 1 <= found["after idleness"]["calls"] <= 5
+    assert found["after idleness, with keep-alive"]["calls"] >= 1
+    json.dumps(found)
+
+
+def test_engines_are_chosen_by_the_probe(tmp_path: Path, made: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routers, "Bundle", SimpleNamespace(load=lambda folder: f"bundle in {folder}"))
+    monkeypatch.setattr(Mixture, "bundle", lambda self: "bundle without files")
+    monkeypatch.setattr(routers, "Router", lambda bundle, **options: (bundle, options))
+    work = Work(tmp_path, 60)
+    for probe, engines, bundle in (
+        (None, "torch", "bundle without files"),
+        ({"works": False, "said": "Hopper is not supported"}, "torch", "bundle without files"),
+        ({"works": True, "said": "it ran"}, "TensorRT", f"bundle in {tmp_path / 'mixture'}"),
+    ):
+        if probe is not None:
+            (tmp_path / "probe.json").write_text(json.dumps(probe))
+        chosen = routers.choose_engines(work, made)
+        assert chosen.engines == engines
+        opened: Any = chosen.open("host-routed")
+        assert opened[0] == bundle
+        assert (opened[1]["modules"] is None) == (engines == "TensorRT")
+        assert (opened[1]["plan"], opened[1]["speculate"]) == ("host-routed", False)
+
+
+def test_a_bundle_without_files_is_valid() -> None:
+    bundle = Mixture({GATER: None, **dict.fromkeys(EXPERTS)}, np.zeros(0)).bundle()  # type: ignore[arg-type]
+    assert [entry.name for entry in bundle.models()] == [GATER, *EXPERTS]
+    assert bundle.input_shape == (224, 224, 3)
+    assert bundle.outputs(bundle.gater) == len(EXPERTS)

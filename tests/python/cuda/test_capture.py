@@ -1,0 +1,57 @@
+"""The order of a capture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.fake_cuda import FakeCapture, FakeDevice
+from trt_moe.cuda.capture import capture_model
+from trt_moe.errors import DeviceError
+
+
+class Source:
+    """Notes its calls among those of the capture; fails at the n-th run."""
+
+    def __init__(self, fails_at: int = 0) -> None:
+        self.fails_at = fails_at
+        self.runs = 0
+
+    def bind(self, capture: Any) -> None:
+        self.events = capture.events
+        self.events.append("bind")
+
+    def enqueue(self, bucket: int) -> None:
+        self.runs += 1
+        self.events.append(("run", bucket))
+        if self.runs == self.fails_at:
+            raise DeviceError("refused")
+
+
+def capture(source: Source) -> Any:
+    return capture_model(
+        source, FakeDevice(), name="light", input_shape=(4, 4, 1), outputs=3, buckets=(1, 2), precision="fp16"
+    )
+
+
+def test_each_bucket_runs_once_before_it_is_captured(core: list[FakeCapture]) -> None:
+    source = Source()
+    model = capture(source)
+    assert model.events == [
+        "bind",
+        ("run", 1), "synchronize", ("begin", 1), ("run", 1), "end",
+        ("run", 2), "synchronize", ("begin", 2), ("run", 2), "end",
+    ]  # fmt: skip
+    assert model.options == {
+        "name": "light", "input_shape": (4, 4, 1), "outputs": 3, "buckets": [1, 2], "precision": "fp16",
+    }  # fmt: skip
+    assert model.owner is source  # the graphs use its memory
+
+
+@pytest.mark.parametrize(("fails_at", "last"), [(1, ("run", 1)), (2, "discard"), (4, "discard")])
+def test_a_capture_that_was_begun_is_discarded(core: list[FakeCapture], fails_at: int, last: Any) -> None:
+    with pytest.raises(DeviceError, match="refused"):
+        capture(Source(fails_at))
+    assert core[0].events[-1] == last
+    assert core[0].owner is None

@@ -1,0 +1,156 @@
+"""What the router hands to the GPU and what to the CPU; the GPU, its models and the pipeline are stand-ins."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.tiny_bundle import TinyBundle, write_tiny_bundle
+from trt_moe import Router, _core, router
+from trt_moe.cuda.interop import DeviceImages
+from trt_moe.errors import DeviceError, InputError
+
+
+class FakeModels:
+    """Like `CudaModels`: everything with an `address` is on the GPU."""
+
+    def __init__(self, bundle: Any, precision: str, modules: Any) -> None:
+        self.given = (bundle.name, precision, modules)
+
+    def load(self, name: str) -> Any:
+        return SimpleNamespace(name=name, core=f"core of {name}", device="Fake GPU", precision="fp16")
+
+    def on_device(self, batch: Any, stream: int) -> DeviceImages | None:
+        address = getattr(batch, "address", None)
+        return None if address is None else DeviceImages(address, 2, stream, batch)
+
+
+class FakePipeline:
+    """Like `_core.Pipeline` with two experts and three classes."""
+
+    plan, plan_reason, input_stream = "device-routed", "the driver has SWITCH nodes", 0x77
+
+    def __init__(self, gater: Any, experts: Any, **options: Any) -> None:
+        self.models, self.options = [gater, *experts], options
+        self.calls: list[Any] = []
+
+    def predict(self, images: Any) -> Any:
+        self.calls.append(("predict", images.shape))
+        return self._answers(len(images))
+
+    def predict_device(self, address: int, count: int, stream: int) -> Any:
+        self.calls.append(("predict_device", address, count, stream))
+        return self._answers(count)
+
+    def input_buffer(self, images: int) -> Any:
+        return f"buffer of {images}"
+
+    def memory(self) -> dict[str, dict[str, int]]:
+        return {"gater": {"device": 1, "pinned": 2}}
+
+    def close(self, cancel_pending: bool) -> None:
+        pass
+
+    def _answers(self, count: int) -> Any:
+        return np.ones((count, 3)), np.ones((count, 2)), np.zeros(count, np.int64), np.ones(count)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> TinyBundle:
+    return write_tiny_bundle(tmp_path / "tiny")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trt_moe.cuda.device.reason_against", lambda: None)
+    monkeypatch.setattr("trt_moe.cuda.load.CudaModels", FakeModels)
+    monkeypatch.setattr(_core, "Pipeline", FakePipeline)
+
+
+def pipeline(opened: Router) -> Any:
+    return opened._pipeline
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_models_are_the_gpus(gpu: None, tiny: TinyBundle, device: str) -> None:
+    with Router(tiny.path, device=device, check=False) as opened:
+        assert pipeline(opened).models == ["core of gater", "core of expert-0", "core of expert-1"]
+        assert opened.device == "cuda: Fake GPU"
+        assert (opened.plan, opened.plan_reason) == ("device-routed", "the driver has SWITCH nodes")
+        assert opened.memory_report() == {"gater": {"device": 1, "pinned": 2}}
+        assert opened.input_buffer(3) == "buffer of 3"
+        with pytest.raises(InputError, match=r"images is 65; expected a whole number from 1 to 64"):
+            opened.input_buffer(65)
+
+
+@pytest.mark.parametrize(("plan", "device_routed"), [("auto", True), ("host-routed", False)])
+def test_the_plan_is_asked_for(gpu: None, tiny: TinyBundle, plan: str, device_routed: bool) -> None:
+    with Router(tiny.path, device="cuda", check=False, plan=plan) as opened:
+        assert pipeline(opened).options["device_routed"] is device_routed
+
+
+def test_images_go_where_they_are(gpu: None, tiny: TinyBundle) -> None:
+    with Router(tiny.path, device="cuda", check=False) as opened:
+        opened.predict(tiny.grey(0, 2))
+        opened.predict(SimpleNamespace(address=0xABC))
+        opened.predict([tiny.grey(0)[0]])
+        assert pipeline(opened).calls == [
+            ("predict", (2, 8, 8, 1)),
+            ("predict_device", 0xABC, 2, 0x77),
+            ("predict", (1, 8, 8, 1)),
+        ]
+
+
+def test_options_reach_the_models(gpu: None, tiny: TinyBundle) -> None:
+    modules = {"gater": object()}
+    with Router(tiny.path, device="cuda", check=False, precision="fp32", modules=modules) as opened:
+        assert opened._cuda is not None
+        assert opened._cuda.given == ("tiny", "fp32", modules)  # type: ignore[attr-defined]
+
+
+def test_speculation_is_of_the_host_routed_plan(gpu: None, tiny: TinyBundle) -> None:
+    with Router(tiny.path, device="cuda", check=False, plan="host-routed", speculate=True) as opened:
+        assert pipeline(opened).options["speculate"] is True
+    with Router(tiny.path, device="cuda", check=False) as opened:
+        assert pipeline(opened).options["speculate"] is False
+    with pytest.raises(InputError, match="speculate=True needs the GPU and plan='host-routed'"):
+        Router(tiny.path, device="cuda", check=False, speculate=True)
+    with pytest.raises(InputError, match="speculate=True needs the GPU and plan='host-routed'"):
+        Router(tiny.path, device="cpu", plan="host-routed", speculate=True)
+
+
+def test_what_is_refused(tiny: TinyBundle) -> None:
+    with pytest.raises(InputError, match="plan is 'fast'; expected 'auto' or 'host-routed'"):
+        Router(tiny.path, plan="fast")
+    with pytest.raises(InputError, match="modules run on the GPU only, and device is 'cpu'; pass device='cuda'"):
+        Router(tiny.path, device="cpu", modules={"gater": object()})
+
+
+def test_auto_takes_the_cpu_and_says_why_once(
+    tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    router._say_once.cache_clear()
+    monkeypatch.setattr("trt_moe.cuda.device.reason_against", lambda: "no NVIDIA driver was found")
+    with caplog.at_level(logging.INFO, "trt_moe"):
+        for _ in range(2):
+            with Router(tiny.path) as opened:
+                assert opened.device.startswith("cpu: ")
+                assert opened.memory_report() == {}
+                assert opened.input_buffer(2).shape == (2, 8, 8, 1)
+    said = [record.getMessage() for record in caplog.records if "device=" in record.getMessage()]
+    assert said == ["device='auto' takes the CPU: no NVIDIA driver was found"]
+
+
+def test_a_build_without_the_cpu_backend(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_core, "built_backends", list)
+    monkeypatch.setattr("trt_moe.cuda.device.reason_against", lambda: "there is no driver")
+    words = "OpenVINO was left out when it was built; build it again with TRT_MOE_OPENVINO=ON, or use device='cuda'"
+    with pytest.raises(DeviceError, match=words):
+        Router(tiny.path, device="cpu")
+    with pytest.raises(DeviceError, match=f"{words}, which is not possible here: there is no driver"):
+        Router(tiny.path)

@@ -1,0 +1,1 @@
+"""The CUDA backend's Python half: engines and torch modules captured into the graphs that the C++ core replays."""
