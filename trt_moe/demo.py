@@ -10,7 +10,7 @@ import numpy as np
 
 from trt_moe.bundle import Bundle
 from trt_moe.bundle.manifest import MIXTURE
-from trt_moe.console import ProgressCallback, stdout
+from trt_moe.console import ProgressCallback, routing_rule, stdout
 from trt_moe.evaluation import Report, TestSet, evaluate
 from trt_moe.evaluation.tables import print_frontier, print_shares, print_strategies
 from trt_moe.router import Router
@@ -39,6 +39,7 @@ def run_demo(
     precision: str = "auto",
     threads: int | None = None,
     latency_weight: float | None = None,
+    verify_below: float | None = None,
     progress: ProgressCallback = lambda what, done, total: None,
 ) -> Demo:
     """Route the bundle's samples at every severity, compare, and draw the picture.
@@ -50,6 +51,7 @@ def run_demo(
         precision: of the experts.
         threads: CPU threads; None: all usable.
         latency_weight: None: the bundle's.
+        verify_below: None: the bundle's.
         progress: called as progress(what, done, total).
 
     Raises:
@@ -64,7 +66,14 @@ def run_demo(
         TestSet(int(severity), images[severities == severity], labels[severities == severity])
         for severity in np.unique(severities)
     ]
-    with Router(loaded, device=device, precision=precision, threads=threads, latency_weight=latency_weight) as router:
+    with Router(
+        loaded,
+        device=device,
+        precision=precision,
+        threads=threads,
+        latency_weight=latency_weight,
+        verify_below=verify_below,
+    ) as router:
         report = evaluate(router, sets, "shipped samples", None, progress)
     draw(report, picture)
     return Demo(_demo_data(report, picture), report)
@@ -76,7 +85,7 @@ def print_demo(demo: Demo) -> None:
     out = stdout()
     out.print(
         f"{data['bundle']}: {data['images']} real test images on {data['device']}, "
-        f"experts in {data['precision']}, latency weight {data['latency_weight']:g}",
+        f"experts in {data['precision']}, {routing_rule(data['latency_weight'], data['verify_below'])}",
         style="bold",
     )
     print_shares(data)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trt_moe.console import ProgressCallback, clean, milliseconds, percent, print_table, stderr
+from trt_moe.console import ProgressCallback, clean, milliseconds, percent, print_table, routing_rule, stderr
 from trt_moe.images import LoadFailure, find_images, load_images
 from trt_moe.router import Router
 
@@ -51,6 +51,7 @@ class Predictions:
             "bundle": router.bundle.name,
             "device": router.device,
             "latency_weight": router.latency_weight,
+            "verify_below": router.verify_below,
             "predictions": [{**asdict(row), "top": [list(pair) for pair in row.top]} for row in self.rows],
             "failures": [{"path": str(failure.path), "reason": failure.reason} for failure in self.failures],
         }
@@ -96,7 +97,7 @@ def print_predictions(predictions: Predictions, router: Router) -> None:
                 for cells, row in zip(rows, predictions.rows, strict=True)
             ]
         print_table(
-            f"{router.bundle.name} on {router.device}, latency weight {router.latency_weight:g}",
+            f"{router.bundle.name} on {router.device}, {routing_rule(router.latency_weight, router.verify_below)}",
             columns,
             rows,
         )

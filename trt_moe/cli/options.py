@@ -50,6 +50,15 @@ LatencyWeight = Annotated[
     float | None,
     typer.Option("--latency-weight", "-w", min=0.0, help="How much latency counts in routing; default: the bundle's."),
 ]
+VerifyBelow = Annotated[
+    float | None,
+    typer.Option(
+        "--verify-below",
+        min=0.0,
+        max=1.0,
+        help="An expert less sure than this leaves the image to the dearest one, 0: never; default: the bundle's.",
+    ),
+]
 Config = Annotated[Path, typer.Argument(help="Training configuration (YAML), see configs/.", metavar="CONFIG")]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of the data set; default: the configuration's.")]
 SkipBroken = Annotated[

@@ -39,6 +39,7 @@ def demo(
     ] = options.DEMO_BUNDLE,
     picture: Annotated[Path, typer.Option("--picture", help="PNG file to write.")] = Path("trt-moe-demo.png"),
     latency_weight: options.LatencyWeight = None,
+    verify_below: options.VerifyBelow = None,
     device: options.DeviceOption = options.Device.auto,
     precision: options.PrecisionOption = options.Precision.auto,
     threads: options.Threads = None,
@@ -60,6 +61,7 @@ def demo(
             precision=precision.value,
             threads=threads,
             latency_weight=latency_weight,
+            verify_below=verify_below,
             progress=callback,
         )
     if as_json:
@@ -74,6 +76,7 @@ def predict(
     bundle: options.Bundle = options.DEMO_BUNDLE,
     top: Annotated[int, typer.Option("--top", "-k", min=1, help="How many classes to show.")] = 1,
     latency_weight: options.LatencyWeight = None,
+    verify_below: options.VerifyBelow = None,
     device: options.DeviceOption = options.Device.auto,
     precision: options.PrecisionOption = options.Precision.auto,
     threads: options.Threads = None,
@@ -86,7 +89,7 @@ def predict(
     from trt_moe.console import print_json, progress
     from trt_moe.prediction import predict_files, print_predictions
 
-    with open_router(bundle, device, precision, threads, latency_weight) as router:
+    with open_router(bundle, device, precision, threads, latency_weight, verify_below) as router:
         with progress(not as_json) as callback:
             predictions = predict_files(router, paths, top, callback)
         if as_json:
@@ -114,6 +117,7 @@ def evaluate_bundle(
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     skip_broken: options.SkipBroken = False,
     latency_weight: options.LatencyWeight = None,
+    verify_below: options.VerifyBelow = None,
     device: options.DeviceOption = options.Device.auto,
     precision: options.PrecisionOption = options.Precision.auto,
     threads: options.Threads = None,
@@ -142,7 +146,7 @@ def evaluate_bundle(
         note(f"left out: {left_out}")
     sets = make_test_sets(dataset, loaded, chosen, kind.value, images, seed)
     with (
-        open_router(loaded, device, precision, threads, latency_weight) as router,
+        open_router(loaded, device, precision, threads, latency_weight, verify_below) as router,
         progress(not as_json) as callback,
     ):
         report = evaluate(router, sets, dataset.name, timed, callback)
@@ -166,6 +170,7 @@ def profile(
     clients: Annotated[str, typer.Option(help="Numbers of client threads; none to skip.")] = "1,2,4,8,16",
     seconds: Annotated[float, typer.Option(min=0.1, help="Of load for each number of clients.")] = 3.0,
     latency_weight: options.LatencyWeight = None,
+    verify_below: options.VerifyBelow = None,
     device: options.DeviceOption = options.Device.auto,
     precision: options.PrecisionOption = options.Precision.auto,
     threads: options.Threads = None,
@@ -187,7 +192,7 @@ def profile(
     loaded = Bundle.load(bundle)
     images, what = profile_images(loaded)
     with (
-        open_router(loaded, device, precision, threads, latency_weight) as router,
+        open_router(loaded, device, precision, threads, latency_weight, verify_below) as router,
         progress(not as_json) as callback,
     ):
         result = profile_router(router, images, iterations, counts, seconds, callback)
@@ -204,6 +209,7 @@ def open_router(
     precision: options.Precision,
     threads: int | None,
     latency_weight: float | None,
+    verify_below: float | None = None,
 ) -> Router:
     """Open a bundle as the common options say."""
     from trt_moe.router import Router
@@ -214,6 +220,7 @@ def open_router(
         precision=precision.value,
         threads=threads,
         latency_weight=latency_weight,
+        verify_below=verify_below,
     )
 
 

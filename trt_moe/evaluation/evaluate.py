@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,9 @@ from trt_moe.evaluation.strategies import (
     oracle,
     oracle_gain,
     routed,
-    routes,
     shares,
 )
-from trt_moe.evaluation.verify import Verified, Verifier
+from trt_moe.evaluation.verify import Decision, RulePoint, Verified, Verifier, VerifyRule, decide
 from trt_moe.router import Router
 
 RANDOM = "random"
@@ -42,6 +41,7 @@ VERIFY = "gate_then_verify"
 ORACLE = "oracle"
 
 _NEAR_DEAREST = 0.005
+_T = TypeVar("_T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,13 @@ class Report:
     Attributes:
         data: ready for JSON, see `evaluate`.
         points: the whole frontier, for plots.
+        rules: gate-then-verify at its best, for plots.
         cascade: (mean ms, accuracy) of the confidence cascade, for plots.
     """
 
     data: dict[str, Any]
     points: tuple[Point, ...]
+    rules: tuple[RulePoint, ...]
     cascade: tuple[tuple[float, float], ...]
 
 
@@ -166,7 +168,7 @@ def evaluate(
       expert that the mixture captures; None where it gains nothing.
 
     Args:
-        router: at the latency weight to evaluate.
+        router: at the latency weight and `verify_below` to evaluate.
         sets: one for each severity.
         dataset: what reports call the data.
         latency_images: of each severity; None: all.
@@ -195,7 +197,7 @@ class _Evaluation:
         self.baselines = tuple(entry.name for entry in self.bundle.baselines)
         self.cheapest, self.dearest = self.experts[0], self.experts[-1]
         self.relative = np.array([entry.relative_cost for entry in self.bundle.experts])
-        self.weight = router.latency_weight
+        self.rule = VerifyRule(router.latency_weight, router.verify_below)
         self.answers = [collect(router, s.images, s.labels, s.severity, progress) for s in sets]
         self.all = join(self.answers)
         self.subsets = [_spread(len(s.labels), latency_images) for s in sets]
@@ -205,28 +207,32 @@ class _Evaluation:
             for s, rows in zip(sets, self.subsets, strict=True)
         ]
         self.all_timed = latency.join(self.timed)
+        self.decisions = [self._decide(part) for part in self.answers]
         self.costs = self._costs()
+        self.verifier = Verifier(self.experts, self.relative, self.costs)
         self.sets = sets
 
     def report(self) -> Report:
         """Put everything together."""
         points = frontier(self.all, self.experts, self.relative, self.costs)
-        near = within_of_dearest(points, float(self.all.right(self.dearest).mean()), _NEAR_DEAREST)
-        budget = self._mixture_ms(self.all)
+        rules = self.verifier.frontier(self.all)
+        near = within_of_dearest(rules, float(self.all.right(self.dearest).mean()), _NEAR_DEAREST)
+        budget = float(self.verifier.apply(self.all, self.rule).milliseconds.mean())
         rivals = self._fit_rivals(budget)
         rows = {
-            str(part.severity): self._severity(part, timed, rivals, verified)
-            for part, timed, verified in zip(self.answers, self.timed, rivals.verified, strict=True)
+            str(part.severity): self._severity(part, decision, timed, rivals, verified)
+            for part, decision, timed, verified in zip(
+                self.answers, self.decisions, self.timed, rivals.verified, strict=True
+            )
         }
         overall = self._overall(rivals, budget)
-        mixture_routes = routes(self.all.gater_logits, self.relative, self.weight)
-        predicted = routed([self.all.predicted[name] for name in self.experts], mixture_routes)
         data = {
             "bundle": self.bundle.name,
             "dataset": self.dataset,
             "device": self.router.device,
             "precision": self.router.precision,
-            "latency_weight": self.weight,
+            "latency_weight": self.rule.latency_weight,
+            "verify_below": self.rule.threshold,
             "experts": list(self.experts),
             "baselines": list(self.baselines),
             "classes": self.bundle.class_names,
@@ -241,46 +247,60 @@ class _Evaluation:
                 overall[ORACLE]["accuracy"],
             ),
             "frontier": [point.to_json(self.experts) for point in thinned(points)],
+            "verified_frontier": [point.to_json() for point in thinned(rules)],
             "near_dearest": self._near_dearest(near),
-            "confusion": confusion_matrix(self.all.labels, predicted, len(self.bundle.class_names)).tolist(),
+            "confusion": confusion_matrix(
+                self.all.labels, self._answered(self.all, self.all.predicted), len(self.bundle.class_names)
+            ).tolist(),
         }
         curve = cascade_curve(self.all, self.cheapest, self.dearest, self.costs)
-        return Report(data, tuple(points), tuple(curve))
+        return Report(data, tuple(points), tuple(rules), tuple(curve))
 
     def _costs(self) -> Costs:
         times = self.all_timed.milliseconds
         gater = times[self.bundle.gater.name]
-        expert = routed([times[name] for name in self.experts], self.all_timed.routes)
+        decisions = [
+            (decision.first[rows], decision.passed_on[rows])
+            for decision, rows in zip(self.decisions, self.subsets, strict=True)
+        ]
+        first, passed_on = (np.concatenate(parts) for parts in zip(*decisions, strict=True))
+        experts = routed([times[name] for name in self.experts], first) + passed_on * times[self.dearest]
         return Costs(
             gater_ms=float(gater.mean()),
             expert_ms=np.array([times[name].mean() for name in self.experts]),
-            overhead_ms=float((times[MIXTURE] - gater - expert).mean()),
+            overhead_ms=float((times[MIXTURE] - gater - experts).mean()),
         )
 
-    def _mixture_ms(self, answers: Answers) -> float:
-        chosen = routes(answers.gater_logits, self.relative, self.weight)
-        return self.costs.mixture_ms(shares(chosen, len(self.experts)))
+    def _decide(self, answers: Answers) -> Decision:
+        return decide(answers, self.experts, self.relative, self.rule)
+
+    def _answered(self, answers: Answers, values: dict[str, NDArray[_T]]) -> NDArray[_T]:
+        """Of per-model arrays [N], the entry of the expert whose answer the mixture gives."""
+        chosen = self._decide(answers).answering(len(self.experts) - 1)
+        return routed([values[name] for name in self.experts], chosen)
 
     def _fit_rivals(self, budget: float) -> _Rivals:
         cheap_ms, dear_ms = self.costs.expert_ms[0], self.costs.expert_ms[-1]
         accuracy = np.array([self.all.right(name).mean() for name in self.experts])
         handed_on = (budget - cheap_ms) / max(dear_ms, 1e-9)
         to_dearest = (budget - cheap_ms) / max(dear_ms - cheap_ms, 1e-9)
-        verifier = Verifier(self.experts, self.relative, self.costs)
         return _Rivals(
             best_blend(self.costs.expert_ms, accuracy, budget).weights,
             cascade_threshold(self.all.confidence[self.cheapest], handed_on),
             best_cue_rule(self.all, self.cheapest, self.dearest, to_dearest),
-            verifier.cross_check(self.answers, budget, self.weight),
+            self.verifier.cross_check(self.answers, budget, self.rule.latency_weight),
         )
 
-    def _severity(self, part: Answers, timed: latency.Latencies, rivals: _Rivals, verified: Verified) -> dict[str, Any]:
-        chosen = routes(part.gater_logits, self.relative, self.weight)
+    def _severity(
+        self, part: Answers, decision: Decision, timed: latency.Latencies, rivals: _Rivals, verified: Verified
+    ) -> dict[str, Any]:
+        chosen = decision.answering(len(self.experts) - 1)
         accuracy = {name: float(part.right(name).mean()) for name in self.experts}
         share = dict(zip(self.experts, shares(chosen, len(self.experts)).tolist(), strict=True))
         return {
             "images": len(part),
             "share": share,
+            "passed_on": float(decision.passed_on.mean()),
             "accuracy": self._mixture_accuracy(part),
             **latency_summary(timed.milliseconds[MIXTURE]),
             "ece": self._mixture_ece(part),
@@ -340,38 +360,38 @@ class _Evaluation:
         }
         return rows
 
-    def _near_dearest(self, point: Point | None) -> dict[str, Any] | None:
-        """Measure, not only model, the weight that comes within half a point of the dearest expert."""
+    def _near_dearest(self, point: RulePoint | None) -> dict[str, Any] | None:
+        """Measure, not only model, the rule that comes within half a point of the dearest expert."""
         if point is None:
             return None
-        before = self.router.latency_weight
-        self.router.latency_weight = point.latency_weight
+        before = self.rule
+        self._set(point.rule)
         try:
             parts = [
                 latency.measure(self.router, s.images[rows], [self.dearest], self.progress, "latencies, near dearest")
                 for s, rows in zip(self.sets, self.subsets, strict=True)
             ]
         finally:
-            self.router.latency_weight = before
+            self._set(before)
         times = latency.join(parts).milliseconds
         dearest = float(times[self.dearest].mean())
         return {
-            **point.to_json(self.experts),
+            **point.to_json(),
             "accuracy_below_dearest": float(self.all.right(self.dearest).mean()) - point.accuracy,
             "measured_ms": float(times[MIXTURE].mean()),
             "measured_dearest_ms": dearest,
             "of_dearest": float(times[MIXTURE].mean()) / dearest,
         }
 
+    def _set(self, rule: VerifyRule) -> None:
+        self.router.latency_weight, self.router.verify_below = rule.latency_weight, rule.threshold
+
     def _mixture_accuracy(self, answers: Answers) -> float:
-        chosen = routes(answers.gater_logits, self.relative, self.weight)
-        return float(routed([answers.right(name) for name in self.experts], chosen).mean())
+        return float((self._answered(answers, answers.predicted) == answers.labels).mean())
 
     def _mixture_ece(self, answers: Answers) -> float:
-        chosen = routes(answers.gater_logits, self.relative, self.weight)
-        confidence = routed([answers.confidence[name] for name in self.experts], chosen)
-        right = routed([answers.right(name) for name in self.experts], chosen)
-        return expected_calibration_error(confidence, right)
+        right = self._answered(answers, answers.predicted) == answers.labels
+        return expected_calibration_error(self._answered(answers, answers.confidence), right)
 
     def _oracle_right(self, answers: Answers) -> NDArray[np.bool_]:
         return np.asarray(np.any([answers.right(name) for name in self.experts], axis=0))
@@ -379,9 +399,9 @@ class _Evaluation:
     def _disagreements(self) -> int:
         """Images that the router answered otherwise, alone, than the models did in batches; expected 0."""
         count = 0
-        for part, timed, rows in zip(self.answers, self.timed, self.subsets, strict=True):
-            chosen = routes(part.gater_logits, self.relative, self.weight)
-            predicted = routed([part.predicted[name] for name in self.experts], chosen)
+        for part, decision, timed, rows in zip(self.answers, self.decisions, self.timed, self.subsets, strict=True):
+            chosen = decision.answering(len(self.experts) - 1)
+            predicted = self._answered(part, part.predicted)
             count += int(((timed.routes != chosen[rows]) | (timed.labels != predicted[rows])).sum())
         return count
 

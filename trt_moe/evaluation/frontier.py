@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -65,13 +65,23 @@ def frontier(answers: Answers, experts: Sequence[str], relative_costs: Floats, c
     return points
 
 
-def within_of_dearest(points: Sequence[Point], dearest_accuracy: float, loss: float) -> Point | None:
+class _Measured(Protocol):
+    @property
+    def accuracy(self) -> float: ...
+    @property
+    def mean_ms(self) -> float: ...
+
+
+_P = TypeVar("_P", bound=_Measured)
+
+
+def within_of_dearest(points: Sequence[_P], dearest_accuracy: float, loss: float) -> _P | None:
     """The fastest point whose accuracy is at most `loss` below the dearest expert's, or None."""
     good = [point for point in points if point.accuracy >= dearest_accuracy - loss]
     return min(good, key=lambda point: point.mean_ms) if good else None
 
 
-def thinned(points: Sequence[Point], most: int = 13) -> list[Point]:
+def thinned(points: Sequence[_P], most: int = 13) -> list[_P]:
     """At most so many points, evenly spread over the latencies; always the first and the last."""
     if len(points) <= most:
         return list(points)

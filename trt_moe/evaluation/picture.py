@@ -10,6 +10,7 @@ import numpy as np
 
 from trt_moe.bundle.manifest import MIXTURE
 from trt_moe.bundle.writer import write_bytes
+from trt_moe.console import routing_rule
 from trt_moe.evaluation.evaluate import ORACLE, Report
 
 # Told apart by people of any colour vision (Okabe and Ito).
@@ -39,7 +40,7 @@ def draw(report: Report, file: Path) -> Path:
     _draw_frontier(right, report)
     figure.suptitle(
         f"{data['bundle']} on {data['device']} ({data['precision']}): {data['images']:,} images, "
-        f"latency weight {data['latency_weight']:g}",
+        f"{routing_rule(data['latency_weight'], data['verify_below'])}",
         fontsize=10,
     )
     buffer = io.BytesIO()
@@ -78,6 +79,8 @@ def _draw_frontier(axes: Any, report: Report) -> None:
     data, overall = report.data, report.data["overall"]
     curve = np.array([(point.mean_ms, 100 * point.accuracy) for point in report.points])
     axes.plot(curve[:, 0], curve[:, 1], "-", color=_BLUE, lw=2.2, label="mixture, latency weight swept")
+    rules = np.array([(point.mean_ms, 100 * point.accuracy) for point in report.rules])
+    axes.plot(rules[:, 0], rules[:, 1], "-", color=_ORANGE, lw=1.8, label="mixture, unsure experts verified")
     shipped = overall[MIXTURE]
     axes.plot(
         shipped["modelled_ms"],
@@ -85,7 +88,7 @@ def _draw_frontier(axes: Any, report: Report) -> None:
         "o",
         color=_BLUE,
         ms=9,
-        label="at this latency weight",
+        label="as set",
     )
     cascade = np.array(report.cascade)
     axes.plot(cascade[:, 0], 100 * cascade[:, 1], "--", color=_PURPLE, lw=1.4, label="confidence cascade")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trt_moe.bundle.manifest import MIXTURE
-from trt_moe.console import milliseconds, percent, points, print_table, stdout
+from trt_moe.console import milliseconds, percent, points, print_table, routing_rule, stdout
 from trt_moe.evaluation.evaluate import CASCADE, IMAGE_CUE, ORACLE, RANDOM, VERIFY
 
 
@@ -14,7 +14,7 @@ def print_report(data: dict[str, Any]) -> None:
     out = stdout()
     out.print(
         f"{data['bundle']} on {data['device']}, experts in {data['precision']}, "
-        f"latency weight {data['latency_weight']:g}; {data['dataset']}, {data['images']:,} images"
+        f"{routing_rule(data['latency_weight'], data['verify_below'])}; {data['dataset']}, {data['images']:,} images"
     )
     print_shares(data)
     print_accuracies(data)
@@ -91,7 +91,7 @@ def print_strategies(data: dict[str, Any]) -> None:
 
 
 def print_frontier(data: dict[str, Any]) -> None:
-    """The mixture at other latency weights."""
+    """The mixture at other latency weights, and with the best of both settings."""
     experts = data["experts"]
     dearest_ms = data["overall"][experts[-1]]["mean_ms"]
     rows = [
@@ -107,6 +107,18 @@ def print_frontier(data: dict[str, Any]) -> None:
     columns = ["latency weight", "accuracy %", "mean ms", "% of dearest"]
     columns += [f"share {name} %" for name in experts]
     print_table("frontier (router.latency_weight swept; latency from the measured parts)", columns, rows)
+    rows = [
+        [
+            f"{point['latency_weight']:.3g}",
+            f"{point['verify_below']:.3g}",
+            points(point["accuracy"]),
+            milliseconds(point["mean_ms"]),
+            points(point["mean_ms"] / dearest_ms),
+        ]
+        for point in data["verified_frontier"]
+    ]
+    columns = ["latency weight", "verify below", "accuracy %", "mean ms", "% of dearest"]
+    print_table("frontier, verified (router.verify_below set as well; picked on these images)", columns, rows)
 
 
 def _print_remarks(data: dict[str, Any]) -> None:
@@ -121,7 +133,7 @@ def _print_remarks(data: dict[str, Any]) -> None:
     if near is not None:
         out.print(
             f"Within half a point of always {data['experts'][-1]}: "
-            f"latency weight {near['latency_weight']:.3g}, "
+            f"{routing_rule(near['latency_weight'], near['verify_below'])}, "
             f"{percent(near['accuracy'])} at {percent(near['of_dearest'])} of its mean latency, measured."
         )
     if data["oracle_gain"] is not None:

@@ -22,12 +22,49 @@ class VerifyRule:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """Of N images: int64 [N] the expert asked first, bool [N] whether it was unsure and passed the image on."""
+
+    first: NDArray[np.int64]
+    passed_on: NDArray[np.bool_]
+
+    def answering(self, dearest: int) -> NDArray[np.int64]:
+        """Int64 [N], the expert whose answer counts; `dearest` is the index of the last one."""
+        return np.where(self.passed_on, dearest, self.first)
+
+
+def decide(answers: Answers, experts: Sequence[str], relative_costs: Floats, rule: VerifyRule) -> Decision:
+    """What the router does at this rule; `experts` go from the cheapest to the dearest."""
+    first = routes(answers.gater_logits, relative_costs, rule.latency_weight)
+    confidence = routed([answers.confidence[name] for name in experts], first)
+    return Decision(first, (confidence < rule.threshold) & (first != len(experts) - 1))
+
+
+@dataclass(frozen=True)
 class Verified:
     """Of N images: bool [N] final answer right, bool [N] passed on, float64 [N] modelled milliseconds."""
 
     right: NDArray[np.bool_]
     passed_on: NDArray[np.bool_]
     milliseconds: Floats
+
+
+@dataclass(frozen=True)
+class RulePoint:
+    """A rule, and what comes of it on the images it was picked on: accuracy and modelled mean milliseconds."""
+
+    rule: VerifyRule
+    accuracy: float
+    mean_ms: float
+
+    def to_json(self) -> dict[str, float]:
+        """The point, the rule by the router's names for it."""
+        return {
+            "latency_weight": self.rule.latency_weight,
+            "verify_below": self.rule.threshold,
+            "accuracy": self.accuracy,
+            "mean_ms": self.mean_ms,
+        }
 
 
 class Verifier:
@@ -61,13 +98,35 @@ class Verifier:
 
     def apply(self, answers: Answers, rule: VerifyRule) -> Verified:
         """Route and verify; an image that is passed on pays for both experts."""
-        chosen, confidence = self._first(answers, rule.latency_weight)
-        passed_on = (confidence < rule.threshold) & (chosen != len(self._experts) - 1)
-        first = routed([answers.right(name) for name in self._experts], chosen)
-        right = np.where(passed_on, answers.right(self._experts[-1]), first)
+        decision = decide(answers, self._experts, self._relative, rule)
+        chosen = decision.answering(len(self._experts) - 1)
+        right = routed([answers.right(name) for name in self._experts], chosen)
         expert_ms = self._costs.expert_ms
-        milliseconds = self._costs.gater_ms + self._costs.overhead_ms + expert_ms[chosen] + passed_on * expert_ms[-1]
-        return Verified(right, passed_on, milliseconds)
+        milliseconds = self._costs.gater_ms + self._costs.overhead_ms + expert_ms[decision.first]
+        return Verified(right, decision.passed_on, milliseconds + decision.passed_on * expert_ms[-1])
+
+    def frontier(self, answers: Answers, points: int = 64) -> list[RulePoint]:
+        """The rules that no other rule beats in both accuracy and latency, from fast to slow."""
+        dearest = answers.right(self._experts[-1]).astype(np.int64)
+        found = []
+        for weight in switch_weights(answers.gater_logits, self._relative):
+            chosen, confidence = self._first(answers, float(weight))
+            right = routed([answers.right(name) for name in self._experts], chosen).astype(np.int64)
+            cheap = np.flatnonzero(chosen != len(self._experts) - 1)
+            order = cheap[np.argsort(confidence[cheap], kind="stable")]
+            gained = np.concatenate([[0], np.cumsum((dearest - right)[order])])
+            base_ms = self._costs.mixture_ms(shares(chosen, len(self._experts)))
+            # To pass all on is never worth it: the dearest expert can be asked at once.
+            for passed_on in np.unique(np.linspace(0, max(0, len(order) - 1), points).round().astype(int)):
+                # The next image's confidence, so that those before it are below.
+                rule = VerifyRule(float(weight), float(confidence[order[passed_on]]) if passed_on else 0.0)
+                ms = base_ms + passed_on / len(answers) * self._costs.expert_ms[-1]
+                found.append(RulePoint(rule, float((right.sum() + gained[passed_on]) / len(answers)), float(ms)))
+        best: list[RulePoint] = []
+        for point in sorted(found, key=lambda point: (point.mean_ms, -point.accuracy)):
+            if not best or point.accuracy > best[-1].accuracy:
+                best.append(point)
+        return best
 
     def pick(self, answers: Answers, budget_ms: float, latency_weight: float) -> VerifyRule:
         """The most accurate rule within a mean latency.

@@ -54,6 +54,7 @@ def profile(
         "device": router.device,
         "precision": router.precision,
         "latency_weight": router.latency_weight,
+        "verify_below": router.verify_below,
         "iterations": iterations,
         "latency": {name: summary(values) for name, values in timed.milliseconds.items()},
         "share": {name: float((timed.routes == index).mean()) for index, name in enumerate(router.expert_names)},

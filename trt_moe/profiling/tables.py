@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trt_moe.bundle.manifest import MIXTURE
-from trt_moe.console import milliseconds, percent, print_table, stdout
+from trt_moe.console import milliseconds, percent, print_table, routing_rule, stdout
 from trt_moe.profiling.measure import ordered_latency
 
 _KEYS = ("mean_ms", "p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "max_ms")
@@ -17,8 +17,8 @@ def print_profile(data: dict[str, Any], images: str) -> None:
     out = stdout()
     shares = ", ".join(f"{name} {percent(share)}" for name, share in data["share"].items())
     out.print(
-        f"{data['bundle']} on {data['device']}, experts in {data['precision']}, latency weight "
-        f"{data['latency_weight']:g}; {images}; routed to {shares}"
+        f"{data['bundle']} on {data['device']}, experts in {data['precision']}, "
+        f"{routing_rule(data['latency_weight'], data['verify_below'])}; {images}; routed to {shares}"
     )
     rows = [
         [name, *(milliseconds(row[key]) for key in _KEYS), f"{row['images_per_s']:,.0f}"]

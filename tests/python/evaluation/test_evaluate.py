@@ -59,6 +59,20 @@ def test_accuracies_and_shares_are_those_of_the_router(tiny, sets, report):
             np.testing.assert_array_equal(result.experts, tiny.routes(test_set.images, WEIGHT))
 
 
+def test_a_router_that_verifies_is_evaluated_as_such(tiny, sets):
+    with Router(tiny.path, precision="fp32", threads=1, verify_below=1.0) as router:
+        data = evaluate(router, sets, "made", 10).data
+        assert router.verify_below == 1.0
+    assert (data["verify_below"], data["disagreements"]) == (1.0, 0)
+    for test_set in sets:
+        row = data["severities"][str(test_set.severity)]
+        assert list(row["share"].values()) == [0, 0, 1]
+        assert row["passed_on"] == pytest.approx((tiny.routes(test_set.images, WEIGHT) != 2).mean())
+    # Whoever is unsure pays for two experts.
+    mixture = data["overall"]["mixture"]
+    assert mixture["modelled_ms"] > data["overall"]["expert-2"]["mean_ms"]
+
+
 def test_report_is_complete(report):
     data = json.loads(json.dumps(report.data, allow_nan=False))
     assert data["images"] == 120
@@ -76,6 +90,7 @@ def test_report_is_complete(report):
     assert np.trace(data["confusion"]) == pytest.approx(120 * data["overall"]["mixture"]["accuracy"])
     assert data["near_dearest"]["measured_ms"] > 0
     assert data["frontier"][0]["latency_weight"] == 0
+    assert {"latency_weight", "verify_below", "accuracy", "mean_ms"} == set(data["verified_frontier"][0])
     assert data["oracle_gain"] is None
     # All tiny experts give the same answers, so every strategy is as accurate as any.
     accuracies = {row["accuracy"] for row in data["overall"].values()}

@@ -1,10 +1,12 @@
+import itertools
+
 import numpy as np
 import pytest
 
 from support.made_answers import made_answers
 from trt_moe.evaluation.answers import join
 from trt_moe.evaluation.frontier import Costs
-from trt_moe.evaluation.verify import Verifier, VerifyRule
+from trt_moe.evaluation.verify import Verifier, VerifyRule, decide
 
 COSTS = Costs(gater_ms=0.5, expert_ms=np.array([1.0, 10.0]), overhead_ms=0.5)
 VERIFIER = Verifier(("cheap", "dear"), np.array([0.1, 1.0]), COSTS)
@@ -17,6 +19,14 @@ def test_unsure_images_of_the_cheap_expert_pay_for_both():
     assert done.passed_on.tolist() == [True, False, True, False]
     assert done.right.tolist() == [True, False, False, False]
     assert done.milliseconds.tolist() == [12, 2, 12, 11]
+
+
+def test_decisions_name_the_expert_that_answers():
+    answers = made_answers([0, 0, 1, 1], [1, 0, 0, 0], gain=[0, 0, 0, 5], confidence=[0.3, 0.8, 0.3, 0.1])
+    decision = decide(answers, ("cheap", "dear"), np.array([0.1, 1.0]), VerifyRule(1.0, 0.5))
+    assert decision.first.tolist() == [0, 0, 0, 1]
+    assert decision.passed_on.tolist() == [True, False, True, False]
+    assert decision.answering(1).tolist() == [1, 0, 1, 1]
 
 
 def scene(count, seed=0, honest=True):
@@ -73,3 +83,22 @@ def test_each_half_is_judged_by_the_rule_of_the_other():
 def test_one_image_falls_back_to_the_mixture():
     (done,) = VERIFIER.cross_check([scene(1)], 7.0, 0.5)
     assert done.passed_on.tolist() == [False]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_frontier_is_what_its_rules_do_and_no_rule_beats_another(seed):
+    answers = scene(500, seed)
+    points = VERIFIER.frontier(answers)
+    assert len(points) > 3
+    for point in points:
+        done = VERIFIER.apply(answers, point.rule)
+        assert done.right.mean() == pytest.approx(point.accuracy)
+        assert done.milliseconds.mean() == pytest.approx(point.mean_ms)
+    assert all(a.mean_ms < b.mean_ms and a.accuracy < b.accuracy for a, b in itertools.pairwise(points))
+
+
+def test_the_frontier_reaches_the_dearest_at_the_cost_of_the_unsure_half():
+    # Half of the images are unsure and wrong; confidence tells which, the gater knows nothing.
+    points = VERIFIER.frontier(scene(2000, 9))
+    cheapest_perfect = min(point.mean_ms for point in points if point.accuracy >= 0.995)
+    assert cheapest_perfect == pytest.approx(2 + 0.5 * 10, rel=0.05)
