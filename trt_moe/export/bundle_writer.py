@@ -35,7 +35,7 @@ from trt_moe.data import EVALUATION_SEED, SEVERITIES, Dataset, corrupt
 from trt_moe.errors import DataError
 from trt_moe.export.measure import Timing, available_threads, cpu_name, predict_onnx
 from trt_moe.export.torch_export import run_onnx
-from trt_moe.training.routing import route, tabulate
+from trt_moe.training.routing import route, tabulate, verify
 
 GATER = "gater"
 TOLERANCE = {"fp32": 5e-3, "fp16": 5e-2, "bf16": 2e-1}
@@ -78,6 +78,7 @@ class BundleSource:
     costs: Mapping[str, float]
     """Of every model, see `relative_costs`."""
     latency_weight: float
+    verify_below: float
     method: str
     seed: int
     command: str
@@ -140,6 +141,7 @@ def _fill(source: BundleSource, work: Path, log: Log) -> Manifest:
         class_names=list(source.test.class_names),
         input=InputSpec(height=height, width=width, channels=channels),
         latency_weight=source.latency_weight,
+        verify_below=source.verify_below,
         gater=entries[GATER],
         experts=[entries[e.name] for e in experts],
         baselines=[entries[b.name] for b in source.baselines],
@@ -207,13 +209,18 @@ def _evaluate(
     for severity in range(SEVERITIES):
         images = _corrupted(source, np.arange(count), severity)
         scores = predict_onnx(work / f"{GATER}.onnx", images)
-        right = np.stack([_right(work, e.name, images, labels) for e in experts], axis=1)
-        routes = route(scores, weights, source.latency_weight)
-        table = tabulate(routes, right, weights, np.full(count, severity))
+        logits = [predict_onnx(work / f"{e.name}.onnx", images) for e in experts]
+        right = np.stack([_right(rows, labels) for rows in logits], axis=1)
+        confidence = np.stack([_confidence(rows) for rows in logits], axis=1)
+        answering = verify(route(scores, weights, source.latency_weight), confidence, source.verify_below)
+        table = tabulate(answering, right, weights, np.full(count, severity))
         rows[str(severity)] = SeverityEvaluation(
             mixture=round(float(table.accuracy[0]), 6),
             experts={e.name: round(float(right[:, k].mean()), 6) for k, e in enumerate(experts)},
-            baselines={b.name: round(float(_right(work, b.name, images, labels).mean()), 6) for b in source.baselines},
+            baselines={
+                b.name: round(float(_right(predict_onnx(work / f"{b.name}.onnx", images), labels).mean()), 6)
+                for b in source.baselines
+            },
             share={e.name: round(float(table.share[0, k]), 6) for k, e in enumerate(experts)},
         )
         log(f"test {table.lines([e.name for e in experts])[0]}")
@@ -224,9 +231,14 @@ def _evaluate(
     )
 
 
-def _right(work: Path, name: str, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    right: NDArray[np.bool_] = predict_onnx(work / f"{name}.onnx", images).argmax(1) == labels
+def _right(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    right: NDArray[np.bool_] = logits.argmax(1) == labels
     return right
+
+
+def _confidence(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    confidence: NDArray[np.float32] = 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
+    return confidence
 
 
 def _corrupted(source: BundleSource, indices: NDArray[np.int64], severity: int) -> NDArray[np.uint8]:

@@ -44,7 +44,7 @@ class Outcomes:
         severities: int64 [N].
         right: bool [N, K].
         losses: float32 [N, K], cross-entropy in nats.
-        confidence: float32 [N], the cheapest expert's largest probability.
+        confidence: float32 [N, K], every expert's largest probability.
     """
 
     experts: tuple[str, ...]
@@ -243,7 +243,7 @@ def compare(
         for weight, gaters in separate.items()
         for seed, scores in gaters.items()
     ]
-    cascade = cascade_frontier(outcomes.confidence, outcomes.right, outcomes.costs)
+    cascade = cascade_frontier(outcomes.confidence[:, 0], outcomes.right, outcomes.costs)
     return Comparison(outcomes, tuple(points), tuple(pairs), _frontier(outcomes, list(one.values()), cascade), cascade)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,45 +12,14 @@ from numpy.typing import NDArray
 
 from trt_moe.bundle.writer import write_bytes
 from trt_moe.console import ProgressCallback
-from trt_moe.errors import DataError, InputError
-from trt_moe.export.bundle_writer import GATER, relative_costs
-from trt_moe.export.measure import Timing
-from trt_moe.sweep.compare import Comparison, Outcomes, compare
+from trt_moe.errors import InputError
+from trt_moe.sweep.compare import Comparison, compare
+from trt_moe.sweep.finished import Log, open_run
 from trt_moe.sweep.page import page
 from trt_moe.sweep.picture import Picture
 from trt_moe.sweep.tables import remarks, tables, to_csv
 from trt_moe.training.config import Method, TrainConfig
-from trt_moe.training.experts import Shape, predict, train_experts
-from trt_moe.training.gater import train_gaters
-from trt_moe.training.logits import Judged, judge_parts
-from trt_moe.training.pipeline import load_splits
-from trt_moe.training.splits import split
-from trt_moe.training_run import check_finished
-
-Log = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What a finished training run left.
-
-    Attributes:
-        config: experts in the order of their costs, cheapest first.
-        folder: its checkpoints.
-        shape: of the images.
-        training: what gaters learn from.
-        validation: what they are compared on.
-        costs: float64 [K].
-        gater_cost: in the same unit.
-    """
-
-    config: TrainConfig
-    folder: Path
-    shape: Shape
-    training: Judged
-    validation: Judged
-    costs: NDArray[np.float64]
-    gater_cost: float
+from trt_moe.training.experts import predict
 
 
 def sweep(
@@ -85,10 +53,15 @@ def sweep(
     _check("latency weights", latency_weights)
     _check("seeds", seeds)
     _make_folder(out)
-    run = _open(config, progress, log)
-    one = _scores(run, "benefit", config.latency_weight, seeds, progress, log)
-    separate = {weight: _scores(run, "gumbel", weight, seeds, progress, log) for weight in sorted(latency_weights)}
-    comparison = compare(_outcomes(run), one, separate)
+    run = open_run(config, progress, log)
+
+    def scores(method: Method, weight: float) -> dict[int, NDArray[np.float32]]:
+        trained = run.gaters(method, weight, seeds, progress, log)
+        return {seed: predict(gater.model, run.validation.images.images) for seed, gater in trained.items()}
+
+    one = scores("benefit", config.latency_weight)
+    separate = {weight: scores("gumbel", weight) for weight in sorted(latency_weights)}
+    comparison = compare(run.outcomes(run.validation), one, separate)
     _write(comparison, config.name, out)
     return comparison
 
@@ -103,75 +76,6 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out} cannot be made a folder ({error.strerror}); give another one with --out") from error
-
-
-def _open(config: TrainConfig, progress: ProgressCallback | None, log: Log) -> _Run:
-    check_finished(config)
-    data, _ = load_splits(config, log)
-    height, width, channels = data.images.shape[1:]
-    shape = Shape(height, width, channels, len(data.class_names))
-    folder = config.checkpoints / config.name
-    costs = _relative_costs(config, folder)
-    config = config.model_copy(update={"experts": tuple(sorted(config.experts, key=lambda e: costs[e.name]))})
-    parts = split(data, config.splits)
-    models = train_experts(config, parts, shape, folder, progress, log)
-    training, validation = judge_parts(config, models, parts, folder, log)
-    weights = np.asarray([costs[e.name] for e in config.experts])
-    return _Run(config, folder, shape, training, validation, weights, costs[GATER])
-
-
-def _relative_costs(config: TrainConfig, folder: Path) -> dict[str, float]:
-    """Costs as the run had them: a sweep measures nothing, so it can be repeated on any machine."""
-    if config.latencies_ms is None:
-        milliseconds = _measured(config, folder / "latency.json")
-    else:
-        milliseconds = {name: [value] for name, value in config.latencies_ms.items()}
-    timings = {name: Timing(np.asarray(values)) for name, values in milliseconds.items()}
-    return relative_costs(timings, [expert.name for expert in config.experts])
-
-
-def _measured(config: TrainConfig, file: Path) -> dict[str, list[float]]:
-    """Milliseconds of the run's models in the precision that costs are taken from, which comes first."""
-    names = [GATER, *(expert.name for expert in config.experts)]
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        hashes, table = stored["identity"][1], next(iter(stored["milliseconds"].values()))
-        milliseconds = {name: [float(value) for value in table[name]] for name in names}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
-        raise DataError(
-            f"{file} does not hold the latencies of a run ({error!r}); run `trt-moe train` first"
-        ) from error
-    if hashes != [config.expert_hash(entry) for entry in (*config.experts, *config.baselines)]:
-        raise DataError(f"{file} holds latencies of other models; bring the run up to date with `trt-moe train`")
-    return milliseconds
-
-
-def _scores(
-    run: _Run, method: Method, weight: float, seeds: Sequence[int], progress: ProgressCallback | None, log: Log
-) -> dict[int, NDArray[np.float32]]:
-    """Scores of the gaters on the validation images by seed; trains what is not trained yet."""
-    log(f"{method} gaters, latency weight {weight:g}")
-    gater = run.config.gater.model_copy(update={"methods": (method,), "seeds": tuple(seeds)})
-    config = run.config.model_copy(update={"gater": gater, "latency_weight": weight})
-    # The run has gaters of its own latency weight; others must not take their place.
-    own = weight == run.config.latency_weight
-    folder = run.folder if own else run.folder / "sweep" / f"latency-weight-{weight}"
-    trained = train_gaters(config, run.shape, run.training, run.validation, run.costs, folder, progress, log)
-    by_seed = {gater.seed: predict(gater.model, run.validation.images.images) for gater in trained}
-    return {seed: by_seed[seed] for seed in seeds}
-
-
-def _outcomes(run: _Run) -> Outcomes:
-    validation = run.validation
-    return Outcomes(
-        experts=tuple(expert.name for expert in run.config.experts),
-        costs=run.costs,
-        gater_cost=run.gater_cost,
-        severities=validation.images.severities,
-        right=validation.right,
-        losses=validation.losses,
-        confidence=validation.confidence,
-    )
 
 
 def _write(comparison: Comparison, name: str, out: Path) -> None:

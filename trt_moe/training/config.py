@@ -121,6 +121,7 @@ class TrainConfig(Section):
     skip_broken: bool = Field(default=False, description="leave out unreadable files instead of stopping")
     checkpoints: Path = Path("runs")
     latency_weight: float = Field(default=0.7, ge=0)
+    verify_below: float = Field(default=0.0, ge=0, le=1, description="of the bundle; training does not use it")
     seed: int = Field(default=0, ge=0)
     precision: Literal["fp32", "bf16"] = "bf16"
     mean: tuple[float, ...] = Field(min_length=1)

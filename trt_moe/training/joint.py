@@ -19,7 +19,7 @@ from trt_moe.training.experts import autocast, checkpoint_path, make_optimizer, 
 from trt_moe.training.gater import TrainedGater, gater_path
 from trt_moe.training.logits import UNIFORM, Judged
 from trt_moe.training.loop import Progress, epoch_order, images_in_order, run_epoch, run_epochs
-from trt_moe.training.losses import expert_losses, gumbel_loss
+from trt_moe.training.losses import expert_losses, gumbel_loss, gumbel_noise
 from trt_moe.training.processes import check_batch, connect
 from trt_moe.training.routing import collapse_warning, route, tabulate
 from trt_moe.training.splits import Part, derived_seed, draw
@@ -140,24 +140,32 @@ def _tune(
     optimizer = make_optimizer(mixture, settings.weight_decay)
     network = processes.prepare_model(mixture)
     weights = torch.tensor(costs, dtype=torch.float32, device=processes.device)
-
-    def loss_of(pixels: Tensor, labels: Tensor, _: float) -> Tensor:
-        with autocast(config.precision, pixels.device.type):
-            scores, logits = network(pixels)
-        # Scores are free of costs whatever the method: the router subtracts the costs, so the gates do too.
-        gated = scores - config.latency_weight * weights
-        return gumbel_loss(gated, expert_losses(logits, labels), weights, config.latency_weight, settings.temperature)
+    labels = torch.from_numpy(part.labels).to(processes.device)
 
     def train_epoch(epoch: int) -> float:
         seed = derived_seed("joint epoch", config.seed, epoch)
-        torch.manual_seed(seed + processes.process_index)
+        # By image, so that neither processes nor pieces change what is drawn.
+        noise = gumbel_noise(len(part.labels), len(weights), seed).to(processes.device)
+
+        def loss_of(pixels: Tensor, chosen: Tensor, _: float) -> Tensor:
+            with autocast(config.precision, pixels.device.type):
+                scores, logits = network(pixels)
+            # Scores are free of costs whatever the method: the router subtracts the costs, so the gates do too.
+            gated = scores - config.latency_weight * weights
+            losses = expert_losses(logits, labels[chosen])
+            return gumbel_loss(gated, losses, weights, config.latency_weight, settings.temperature, noise[chosen])
+
         order = epoch_order(
             len(part.labels), settings.batch, seed, config.flip,
             settings.accumulate, processes.process_index, processes.num_processes,
         )  # fmt: skip
         images = draw(part, UNIFORM, config.corruption, seed, order.chosen.ravel())
         mixture.eval()
-        fetch = images_in_order(images, order)
+        served = images_in_order(images, order)
+
+        def fetch(step: int, piece: int) -> tuple[Tensor, Tensor]:
+            return served(step, piece)[0], torch.from_numpy(order.chosen[step, piece])
+
         return run_epoch("joint", network, optimizer, settings, epoch, order, fetch, loss_of, progress, log)
 
     run_epochs("joint", mixture, optimizer, file, identity, settings.epochs, train_epoch, lambda: "", log)

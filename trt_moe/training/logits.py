@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from trt_moe.bundle.writer import write_bytes
+from trt_moe.errors import DataError
 from trt_moe.models import ImageModel
-from trt_moe.training.config import TrainConfig, digest
+from trt_moe.training.config import ExpertConfig, TrainConfig, digest
 from trt_moe.training.experts import predict
 from trt_moe.training.processes import connect
 from trt_moe.training.splits import Corrupted, Parts, derived_seed, draw, every_severity
 
 UNIFORM = (1.0,) * 6
+GATER_PART, VALIDATION_PART = "gater", "validation"
+"""What the kept logits of `judge_parts` are called."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,8 @@ class Judged:
 
     @property
     def confidence(self) -> NDArray[np.float32]:
-        """Largest probability of the cheapest expert, float32 [N]."""
-        cheap = self.logits[:, 0]
-        confidence: NDArray[np.float32] = 1 / np.exp(cheap - cheap.max(1, keepdims=True)).sum(1)
+        """Largest probability of every expert, float32 [N, K]."""
+        confidence: NDArray[np.float32] = 1 / np.exp(self.logits - self.logits.max(2, keepdims=True)).sum(2)
         return confidence
 
 
@@ -72,15 +75,31 @@ def judge_parts(
         np.concatenate([p.severities for p in passes]),
     )
     validation = every_severity(parts.validation, config.corruption, derived_seed("validation", config.seed))
-    judged = []
-    for what, images in (("gater", training), ("validation", validation)):
-        columns = []
-        for expert in config.experts:
-            identity = digest([config.expert_hash(expert), what, config.seed, len(images.labels)])
-            file = folder / f"logits-{what}-{expert.name}.safetensors"
-            columns.append(_cached(file, identity, models[expert.name], images, config.precision, log))
-        judged.append(Judged(images, np.stack(columns, axis=1)))
-    return judged[0], judged[1]
+    return (
+        judge(config, config.experts, models, GATER_PART, training, folder, log),
+        judge(config, config.experts, models, VALIDATION_PART, validation, folder, log),
+    )
+
+
+def judge(
+    config: TrainConfig,
+    classifiers: Sequence[ExpertConfig],
+    models: Mapping[str, ImageModel],
+    what: str,
+    images: Corrupted,
+    folder: Path,
+    log: Callable[[str], None] = print,
+) -> Judged:
+    """Return the images with the classifiers' logits on them, kept in `folder` under the name `what`.
+
+    The name stands for the images: another `what` for every other way to draw them.
+    """
+    columns = []
+    for classifier in classifiers:
+        identity = digest([config.expert_hash(classifier), what, config.seed, len(images.labels)])
+        file = folder / f"logits-{what}-{classifier.name}.safetensors"
+        columns.append(_cached(file, identity, models[classifier.name], images, config.precision, log))
+    return Judged(images, np.stack(columns, axis=1))
 
 
 def _cached(
@@ -101,6 +120,11 @@ def _cached(
         pass
     log(f"{file.stem}: {len(images.labels)} images")
     logits = predict(model.to(connect().device), images.images, precision)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"logits": np.ascontiguousarray(logits)}, file, {"identity": identity})
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, save({"logits": np.ascontiguousarray(logits)}, {"identity": identity}))
+    except OSError as error:
+        raise DataError(
+            f"cannot write {file}: {error}; free some space, or give another folder (--checkpoints)"
+        ) from error
     return logits

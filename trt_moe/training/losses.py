@@ -45,11 +45,17 @@ def expert_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def gumbel_loss(
-    scores: Tensor, losses: Tensor, costs: Tensor, latency_weight: float, temperature: float = 1.0
+    scores: Tensor,
+    losses: Tensor,
+    costs: Tensor,
+    latency_weight: float,
+    temperature: float = 1.0,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """sum_k g_k CE_k + latency_weight * sum_k g_k cost_k, mean over N.
 
-    g is a straight-through Gumbel-Softmax sample: one-hot forward, soft backward.
+    g is a straight-through Gumbel-Softmax sample: one-hot forward, soft backward (Jang et al., Categorical
+    Reparameterization with Gumbel-Softmax, ICLR 2017).
 
     Args:
         scores: gater logits [N, K].
@@ -57,13 +63,25 @@ def gumbel_loss(
         costs: latency of each expert divided by the largest [K].
         latency_weight: lambda >= 0, nats for one unit of cost.
         temperature: of the Gumbel-Softmax.
+        noise: Gumbel noise [N, K] from `gumbel_noise`; drawn here where left out.
 
     Raises:
         InputError: negative latency weight, or costs of the wrong length.
     """
     check_costs(costs, scores.shape[1], latency_weight)
-    gates = functional.gumbel_softmax(scores, temperature, hard=True)
+    if noise is None:
+        gates = functional.gumbel_softmax(scores, temperature, hard=True)
+    else:
+        soft = ((scores + noise) / temperature).softmax(dim=1)
+        hard = functional.one_hot(soft.argmax(dim=1), soft.shape[1])
+        gates = hard - soft.detach() + soft
     return (gates * (losses + latency_weight * costs)).sum(dim=1).mean()
+
+
+def gumbel_noise(count: int, experts: int, seed: int) -> Tensor:
+    """Standard Gumbel noise, float32 [count, experts], the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return -torch.empty(count, experts).exponential_(generator=generator).log()
 
 
 def likelihood_loss(

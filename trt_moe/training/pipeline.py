@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Callable
@@ -100,6 +101,7 @@ def train(
         timings=timings,
         costs=costs,
         latency_weight=config.latency_weight,
+        verify_below=config.verify_below,
         method=best.method,
         seed=config.seed,
         command=_command(config, out),
@@ -160,7 +162,8 @@ def _export(model: ImageModel, file: Path, checkpoint: Path, shape: Shape, log: 
     made_of = checkpoint_hash(checkpoint)
     mark = file.with_suffix(".json")
     if not (file.is_file() and _read_json(mark) == made_of):
-        error = export_onnx(model.cpu(), file, _input_shape(shape))
+        # A copy, as exporting changes the memory format, and with it the last bits of what comes after.
+        error = export_onnx(copy.deepcopy(model).cpu(), file, _input_shape(shape))
         mark.write_text(json.dumps(made_of), encoding="utf-8")
         log(f"{file.stem}: exported, {file.stat().st_size / 1e6:.1f} MB, error {error:.1e}")
     return file

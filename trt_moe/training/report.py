@@ -53,7 +53,7 @@ def report(
         )
     frontiers = {
         "gater (best)": gater_frontier(every_scores[0], right, costs, gater_cost),
-        "confidence cascade": cascade_frontier(judged.confidence, right, costs),
+        "confidence cascade": cascade_frontier(judged.confidence[:, 0], right, costs),
         "random": random_frontier(right, costs),
     }
     lines += ["", "## Accuracy at equal mean cost", ""]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,12 @@ def route(scores: Floats, costs: Floats, latency_weight: float) -> Ints:
     return routes
 
 
+def verify(routes: Ints, confidence: Floats, verify_below: float) -> Ints:
+    """Return who answers, int64 [N]: the last expert where the routed one's confidence, of [N, K], is below."""
+    unsure = confidence[np.arange(len(routes)), routes] < verify_below
+    return np.where(unsure, confidence.shape[1] - 1, routes)
+
+
 def tabulate(routes: Ints, right: Bools, costs: Floats, severities: Ints) -> RoutingTable:
     """Shares, accuracy and cost of the routes at each severity that occurs."""
     levels = np.unique(severities)
@@ -71,9 +78,13 @@ def tabulate(routes: Ints, right: Bools, costs: Floats, severities: Ints) -> Rou
 
 def gater_frontier(scores: Floats, right: Bools, costs: Floats, gater_cost: float) -> Frontier:
     """Sweep the run-time weight over all that changes a route; the gater's own cost is included."""
-    rising = np.diff(costs)
-    steps = (scores[:, 1:] - scores[:, :-1]) / np.where(rising > 0, rising, 1.0)
-    weights = np.unique(np.quantile(steps, np.linspace(0, 1, _FRONTIER_POINTS)))
+    # An expert gives way to a cheaper one at weight (score gained) / (cost saved): quantiles for every pair.
+    steps = [
+        (scores[:, dear] - scores[:, cheap]) / (costs[dear] - costs[cheap])
+        for cheap, dear in combinations(range(len(costs)), 2)
+        if costs[dear] > costs[cheap]
+    ] or [np.zeros(1)]
+    weights = np.unique([np.quantile(step, np.linspace(0, 1, _FRONTIER_POINTS)) for step in steps])
     points = []
     for weight in [weights[0] - 1.0, *weights, weights[-1] + 1.0]:
         routes = route(scores, costs, float(weight))
@@ -88,12 +99,24 @@ def cascade_frontier(confidence: Floats, right: Bools, costs: Floats) -> Frontie
     `confidence` [N] is the cheapest expert's; it has already run when it turns out not to be enough, so its
     cost is always paid. There is no gater.
     """
-    order = np.argsort(confidence, kind="stable")
-    cheap, dear = right[order, 0], right[order, -1]
-    total = len(order)
-    hits = np.concatenate([[0], np.cumsum(dear.astype(np.int64) - cheap.astype(np.int64))]) + cheap.sum()
-    counts = np.unique(np.linspace(0, total, _FRONTIER_POINTS).round().astype(np.int64))
-    return _frontier([(costs[0] + costs[-1] * c / total, hits[c] / total) for c in counts])
+    return verify_frontier(np.zeros(len(right), np.int64), confidence[:, None], right, costs, 0.0)
+
+
+def verify_frontier(routes: Ints, confidences: Floats, right: Bools, costs: Floats, gater_cost: float) -> Frontier:
+    """Routed expert first, then the dearest where that one is less sure than a threshold; sweeps the threshold.
+
+    `routes` [N] by the gater, `confidences` [N, K] of every expert that they name but the dearest. An image that
+    is passed on pays for both experts.
+    """
+    dearest = len(costs) - 1
+    total, rows = len(routes), np.flatnonzero(routes != dearest)
+    rows = rows[np.argsort(confidences[rows, routes[rows]], kind="stable")]
+    first = right[np.arange(total), routes]
+    gains = right[rows, dearest].astype(np.int64) - first[rows]
+    hits = np.concatenate([[0], np.cumsum(gains)]) + first.sum()
+    counts = np.unique(np.linspace(0, len(rows), _FRONTIER_POINTS).round().astype(np.int64))
+    start = float(costs[routes].mean()) + gater_cost
+    return _frontier([(start + costs[dearest] * c / total, hits[c] / total) for c in counts])
 
 
 def random_frontier(right: Bools, costs: Floats) -> Frontier:

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -205,6 +206,45 @@ def test_cli(tiny, tmp_path):
     assert data == json.loads(output.read_text())
     assert data["images"] == 6 * 4 * 6
     assert json.loads(cli(*arguments, "--images", 20, "--json").stdout)["images"] == 120
+
+
+def test_of_many_experts_the_ends_are_studied(tmp_path):
+    three = write_tiny_bundle(tmp_path / "three", experts=3, classes=4)
+    sets = [scene(three, 0, True), scene(three, 3, True)]
+    result = run(three, sets)
+    assert (result.data["cheapest"], result.data["dearest"]) == ("expert-0", "expert-2")
+    with Router(three.path, precision="fp32", threads=1) as router:
+        answers = [collect(router, part.images, part.labels, part.severity, lambda *_: None) for part in sets]
+    expected = np.concatenate([benefits(part, "expert-0", "expert-2")[1::2] for part in answers])
+    np.testing.assert_array_equal(result.benefit, expected)
+    gains = np.concatenate([(part.gater_logits[:, 2] - part.gater_logits[:, 0])[1::2] for part in answers])
+    np.testing.assert_allclose(result.cues[GATER], gains, rtol=1e-5)
+    print_study(result.data)
+    draw(result, tmp_path / "three.png")
+
+
+def test_cli_with_weights_of_icnet(tiny, tmp_path, monkeypatch):
+    pytest.importorskip("torchvision")
+    from safetensors.torch import save_file
+
+    from trt_moe.models import icnet
+
+    for side, small in (("_SIDE", 64), ("_CONTEXT_SIDE", 32), ("_MAP_SIDE", 8)):  # the same network, but seconds
+        monkeypatch.setattr(icnet, side, small)
+    shutil.copytree(tiny.path / "samples" / "0", tmp_path / "data" / "0")
+    weights = {name: value.contiguous() for name, value in icnet.ICNet().state_dict().items()}
+    save_file(weights, tmp_path / "icnet.safetensors")
+    arguments = ("study", tmp_path / "data", "-b", tiny.path, "-t", 1, "--icnet")
+    row = json.loads(cli(*arguments, tmp_path / "icnet.safetensors", "--json").stdout)["explained_by"][COMPLEXITY]
+    assert np.isfinite([part for estimate in row.values() for part in estimate.values()]).all()
+    assert COMPLEXITY in cli(*arguments, tmp_path / "icnet.safetensors").stdout
+
+    assert "nowhere.safetensors" in cli(*arguments, tmp_path / "nowhere.safetensors", code=2).stderr
+    first = sorted(weights)[0]
+    save_file({name: value for name, value in weights.items() if name != first}, tmp_path / "less.safetensors")
+    refused = cli(*arguments, tmp_path / "less.safetensors", code=2).stderr
+    assert "does not hold the weights of ICNet" in refused
+    assert "https://github.com/tinglyfeng/IC9600" in refused
 
 
 def test_cli_refuses(tiny, tmp_path):

@@ -25,7 +25,7 @@ BLIND = np.array([[0.0, -9.0]] * 4)
 
 @pytest.fixture
 def outcomes():
-    confidence = np.array([0.9, 0.3, 0.8, 0.2], np.float32)
+    confidence = np.array([[0.9, 0.5], [0.3, 0.5], [0.8, 0.5], [0.2, 0.5]], np.float32)
     return Outcomes(("light", "heavy"), COSTS, 0.05, np.array([0, 0, 5, 5]), RIGHT, LOSSES, confidence)
 
 
@@ -111,12 +111,14 @@ def test_the_frontier_counts_what_each_seed_really_spends(outcomes):
 
 
 def test_the_json_form_is_plain(outcomes):
-    comparison = compare(outcomes, {0: PERFECT}, {0.5: {0: BLIND}})
+    by_severity = np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
+    comparison = compare(outcomes, {0: by_severity}, {0.5: {0: BLIND}})
     data = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
     assert data["images"] == 4
     assert data["relative_cost"] == {"light": 0.25, "heavy": 1.0, "gater": 0.05}
     assert data["weights"][0]["separate_collapsed"] == [0]
-    assert data["points"][1]["severities"]["5"]["share"] == {"light": 1.0, "heavy": 0.0}
+    assert data["points"][0]["share"] == {"light": 0.5, "heavy": 0.5}
+    assert [row["share"]["heavy"] for row in data["points"][0]["severities"].values()] == [0.0, 1.0]
     assert data["points"][1]["collapse"].startswith("routing collapsed")
     assert len(data["frontier"]) == FRONTIER_POINTS
     assert data["equal_cost"][0]["separate"] == 0.25
@@ -153,6 +155,8 @@ def test_no_latency_weight_comes_nearer_to_a_cost(scores, wanted, data):
 def test_gaters_that_differ_by_a_latency_weight_are_equal_at_equal_cost(scores, shift, weight):
     right = np.arange(16).reshape(8, 2) % 3 == 0
     losses = np.where(right, 0.1, 3.0).astype(np.float32)
-    outcomes = Outcomes(("a", "b"), COSTS, 0.0, np.zeros(8, int), right, losses, np.linspace(0, 1, 8, dtype=np.float32))
+    outcomes = Outcomes(
+        ("a", "b"), COSTS, 0.0, np.zeros(8, int), right, losses, np.linspace(0, 1, 16, dtype=np.float32).reshape(8, 2)
+    )
     (pair,) = compare(outcomes, {0: scores}, {weight: {0: scores + shift * COSTS}}).pairs
     assert pair.one == pair.separate

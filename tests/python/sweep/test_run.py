@@ -125,7 +125,8 @@ def test_an_unfinished_run_is_not_trained_on(run, tmp_path):
         ('{"identity": ["bf16", []], "milliseconds": {}}', "does not hold the latencies"),
         ('{"identity": ["bf16", []], "milliseconds": {"bf16": {"light": [1.0]}}}', "does not hold .*'gater'"),
         (
-            '{"identity": ["bf16", []], "milliseconds": {"bf16": {"gater": [1], "light": [1], "heavy": [2]}}}',
+            '{"identity": ["bf16", []], "milliseconds": {"bf16": {"gater": [1], "light": [1], "heavy": [2], '
+            '"robust-light": [1]}}}',
             "latencies of other models; .*`trt-moe train`",
         ),
     ],

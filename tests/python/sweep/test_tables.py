@@ -17,17 +17,21 @@ from trt_moe.sweep.tables import Table, remarks, tables, to_csv
 SVG = "{http://www.w3.org/2000/svg}"
 
 
+RIGHT = np.array([[True, True], [False, True], [False, True], [False, False]])
+PERFECT = np.array([[0.0, 0.0], [0.0, 2.9], [0.0, 2.8], [0.0, 0.1]])
+WRONG = -PERFECT
+BLIND = np.array([[0.0, -9.0]] * 4)
+
+
+def outcomes(*names):
+    losses = np.where(RIGHT, 0.1, 3.0).astype(np.float32)
+    confidence = np.array([[0.9, 0.5], [0.3, 0.5], [0.8, 0.5], [0.4, 0.5]], np.float32)
+    return Outcomes(names, np.array([0.25, 1.0]), 0.05, np.array([0, 0, 5, 5]), RIGHT, losses, confidence)
+
+
 @pytest.fixture(scope="module")
 def comparison():
-    right = np.array([[True, True], [False, True], [False, True], [False, False]])
-    losses = np.where(right, 0.1, 3.0).astype(np.float32)
-    confidence = np.array([0.9, 0.3, 0.8, 0.4], np.float32)
-    outcomes = Outcomes(
-        ("light", "heavy"), np.array([0.25, 1.0]), 0.05, np.array([0, 0, 5, 5]), right, losses, confidence
-    )
-    perfect = np.array([[0.0, 0.0], [0.0, 2.9], [0.0, 2.8], [0.0, 0.1]])
-    blind = np.array([[0.0, -9.0]] * 4)
-    return compare(outcomes, {1: perfect, 2: perfect}, {0.5: {1: perfect, 2: blind}})
+    return compare(outcomes("light", "heavy"), {1: PERFECT, 2: PERFECT}, {0.5: {1: PERFECT, 2: BLIND}})
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +81,11 @@ def test_remarks_name_every_collapse_and_the_worst_points(comparison):
     assert which.startswith("  latency weight 0.5, seed 2: routing collapsed: 100.0% of the images go to light. Cause:")
 
 
+def test_the_worst_latency_weight_is_the_one_remarked_on():
+    both = compare(outcomes("light", "heavy"), {0: WRONG}, {0.5: {0: WRONG}, 1.0: {0: PERFECT}})
+    assert "at worst -50.00 points, at latency weight 1." in remarks(both)[0]
+
+
 def test_the_csv_has_a_row_for_every_severity(comparison):
     rows = list(csv.DictReader(io.StringIO(to_csv(comparison))))
     assert len(rows) == (4 + 3) * (1 + 2)
@@ -100,6 +109,12 @@ def test_every_mark_says_what_it_is_on_hovering(picture, comparison):
     assert "cost 0.300: -5.00 points (-5.00 to -5.00)" in notes
     gaters, without, differences = 2, 3, 1
     assert len(notes) == gaters + without + differences + len(comparison.frontier)
+
+
+def test_names_are_text_in_the_picture_too():
+    odd = compare(outcomes("a<b", "c&d"), {0: PERFECT}, {0.5: {0: PERFECT}})
+    notes = [title.text for title in ET.fromstring(Picture(odd, "<&>").svg()).iter(f"{SVG}title")]
+    assert "always a<b: 25.00% right at cost 0.250" in notes
 
 
 def test_the_same_comparison_gives_the_same_bytes(comparison):

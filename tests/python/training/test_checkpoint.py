@@ -1,5 +1,7 @@
 """Checkpoints: a cut run ends in the same weights, and a failed write keeps the old file."""
 
+import resource
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from torch import nn  # noqa: E402
 
 from trt_moe.data import load_dataset  # noqa: E402
 from trt_moe.errors import DataError, InputError, ModelOutputError  # noqa: E402
-from trt_moe.training import TrainConfig, experts  # noqa: E402
+from trt_moe.training import TrainConfig, experts, losses  # noqa: E402
 from trt_moe.training import checkpoint as module  # noqa: E402
 from trt_moe.training.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from trt_moe.training.experts import (  # noqa: E402
@@ -72,6 +74,21 @@ def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
 
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
+    """A limit on the size of files, as no test may fill a disk: writing really stops in the middle."""
+    save_checkpoint(tmp_path / "c", nn.Linear(2, 3), "hash", 1)
+    before = (tmp_path / "c").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(DataError, match=r"cannot write checkpoint .*large.*previous one is kept"):
+            save_checkpoint(tmp_path / "c", nn.Linear(100, 100), "hash", 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "c").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
 class _StopError(Exception):
     pass
 
@@ -130,6 +147,28 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_advice(raw_config, data_f
     ):
         _run(raw_config, data, tmp_path)
     assert not checkpoint_path(tmp_path, "teacher").exists()
+
+
+def test_after_a_loss_that_is_not_finite_the_last_good_epoch_is_gone_on_from(
+    raw_config, data_folder, tmp_path, monkeypatch
+):
+    data = load_dataset(data_folder, "train")
+    whole = _run(raw_config, data, tmp_path / "whole")
+    calls = []
+
+    def break_down(*arguments):
+        calls.append(None)
+        # Teacher, light: 14 steps each; heavy: 7 an epoch.
+        return losses.distillation_loss(*arguments) * (float("nan") if len(calls) == 28 + 9 else 1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experts, "distillation_loss", break_down)
+        with pytest.raises(ModelOutputError, match=r"heavy: loss is nan at epoch 2, step 2 of 7"):
+            _run(raw_config, data, tmp_path / "broken")
+    assert (tmp_path / "broken" / "heavy.partial.safetensors").is_file()
+    repaired = _run(raw_config, data, tmp_path / "broken")
+    for key, value in whole["heavy"].state_dict().items():
+        assert torch.equal(repaired["heavy"].state_dict()[key], value), key
 
 
 def test_an_expert_of_another_number_of_classes_is_refused(raw_config, tmp_path):

@@ -1,5 +1,8 @@
 """configs/intel.yaml from drawn scenes to a bundle, with everything in it made small."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,7 +37,7 @@ def _small(raw):
     return {**raw, "latencies_ms": LATENCIES, "joint": {"epochs": 1, "batch": 12}}
 
 
-def test_the_recipe_runs_from_drawn_scenes_to_a_bundle(tmp_path):
+def test_the_recipe_runs_from_drawn_scenes_to_a_bundle_in_two_processes(tmp_path):
     data = write_scenes(tmp_path / "scenes", 8, 2)
     (data / "seg_train" / "sea" / "damaged.jpg").write_bytes(b"\xff\xd8\xff")
     raw = _small(yaml.safe_load(CONFIG.read_text()))
@@ -47,8 +50,11 @@ def test_the_recipe_runs_from_drawn_scenes_to_a_bundle(tmp_path):
     assert "damaged.jpg" in refused.stderr
     assert not (tmp_path / "runs").exists()
 
-    done = CliRunner().invoke(app, [*command, "--skip-broken"])
-    assert done.exit_code == 0, done.output
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "trt_moe", *command, "--skip-broken", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["name"] == "intel", "only the first process prints"
     manifest = Bundle.load(tmp_path / "bundle").manifest
     assert tuple(manifest.class_names) == CLASSES
     assert {e.name: e.relative_cost for e in manifest.all_models()} == {

@@ -14,6 +14,7 @@ from trt_moe.training.losses import (  # noqa: E402
     expert_losses,
     gate_entropy,
     gumbel_loss,
+    gumbel_noise,
     likelihood_loss,
     soft_loss,
 )
@@ -40,6 +41,25 @@ def test_the_gradient_of_the_gumbel_loss_pulls_to_the_better_expert():
     gumbel_loss(scores, torch.tensor([[2.0, 0.1]]).expand(512, 2), torch.tensor([0.1, 1.0]), 0.7).backward()
     assert scores.grad is not None
     assert scores.grad[:, 1].mean() < 0 < scores.grad[:, 0].mean()
+
+
+def test_given_noise_decides_the_gates_and_their_gradient():
+    scores = torch.zeros(2, 2, requires_grad=True)
+    noise = torch.tensor([[0.0, math.log(3)], [math.log(3), 0.0]])
+    losses = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
+    loss = gumbel_loss(scores, losses, torch.ones(2), 0.0, temperature=1.0, noise=noise)
+    assert loss.item() == pytest.approx((1.0 + 2.0) / 2)
+    loss.backward()
+    # Of softmax: g0 * g1 * (loss0 - loss1) = 1/4 * 3/4 for either image, over two images.
+    torch.testing.assert_close(scores.grad, torch.tensor([[1.0, -1.0], [1.0, -1.0]]) * 3 / 32)
+
+
+def test_gumbel_noise_is_standard_and_repeats_itself():
+    noise = gumbel_noise(20_000, 2, seed=1)
+    assert float(noise.mean()) == pytest.approx(0.5772, abs=0.02)
+    assert float(noise.var()) == pytest.approx(math.pi**2 / 6, abs=0.05)
+    assert torch.equal(noise, gumbel_noise(20_000, 2, seed=1))
+    assert not torch.equal(noise, gumbel_noise(20_000, 2, seed=2))
 
 
 def test_likelihood_loss_equals_the_gumbel_loss_where_gates_are_hard():

@@ -62,6 +62,16 @@ def test_train_writes_a_bundle_that_loads_and_answers(raw_config, data_folder, t
         assert (again / entry.file).read_bytes() == (out / entry.file).read_bytes()
     assert "| benefit | 0 |" in (tmp_path / "runs" / "tiny" / "gaters.md").read_text()
 
+    # No expert is ever surer than that: the dearest answers all, and nothing is trained for it.
+    verifying = TrainConfig.model_validate({**raw_config, "verify_below": 1.0})
+    verified = Bundle.load(train(verifying, tmp_path / "verified", lambda name, *_: steps.append(name), quiet))
+    assert steps == []
+    assert verified.verify_below == 1.0
+    assert verified.manifest.evaluation is not None
+    for row in verified.manifest.evaluation.severities.values():
+        assert row.share[verified.experts[-1].name] == 1.0
+        assert row.mixture == row.experts[verified.experts[-1].name]
+
 
 def test_without_data_the_message_says_what_to_type(raw_config, tmp_path, quiet):
     with pytest.raises(InputError, match="--data"):

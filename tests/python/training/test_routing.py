@@ -13,6 +13,8 @@ from trt_moe.training.routing import (
     random_frontier,
     route,
     tabulate,
+    verify,
+    verify_frontier,
 )
 
 COSTS = np.array([0.2, 1.0])
@@ -55,6 +57,32 @@ def test_a_cascade_pays_for_the_cheap_expert_always():
     frontier = cascade_frontier(np.array([0.3, 0.9, 0.8, 0.95]), right, COSTS)
     assert frontier.costs == pytest.approx([0.2, 0.45, 0.7, 0.95, 1.2])
     assert frontier.accuracies == pytest.approx([0.75, 1.0, 0.75, 0.75, 0.75])
+
+
+def test_verifying_passes_on_what_the_routed_expert_is_unsure_of():
+    right = np.array([[True, False, True], [False, True, True], [True, True, True], [False, True, True]])
+    confidences = np.array([[0.9, 0.1, 0.5], [0.1, 0.8, 0.5], [0.5, 0.5, 0.5], [0.4, 0.1, 0.5]])
+    costs = np.array([0.2, 0.3, 1.0])
+    frontier = verify_frontier(np.array([0, 1, 2, 0]), confidences, right, costs, gater_cost=0.1)
+    # Image 2 is with the dearest expert already; image 3 is passed on first, and only that helps.
+    assert frontier.costs == pytest.approx([0.525, 0.775, 1.025, 1.275])
+    assert frontier.accuracies == pytest.approx([0.75, 1.0, 1.0, 1.0])
+
+
+def test_the_dearest_expert_answers_where_the_routed_one_is_unsure():
+    confidence = np.array([[0.9, 0.1, 0.5], [0.1, 0.8, 0.5], [0.5, 0.5, 0.1], [0.4, 0.1, 0.5]])
+    routes = np.array([0, 0, 2, 1])
+    assert verify(routes, confidence, 0.5).tolist() == [0, 2, 2, 2]
+    assert verify(routes, confidence, 0.0).tolist() == routes.tolist()
+
+
+def test_the_frontier_of_many_experts_finds_every_switch():
+    # The two cheap experts cost nearly the same: what moves images from the dear one is at other weights.
+    costs = np.array([0.2, 0.2001, 1.0])
+    scores = np.stack([np.zeros(100), np.full(100, 5.0), 5.0 + np.linspace(0.1, 1, 100)], axis=1)
+    frontier = gater_frontier(scores, np.ones((100, 3), bool), costs, gater_cost=0.0)
+    steps = np.diff(frontier.costs[frontier.costs > 0.2])
+    assert steps.max() < 2 * 0.8 / 100
 
 
 def test_the_score_of_a_flat_frontier_is_its_accuracy():

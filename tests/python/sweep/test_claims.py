@@ -1,0 +1,201 @@
+"""Claims on ten images whose figures can be counted by hand."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")  # trt_moe.training imports it
+
+from trt_moe.sweep.claims import Routed, Rule, Single, claims, lowest_cost, most_accurate
+from trt_moe.sweep.compare import Outcomes, Spread, compare
+from trt_moe.training.routing import Frontier
+
+COSTS = np.array([0.2, 1.0])
+THRESHOLD = 0.7 * 0.8  # nats that the dearest must gain at latency weight 0.7
+# Five clean images that both know, five harsh ones that the dear one knows (two of them only a little better).
+RIGHT = np.array([[True, True]] * 5 + [[False, True]] * 3 + [[False, False]] * 2)
+LOSSES = np.array([[0.1, 0.1]] * 5 + [[3.0, 0.5]] * 3 + [[3.0, 2.9]] * 2, np.float32)
+SEVERITIES = np.array([0] * 5 + [5] * 5)
+GAINS = np.array([0.0, 0.0, 0.0, 0.0, 0.9, 2.5, 2.5, 0.1, 0.1, 0.1])
+GOOD = np.stack([np.zeros(10), GAINS], axis=1)
+BLIND = np.zeros((10, 2))
+PAPER = Rule(0.7)
+EXPLAINED = {"entropy": Spread.of([0.1]), "edges": Spread.of([0.2]), "learned": Spread(0.5, 0.4, 0.6)}
+
+
+def outcomes(names=("light", "heavy"), costs=COSTS, right=RIGHT, losses=LOSSES):
+    confidence = np.repeat(np.linspace(0.9, 0.1, len(right)), len(names)).reshape(len(right), -1).astype(np.float32)
+    return Outcomes(names, costs, 0.05, SEVERITIES[: len(right)], right, losses, confidence)
+
+
+def judge(scores, robust=None, explained=EXPLAINED, blurred=None, noisy=None, of=None, used=PAPER):
+    """The claims by the first word that tells them apart."""
+    of = of or outcomes()
+    every = Routed(of, scores)
+    comparison = compare(of, scores, {0.7: scores, 0.1: scores})
+    rows = claims(every, blurred or every, noisy or every, comparison, robust, explained, "learned", used)
+    words = {
+        "clean": "clean images",
+        "harsh": "severity-5",
+        "best": "best mixture minus",
+        "equal": "mixture: mean cost at equal",
+        "near": "mixture: mean cost within",
+        "robust": "mixture minus robust" if robust else "mixture against the robust",
+        "oracle": "share of the oracle",
+        "blur": "blur",
+        "noise": "noise",
+        "cascade": "mixture minus confidence",
+        "one": "one gater",
+        "collapse": "collapse",
+        "learned": "R2 of the learned",
+        "entropy": "R2 of entropy",
+        "verified": "verifies: mean cost at equal",
+        "used clean": f"clean images on the cheapest expert (light), {used}",
+        "used harsh": f"severity-5 images on the dearest expert (heavy), {used}",
+        "used blur": f"reach the dearest expert, {used}",
+    }
+    return {key: next((row for row in rows if word in row.name), None) for key, word in words.items()}
+
+
+def test_where_images_go_is_counted_for_each_seed():
+    rows = judge({0: GOOD, 1: BLIND})
+    # At weight 0.7 a gain above 0.56 nats goes on: one clean image and two harsh ones of five, or none.
+    assert rows["clean"].value == Spread(0.9, 0.8, 1.0)
+    assert rows["clean"].met is False
+    assert rows["harsh"].value == Spread(0.2, 0.0, 0.4)
+    assert rows["harsh"].met is False
+    assert judge({1: BLIND})["clean"].met is True
+    everything = judge({0: GOOD + 9 * COSTS})
+    assert everything["harsh"].value.mean == 1.0
+    assert everything["harsh"].met is True
+
+
+def test_the_rule_of_the_bundle_is_judged_beside_the_papers():
+    # Confidences fall from 0.9 to 0.1: below 0.6 are image 4 and the five harsh ones.
+    rows = judge({0: BLIND}, used=Rule(0.5, 0.6))
+    assert (rows["clean"].value.mean, rows["harsh"].value.mean) == (1.0, 0.0)
+    assert (rows["used clean"].value.mean, rows["used harsh"].value.mean) == (0.8, 1.0)
+    assert (rows["blur"].value.mean, rows["used blur"].value.mean) == (0.0, 1.0)
+    assert "latency weight 0.5, verify below 0.6" in rows["used clean"].name
+
+
+def test_experts_of_nearly_equal_cost_are_the_cheapest_together():
+    costs = np.array([0.2, 0.21, 1.0])
+    three = outcomes(("a", "b", "c"), costs, RIGHT[:, [0, 0, 1]], LOSSES[:, [0, 0, 1]])
+    scores = {0: np.stack([np.zeros(10), np.where(np.arange(10) < 3, 1.0, 0.0), GAINS], axis=1)}
+    row = judge(scores, of=three)["clean"]
+    assert row.value.mean == 0.8
+    assert "a or b" in row.name
+    apart = outcomes(("a", "b", "c"), np.array([0.2, 0.23, 1.0]), RIGHT[:, [0, 0, 1]], LOSSES[:, [0, 0, 1]])
+    assert judge(scores, of=apart)["clean"].value.mean == pytest.approx(0.2)
+
+
+def test_against_the_dearest_and_the_robust_light():
+    # Ascending benefit: the mixture answers 5 right without the dearest, 7 where images 5 and 6 go on, 8 with all.
+    perfect = np.stack([np.zeros(10), np.where(RIGHT[:, 0], -1.0, np.linspace(4, 3, 10))], axis=1)
+    rows = judge({0: perfect}, Single("robust", 0.6, 0.3))
+    # Three images go on: 0.2 + 3 * 0.08 + 0.05, and 8 of 10 are right, as with the dearest alone.
+    assert rows["best"].value.mean == pytest.approx(0.0)
+    assert rows["best"].met is False
+    assert "costs of the points 0.490" in rows["best"].remark
+    assert rows["equal"].value.mean == pytest.approx(0.49)
+    assert rows["equal"].met is True
+    assert rows["near"].value.mean == pytest.approx(0.49)
+    assert rows["near"].met is None
+    # 1.5 times 0.3 pays for two images: 7 of 10.
+    assert rows["robust"].value.mean == pytest.approx(0.7 - 0.6)
+    assert rows["robust"].met is True
+    assert rows["oracle"].value is None, "the oracle gains nothing here"
+
+
+def test_a_mixture_that_beats_the_dearest_captures_a_part_of_the_oracles_gain():
+    right = np.array([[True, False]] * 2 + [[True, True]] * 4 + [[False, True]] * 4)
+    knowing = {0: np.where(right, 0.0, -5.0)}
+    half = {0: np.stack([np.zeros(10), np.array([-1.0, 3, 0, 0, 0, 0, 2, 2, 2, 2])], axis=1)}
+    for scores, gain, captured in ((knowing, 0.2, 1.0), (half, 0.1, 0.5)):
+        rows = judge(scores, of=outcomes(right=right))
+        assert rows["best"].value.mean == pytest.approx(gain)
+        assert rows["best"].met is True
+        assert rows["oracle"].value.mean == pytest.approx(captured)
+
+
+def test_a_mixture_that_verifies_is_judged_by_its_threshold():
+    of = outcomes()
+    # The blind gater sends all to the light expert, whose confidence falls from image to image: the five last ones
+    # are passed on before any clean one, and 0.2 + 0.05 + 0.5 is what that costs.
+    row = judge({0: BLIND})["verified"]
+    assert of.right[5:8, 1].all()
+    assert row.value.mean == pytest.approx(0.75)
+    assert row.met is False
+    # Two images go to the dearest at once and are not passed on again: both cost 1 then, three more 1.2.
+    assert judge({0: np.stack([np.zeros(10), np.where(np.isin(np.arange(10), (5, 6)), 2.5, 0.0)], axis=1)})[
+        "verified"
+    ].value.mean == pytest.approx(0.2 + 2 * 0.08 + 3 * 0.1 + 0.05)
+
+
+def test_without_a_robust_light_the_row_says_so():
+    row = judge({0: GOOD})["robust"]
+    assert (row.value, row.met, row.remark) == (None, None, "no such classifier was trained")
+
+
+def test_what_no_point_reaches_is_missed():
+    row = judge({0: BLIND}, Single("robust", 0.6, 0.1))["robust"]
+    assert (row.value, row.met) == (None, False)
+    assert "not reached by 1 of 1 gaters" in row.remark
+
+
+def test_one_corruption_alone_counts_the_images_that_deserve_the_dearest():
+    of = outcomes()
+    seen = Routed(of, {0: GOOD, 1: BLIND})
+    blur = judge({0: GOOD}, blurred=seen)["blur"]
+    # Three images gain more than the threshold; two of them go on with the first gater, none with the other.
+    assert blur.value == Spread(pytest.approx(1 / 3), 0.0, pytest.approx(2 / 3))
+    assert blur.met is False
+    assert blur.remark.startswith("30.0% of the images deserve it")
+    noise = judge({0: GOOD}, noisy=Routed(of, {0: GOOD}))["noise"]
+    assert (noise.value.mean, noise.met) == (pytest.approx(2 / 3), True)
+    assert LOSSES[5, 0] - LOSSES[5, 1] > THRESHOLD > LOSSES[8, 0] - LOSSES[8, 1]
+
+
+def test_the_rows_of_the_comparison():
+    rows = judge({0: GOOD, 1: BLIND})
+    assert rows["one"].value == Spread(0.0, 0.0, 0.0)
+    assert rows["one"].met is True
+    # At either weight the blind gater sends all images to one expert, once as the one and once as the separate one.
+    assert rows["collapse"].value.mean == 4
+    assert rows["collapse"].met is False
+    assert rows["collapse"].remark.startswith("of 8; one gater, weight 0.1: seeds (1,)")
+    assert judge({0: GOOD})["collapse"].met is True
+    # With no image sent on there is nothing between them: ahead is ahead at every point.
+    assert rows["cascade"].value.mean == 0
+    assert rows["cascade"].met is False
+
+
+def test_the_furthest_difference_is_reported_whatever_its_sign():
+    of = outcomes()
+    worse = {0: np.stack([np.zeros(10), np.where(RIGHT[:, 0], 2.0, -2.0)], axis=1)}
+    every = Routed(of, {0: GOOD})
+    better = compare(of, {0: GOOD}, {0.7: worse, 0.1: {0: GOOD}})
+    rows = claims(every, every, every, better, None, EXPLAINED, "learned", PAPER)
+    row = next(row for row in rows if row.name.startswith("one gater"))
+    # Five images go on in either case: the one gater's bring three right answers, the other's none.
+    assert row.value.mean == pytest.approx(0.3)
+    assert row.met is False
+    assert row.remark.startswith("at latency weight 0.7")
+
+
+def test_the_learned_gater_must_be_clearly_first_with_its_worst_seed():
+    row = judge({0: GOOD})["learned"]
+    assert (row.value.mean, row.met) == (0.5, True)
+    assert "the best cue is edges; the worst seed is +0.200 ahead" in row.remark
+    close = {**EXPLAINED, "edges": Spread.of([0.39])}
+    assert judge({0: GOOD}, explained=close)["learned"].met is False
+    assert judge({0: GOOD})["entropy"].value.mean == 0.1
+
+
+def test_points_of_a_frontier():
+    frontier = Frontier(np.array([0.2, 0.5, 0.7, 0.9]), np.array([0.6, 0.8, 0.7, 0.9]))
+    assert most_accurate(frontier, 0.7) == (0.8, 0.5)
+    assert most_accurate(frontier, 2.0) == (0.9, 0.9)
+    assert np.isnan(most_accurate(frontier, 0.1)).all()
+    assert lowest_cost(frontier, 0.8) == 0.5
+    assert np.isnan(lowest_cost(frontier, 0.95))

@@ -1,0 +1,55 @@
+"""The benchmark of claims, from a finished run of the tiny configuration to its tables."""
+
+import json
+
+import pytest
+import yaml
+
+from support.tiny_training import tiny_config
+
+pytest.importorskip("torch")
+pytest.importorskip("timm")
+
+from benchmarks.claims import BLURRED, EVERY, NOISY, corrupted, main
+from trt_moe.data import EVALUATION_SEED, corrupt, load_dataset
+from trt_moe.sweep.finished import open_run
+
+
+@pytest.fixture
+def command(run, tmp_path):
+    raw = tiny_config(str(run.data), str(run.checkpoints))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw))
+    return [str(tmp_path / "tiny.yaml"), "--seeds", "0", "--latency-weights", "0.7", "--out", str(tmp_path / "out")]
+
+
+def test_all_claims_are_judged_and_written(command, run, tmp_path, capsys):
+    main(command)
+    data = json.loads((tmp_path / "out" / "claims.json").read_text())
+    assert (data["name"], data["images"], data["seeds"]) == ("tiny", 360, [0])
+    assert data["relative_cost"] == {"gater": 0.025, "light": 0.25, "heavy": 1.0, "robust-light": 0.25}
+    names = [row["name"] for row in data["claims"]]
+    assert len(names) == len(set(names)) == 21  # the bundle routes by the latency weight of the paper
+    assert all(row["met"] in (True, False) for row in data["claims"] if row["goal"] and row["value"])
+    ideas = {(idea["name"], idea["plain"]) for idea in data["ideas"]}
+    assert ("specialised experts: light + heavy", "robust-light + heavy") in ideas
+    assert ("specialised experts: robust-light + light + heavy", "robust-light + heavy") in ideas
+    text, printed = (tmp_path / "out" / "claims.md").read_text(), capsys.readouterr().out
+    for row in data["claims"]:
+        assert f"| {row['name']} |" in text
+    assert "Beyond the paper" in printed
+    # Logits and the gater of three experts are kept, and nothing of the run is replaced.
+    folder = run.checkpoints / "tiny"
+    assert (folder / "with-robust-light" / "gater-benefit-0.safetensors").is_file()
+    made = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    main(command)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == made
+    assert json.loads((tmp_path / "out" / "claims.json").read_text()) == data
+
+
+def test_images_are_those_of_eval_and_one_corruption_is_left_out(run):
+    made = corrupted(open_run(run, None, lambda _: None))
+    test = load_dataset(run.data, "test")
+    for what, kind in ((BLURRED, "blur"), (NOISY, "noise")):
+        assert (made[what].images == corrupt(test.images, 5, EVALUATION_SEED, kind=kind)).all()
+    harshest = made[EVERY].severities == 5
+    assert (made[EVERY].images[harshest] == corrupt(test.images, 5, EVALUATION_SEED)).all()

@@ -1,0 +1,143 @@
+"""A finished training run, opened: its experts, their logits and costs, and gaters for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trt_moe.console import ProgressCallback
+from trt_moe.data import Dataset
+from trt_moe.errors import DataError
+from trt_moe.export.bundle_writer import GATER, relative_costs
+from trt_moe.export.measure import Timing
+from trt_moe.models import ImageModel
+from trt_moe.sweep.compare import Outcomes
+from trt_moe.training.config import ExpertConfig, Method, TrainConfig
+from trt_moe.training.experts import Shape, train_experts
+from trt_moe.training.gater import TrainedGater, train_gaters
+from trt_moe.training.logits import GATER_PART, VALIDATION_PART, Judged, judge, judge_parts
+from trt_moe.training.pipeline import load_splits
+from trt_moe.training.splits import split
+from trt_moe.training_run import check_finished
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a finished training run left.
+
+    Attributes:
+        config: experts in the order of their costs, cheapest first.
+        folder: its checkpoints and logits.
+        gater_folder: checkpoints of gaters for these experts.
+        shape: of the images.
+        models: every classifier by name.
+        training: what gaters learn from.
+        validation: what they are compared on.
+        test: images that nothing was chosen by, clean.
+        relative_costs: of gater, experts and baselines by name.
+    """
+
+    config: TrainConfig
+    folder: Path
+    gater_folder: Path
+    shape: Shape
+    models: Mapping[str, ImageModel]
+    training: Judged
+    validation: Judged
+    test: Dataset
+    relative_costs: Mapping[str, float]
+
+    @property
+    def costs(self) -> NDArray[np.float64]:
+        """Relative costs of the experts, float64 [K]."""
+        return np.asarray([self.relative_costs[expert.name] for expert in self.config.experts])
+
+    def outcomes(self, judged: Judged) -> Outcomes:
+        """What the experts do with images that they have judged."""
+        return Outcomes(
+            experts=tuple(expert.name for expert in self.config.experts),
+            costs=self.costs,
+            gater_cost=self.relative_costs[GATER],
+            severities=judged.images.severities,
+            right=judged.right,
+            losses=judged.losses,
+            confidence=judged.confidence,
+        )
+
+    def gaters(
+        self, method: Method, weight: float, seeds: Sequence[int], progress: ProgressCallback | None, log: Log
+    ) -> dict[int, TrainedGater]:
+        """Gaters by seed; trains what is not trained yet."""
+        log(f"{method} gaters, latency weight {weight:g}")
+        gater = self.config.gater.model_copy(update={"methods": (method,), "seeds": tuple(seeds)})
+        config = self.config.model_copy(update={"gater": gater, "latency_weight": weight})
+        # The run has gaters of its own latency weight; others must not take their place.
+        own = weight == self.config.latency_weight
+        folder = self.gater_folder if own else self.gater_folder / "sweep" / f"latency-weight-{weight}"
+        trained = train_gaters(config, self.shape, self.training, self.validation, self.costs, folder, progress, log)
+        by_seed = {gater.seed: gater for gater in trained}
+        return {seed: by_seed[seed] for seed in seeds}
+
+    def with_expert(self, entry: ExpertConfig, log: Log) -> FinishedRun:
+        """The same run with a baseline as one more expert; it needs gaters of its own."""
+        experts = tuple(sorted((entry, *self.config.experts), key=lambda e: self.relative_costs[e.name]))
+        config = self.config.model_copy(update={"experts": experts})
+        training, validation = (
+            judge(config, experts, self.models, what, judged.images, self.folder, log)
+            for what, judged in ((GATER_PART, self.training), (VALIDATION_PART, self.validation))
+        )
+        gater_folder = self.gater_folder / f"with-{entry.name}"
+        return replace(self, config=config, gater_folder=gater_folder, training=training, validation=validation)
+
+
+def open_run(config: TrainConfig, progress: ProgressCallback | None, log: Log) -> FinishedRun:
+    """Load what a run made; nothing but logits is computed, and those are kept.
+
+    Raises:
+        InputError: the configuration cannot be used, or the run is not finished.
+        DataError: data, checkpoints or measured latencies cannot be used.
+    """
+    check_finished(config)
+    data, test = load_splits(config, log)
+    height, width, channels = data.images.shape[1:]
+    shape = Shape(height, width, channels, len(data.class_names))
+    folder = config.checkpoints / config.name
+    costs = _relative_costs(config, folder)
+    config = config.model_copy(update={"experts": tuple(sorted(config.experts, key=lambda e: costs[e.name]))})
+    parts = split(data, config.splits)
+    models = train_experts(config, parts, shape, folder, progress, log)
+    training, validation = judge_parts(config, models, parts, folder, log)
+    return FinishedRun(config, folder, folder, shape, models, training, validation, test, costs)
+
+
+def _relative_costs(config: TrainConfig, folder: Path) -> dict[str, float]:
+    """Costs as the run had them: a sweep measures nothing, so it can be repeated on any machine."""
+    if config.latencies_ms is None:
+        milliseconds = _measured(config, folder / "latency.json")
+    else:
+        milliseconds = {name: [value] for name, value in config.latencies_ms.items()}
+    timings = {name: Timing(np.asarray(values)) for name, values in milliseconds.items()}
+    return relative_costs(timings, [expert.name for expert in config.experts])
+
+
+def _measured(config: TrainConfig, file: Path) -> dict[str, list[float]]:
+    """Milliseconds of the run's models in the precision that costs are taken from, which comes first."""
+    names = [GATER, *(entry.name for entry in (*config.experts, *config.baselines))]
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        hashes, table = stored["identity"][1], next(iter(stored["milliseconds"].values()))
+        milliseconds = {name: [float(value) for value in table[name]] for name in names}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
+        raise DataError(
+            f"{file} does not hold the latencies of a run ({error!r}); run `trt-moe train` first"
+        ) from error
+    if hashes != [config.expert_hash(entry) for entry in (*config.experts, *config.baselines)]:
+        raise DataError(f"{file} holds latencies of other models; bring the run up to date with `trt-moe train`")
+    return milliseconds
