@@ -15,9 +15,14 @@ _LOOK = "from trt_moe import _core; print(_core.__file__, _core.cuda_built(), _c
 def run(work: Work) -> dict[str, Any]:
     """Install into a folder of its own; nothing of this Python changes."""
     command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"]
-    command += ["--no-compile", "--target", str(work.folder / "site"), "-C", f"build-dir={work.folder / 'build'}"]
-    command += ["-C", "cmake.define.TRT_MOE_OPENVINO=OFF", "-C", "cmake.define.TRT_MOE_CUDA=ON"]
-    command += [part for setting in architectures() for part in ("-C", f"cmake.define.{setting}")]
+    command += [
+        "--no-compile",
+        "--target",
+        str(work.folder / "site"),
+        f"--config-settings=build-dir={work.folder / 'build'}",
+    ]
+    settings = ["TRT_MOE_OPENVINO=OFF", "TRT_MOE_CUDA=ON", *architectures()]
+    command += [f"--config-settings=cmake.define.{setting}" for setting in settings]
     print(" ".join(command), flush=True)
     subprocess.run([*command, str(CHECKOUT)], check=True)
     looked = subprocess.run([sys.executable, "-c", _LOOK], check=True, capture_output=True, text=True, cwd=work.folder)

@@ -459,6 +459,8 @@ template <typename Images>
 void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Clock::time_point submitted,
                                 void (*poll)()) {
   RoutedLane& lane = *routed_lane_;
+  // An expert's queue takes images of the host only.
+  constexpr bool kVerifies = std::is_same_v<Images, ImageBatchView>;
   std::optional<BlockingRequest> verified;
   {
     const std::lock_guard lock(lane.mutex);
@@ -483,7 +485,7 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Cl
       if (!lane.ran[expert]) add_one(lane.batches[expert]);
       lane.ran[expert] = true;
       const float* const row = rows.probabilities + i * classes_;
-      if (unsure(expert, *std::max_element(row, row + classes_))) {
+      if (kVerifies && unsure(expert, *std::max_element(row, row + classes_))) {
         lane.unsure.push_back(static_cast<std::uint32_t>(i));
         add_one(lane.passed_on[expert]);
         continue;
@@ -493,7 +495,7 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Cl
       lane.stats.record(Stage::kTotal, ns_between(submitted, done));
       add_one(lane.images[expert]);
     }
-    if constexpr (std::is_same_v<Images, ImageBatchView>) {
+    if constexpr (kVerifies) {
       if (!lane.unsure.empty()) {
         verified.emplace(images, rows, submitted);
         for (std::size_t i = lane.unsure.size(); i < images.count; ++i) verified->complete_one();
