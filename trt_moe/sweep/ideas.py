@@ -69,11 +69,17 @@ def specialised(pool: Routed, plain: Sequence[str], better: Sequence[str]) -> Id
     return _idea(f"specialised experts: {' + '.join(better)}", " + ".join(plain), measure, before, after)
 
 
-def verifying(every: Routed, latency_weight: float, budget: float) -> tuple[Idea, Idea]:
-    """Gate-then-verify against the gater alone, and against the confidence cascade, at equal mean cost."""
+def verifying(every: Routed, latency_weight: float, budget: float) -> tuple[Idea, ...]:
+    """Gate-then-verify against the gater alone, and against the confidence cascade, at equal mean cost.
+
+    Nothing where a gater spends more at this latency weight before anything is verified.
+    """
     outcomes = every.outcomes
+    frontiers = [verified(outcomes, scores, latency_weight) for scores in every.scores.values()]
+    if any(frontier.costs[0] > budget for frontier in frontiers):
+        return ()
     cascade = cascade_frontier(outcomes.confidence[:, 0], outcomes.right, outcomes.costs)
-    after = [float(verified(outcomes, scores, latency_weight).accuracy_at(budget)) for scores in every.scores.values()]
+    after = [float(frontier.accuracy_at(budget)) for frontier in frontiers]
     alone = [float(gated(outcomes, scores).accuracy_at(budget)) for scores in every.scores.values()]
     name, measure = f"gate at latency weight {latency_weight:g}, then verify", f"accuracy at mean cost {budget:g}"
     return (

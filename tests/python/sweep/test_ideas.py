@@ -70,6 +70,13 @@ def test_verifying_finds_what_the_gater_cannot_see():
     assert (alone.verdict, cascade.verdict) == ("won", "no clear difference")
 
 
+def test_a_cost_that_the_gater_alone_exceeds_is_not_compared():
+    of = judged([[sure(True, 5), sure(True, 5)]] * 8, [0] * 8)
+    every = Routed(outcomes(of), {0: np.zeros((8, 2)), 1: np.stack([np.zeros(8), np.full(8, 9.0)], axis=1)})
+    assert verifying(every, 0.7, 0.8) == ()  # the second gater sends all to the dear one, at 1.05
+    assert len(verifying(every, 0.7, 1.1)) == 2
+
+
 def test_a_temperature_makes_the_labels_likeliest():
     # Three of four right, at every margin: the fitted confidence is 0.75, so margin / T = ln 3.
     logits = np.array([sure(i % 4 != 0, 4.0) for i in range(40)], np.float32)
