@@ -17,7 +17,7 @@ ABSENT = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "tensorrt", "te
 NEEDS_EXTRAS = (
     *("trt_moe.training.", "trt_moe.models.", "trt_moe.export.", "trt_moe.sweep."),
     *("trt_moe.compile.gate", "trt_moe.compile.half.", "trt_moe.compile.int8.", "trt_moe.compile.opset."),
-    "trt_moe.cuda.torch_source.",
+    *("trt_moe.cuda.torch_source.", "trt_moe.cuda.check."),
 )
 
 installed = [name for name in ABSENT if importlib.util.find_spec(name)]

@@ -104,10 +104,17 @@ def build(
     found = find_flavour(None if flavour is Flavour.auto else flavour.value)
     with build_progress(not as_json) as progress:
         report = build_bundle(loaded, found, EngineCache.of_user(note), chosen, progress)
+    checked = None
+    if any(each.built for each in report.engines):
+        from trt_moe.cuda.check import check_engines
+
+        checked = check_engines(report)
     if as_json:
-        print_json(report.to_json())
-    else:
-        print_build(report)
+        print_json({**report.to_json(), "engine_check": checked and checked.to_json()})
+        return
+    print_build(report)
+    if checked is not None:
+        note(str(checked))
 
 
 @cache.command(name="list")
