@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import itertools
 import logging
@@ -239,6 +238,8 @@ class Router:
 
         A cancelled call stops after at most `max_batch` more images.
         """
+        import asyncio  # who uses no coroutines need not wait for it
+
         images = as_images(batch, self._bundle.input_shape)
         parts = [images[begin : begin + self._max_batch] for begin in range(0, len(images), self._max_batch)]
         results = [await asyncio.to_thread(self.predict, part) for part in parts or [images]]
