@@ -24,6 +24,7 @@ def study(
         Path | None, typer.Option(help="Weights of ICNet (IC9600) as safetensors, for complexity scores.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    skip_broken: options.SkipBroken = False,
     device: options.DeviceOption = options.Device.auto,
     precision: options.PrecisionOption = options.Precision.auto,
     threads: options.Threads = None,
@@ -36,7 +37,7 @@ def study(
     Image cues and the learned gater against the dearest expert's benefit: R^2 and rank correlation.
     """
     from trt_moe.bundle import Bundle
-    from trt_moe.console import print_json, progress
+    from trt_moe.console import note, print_json, progress
     from trt_moe.data import load_dataset
     from trt_moe.evaluation import make_test_sets
     from trt_moe.study import study as run_study
@@ -44,7 +45,9 @@ def study(
 
     options.check_writable(output, picture)
     loaded = Bundle.load(bundle)
-    dataset = load_dataset(data, shape=loaded.input_shape)
+    dataset = load_dataset(data, shape=loaded.input_shape, skip_broken=skip_broken)
+    for left_out in dataset.broken:
+        note(f"left out: {left_out}")
     sets = make_test_sets(dataset, loaded, images=images)
     with (
         open_router(loaded, device, precision, threads, None) as router,

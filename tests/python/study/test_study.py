@@ -208,6 +208,16 @@ def test_cli(tiny, tmp_path):
     assert json.loads(cli(*arguments, "--images", 20, "--json").stdout)["images"] == 120
 
 
+def test_cli_leaves_out_broken_images_only_when_asked(tiny, tmp_path):
+    shutil.copytree(tiny.path / "samples" / "0", tmp_path / "data" / "0")
+    (next((tmp_path / "data" / "0").iterdir()) / "broken.jpg").write_bytes(b"no")
+    arguments = ("study", tmp_path / "data", "-b", tiny.path, "-t", 1, "--json")
+    assert "broken.jpg" in cli(*arguments, code=2).stderr
+    done = cli(*arguments, "--skip-broken")
+    assert "broken.jpg" in done.stderr
+    assert json.loads(done.stdout)["images"] == 24
+
+
 def test_of_many_experts_the_ends_are_studied(tmp_path):
     three = write_tiny_bundle(tmp_path / "three", experts=3, classes=4)
     sets = [scene(three, 0, True), scene(three, 3, True)]
