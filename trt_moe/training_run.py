@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_moe.console import ProgressCallback
-from trt_moe.errors import DataError, InputError, MissingDependencyError
+from trt_moe.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from trt_moe.training.config import TrainConfig
@@ -79,6 +79,7 @@ def check_finished(config: TrainConfig) -> None:
         InputError: names what is missing or stale.
         DataError: a checkpoint is damaged.
     """
+    from trt_moe.training.checkpoint import config_hash_of
     from trt_moe.training.experts import checkpoint_path
 
     folder = config.checkpoints / config.name
@@ -94,22 +95,10 @@ def check_finished(config: TrainConfig) -> None:
     stale = [
         entry.name
         for entry in config.classifiers()
-        if _config_hash(checkpoint_path(folder, entry.name)) != config.expert_hash(entry)
+        if config_hash_of(checkpoint_path(folder, entry.name)) != config.expert_hash(entry)
     ]
     if stale:
         raise InputError(
             f"{folder}: {', '.join(stale)} were trained with other settings than {config.source}; "
             "train them again with `trt-moe train`"
         )
-
-
-def _config_hash(file: Path) -> str | None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as stored:
-            metadata = stored.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"checkpoint {file} is damaged ({error}); delete it to train again") from error
-    found = metadata.get("config")
-    return None if found is None else str(found)

@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet18
@@ -17,6 +15,7 @@ from torchvision.models import resnet18
 from trt_moe.console import ProgressCallback
 from trt_moe.errors import BundleError
 from trt_moe.models.preprocess import ImageModel
+from trt_moe.models.weights import read_weights
 
 _SIDE = 512
 _CONTEXT_SIDE = 256
@@ -25,7 +24,6 @@ _MAP_SIDE = _SIDE // 8
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The head that draws the complexity map is not needed for the score.
 _UNUSED = "to_map"
-_PICKLE_STARTS = (b"PK", b"\x80")
 
 
 class ICNet(nn.Module):
@@ -65,17 +63,7 @@ def load_icnet(file: Path) -> ICNet:
     Raises:
         BundleError: no safetensors file (the message says how to convert a .pth), or of another network.
     """
-    try:
-        stored = load_file(file)
-    except (OSError, SafetensorError) as error:
-        if _is_pickle(file):
-            raise BundleError(
-                f"{file} is a pickle file, which may run code when it is read; expected safetensors. Where you "
-                "trust it, convert it: python -c 'import torch; from safetensors.torch import save_file; "
-                f'weights = torch.load("{file}", map_location="cpu", weights_only=True); '
-                f'save_file({{k: v.clone() for k, v in weights.items()}}, "{file.with_suffix(".safetensors")}")\''
-            ) from error
-        raise BundleError(f"{file} is not a readable safetensors file: {error}") from error
+    stored = read_weights(file)
     model = ICNet()
     try:
         model.load_state_dict({name: value for name, value in stored.items() if not name.startswith(_UNUSED)})
@@ -139,11 +127,3 @@ def _resized(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     pixels = image[..., 0] if image.shape[2] == 1 else image[..., :3]
     picture = Image.fromarray(pixels).convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
     return np.asarray(picture)
-
-
-def _is_pickle(file: Path) -> bool:
-    try:
-        with file.open("rb") as stream:
-            return stream.read(2).startswith(_PICKLE_STARTS)
-    except OSError:
-        return False

@@ -10,11 +10,10 @@ from typing import Any
 
 import timm
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from trt_moe.errors import BundleError, InputError
+from trt_moe.models.weights import read_weights
 
 _TORCHVISION: dict[str, Callable[..., nn.Module]] = {
     "squeezenet1_0": torchvision.models.squeezenet1_0,
@@ -45,14 +44,15 @@ def create_expert(
         num_classes: size of the new head.
         in_chans: channels of the image.
         image_size: side in pixels, for those timm models that must know it (vision transformers).
-        pretrained: let timm or torchvision fetch pretrained weights; the head and, for torchvision, the
-            first convolution are fitted anew where they differ.
+        pretrained: let timm or torchvision fetch pretrained weights, or take them from their caches; the head and,
+            for torchvision, the first convolution are fitted anew where they differ.
         weights: local safetensors file to start from; tensors of another shape (the head) are left out.
         options: more arguments for timm's constructor, such as patch_size, depth or drop_rate.
 
     Raises:
-        InputError: unknown name (near matches are given) or arguments the constructor refuses.
-        BundleError: `weights` cannot be read, or fits no tensor of this model.
+        InputError: unknown name (near matches are given), arguments the constructor refuses, or pretrained weights
+            that do not exist or cannot be fetched.
+        BundleError: `weights` cannot be read, or fits half of this model's tensors or fewer.
     """
     if name in _TORCHVISION:
         model = _create_squeezenet(name, num_classes, in_chans, pretrained, dict(options or {}))
@@ -66,6 +66,10 @@ def create_expert(
             )
         except (TypeError, ValueError, AssertionError) as error:
             raise InputError(f"timm cannot build {name} with {arguments}: {error}") from error
+        except (OSError, RuntimeError) as error:
+            if not pretrained:
+                raise
+            raise InputError(_unfetched(name, error)) from error
     else:
         raise InputError(_unknown(name))
     if weights is not None:
@@ -80,9 +84,16 @@ def _takes_image_size(name: str) -> bool:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, expert_names(), n=4, cutoff=0.6)
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), expert_names(), n=4, cutoff=0.6)
     hint = f"near matches: {', '.join(near)}" if near else "trt_moe.models.expert_names() lists all"
     return f"no expert is called {name!r}; {hint}"
+
+
+def _unfetched(name: str, error: Exception) -> str:
+    return (
+        f"the pretrained weights of {name} cannot be had: {error}; where there is no network, fetch them elsewhere and "
+        "give the file (weights: FILE.safetensors instead of pretrained: true)"
+    )
 
 
 def _create_squeezenet(
@@ -96,6 +107,8 @@ def _create_squeezenet(
             model = _TORCHVISION[name](num_classes=num_classes, **options)
     except TypeError as error:
         raise InputError(f"torchvision cannot build {name} with {options}: {error}") from error
+    except OSError as error:
+        raise InputError(_unfetched(name, error)) from error
     features, classifier = model.features, model.classifier
     if not isinstance(features, nn.Sequential) or not isinstance(classifier, nn.Sequential):
         raise InputError(f"this torchvision builds {name} in another way than 0.19 to 0.29 do")
@@ -132,12 +145,11 @@ def _new_head(features: int, num_classes: int) -> nn.Conv2d:
 
 def _load_matching(model: nn.Module, file: Path) -> None:
     """Copy the tensors of `file` whose name and shape fit."""
-    try:
-        stored = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise BundleError(f"{file} is not a readable safetensors file: {error}") from error
-    own = model.state_dict()
+    stored, own = read_weights(file), model.state_dict()
     fitting = {k: v for k, v in stored.items() if k in own and own[k].shape == v.shape}
-    if not fitting:
-        raise BundleError(f"{file} fits no tensor of this model; it was saved from another architecture")
+    if len(fitting) <= len(own) / 2:
+        raise BundleError(
+            f"{file} fits {len(fitting)} of the {len(own)} tensors of this model; it was saved from another "
+            f"architecture: it starts with {', '.join(sorted(stored)[:2])}, expected {', '.join(sorted(own)[:2])}"
+        )
     model.load_state_dict(fitting, strict=False)

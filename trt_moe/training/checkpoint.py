@@ -61,16 +61,14 @@ def load_checkpoint(
     Raises:
         DataError: the file is damaged, or has this config's hash but another architecture's tensors.
     """
-    if not path.is_file():
+    if config_hash_of(path) != config_hash:
         return None
     try:
         with safe_open(path, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            if metadata.get("config") != config_hash:
-                return None
+            metadata = stored.metadata()
             tensors: dict[str, Tensor] = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise DataError(f"checkpoint {path} is damaged ({error}); delete it to train again") from error
+        raise _damaged(path, error) from error
     try:
         model.load_state_dict({k[len(_MODEL) :]: v for k, v in tensors.items() if k.startswith(_MODEL)})
     except RuntimeError as error:
@@ -83,9 +81,30 @@ def load_checkpoint(
     return int(metadata["epoch"])
 
 
+def config_hash_of(path: Path) -> str | None:
+    """Return the hash of the config that made a checkpoint; None where there is no such file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+    found = metadata.get("config")
+    return None if found is None else str(found)
+
+
 def checkpoint_hash(path: Path) -> str:
     """Return the sha256 of a checkpoint file: it tells whether something made from it is up to date."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"checkpoint {path} is damaged ({error}); delete it to train again")
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from trt_moe.data.corruptions import EVALUATION_SEED
 from trt_moe.errors import InputError
 from trt_moe.models import ImageModel, create_expert
-from trt_moe.training.checkpoint import load_checkpoint
+from trt_moe.training.checkpoint import config_hash_of, load_checkpoint
 from trt_moe.training.config import ExpertConfig, TrainConfig
-from trt_moe.training.loop import Progress, epoch_order, images_in_order, run_epoch, run_epochs
+from trt_moe.training.loop import Progress, epoch_order, images_in_order, partial_path, run_epoch, run_epochs
 from trt_moe.training.losses import distillation_loss, soft_loss
 from trt_moe.training.processes import check_batch, connect, has_batch_norm, share_network
 from trt_moe.training.splits import Corrupted, Part, Parts, derived_seed, draw, every_severity
@@ -38,16 +38,19 @@ class Shape:
     classes: int
 
 
-def build(config: TrainConfig, expert: ExpertConfig, shape: Shape) -> ImageModel:
-    """Make the untrained model behind the bundle's interface (uint8 NHWC in, logits out)."""
+def build(config: TrainConfig, expert: ExpertConfig, shape: Shape, from_file: bool = False) -> ImageModel:
+    """Make the untrained model behind the bundle's interface (uint8 NHWC in, logits out).
+
+    With `from_file` a checkpoint will replace its weights, so those it would start from are neither fetched nor read.
+    """
     torch.manual_seed(derived_seed("init", config.seed, expert.seed, expert.name))
     network = create_expert(
         expert.model,
         num_classes=shape.classes,
         in_chans=shape.channels,
         image_size=expert.image_size,
-        pretrained=expert.pretrained,
-        weights=expert.weights,
+        pretrained=expert.pretrained and not from_file,
+        weights=None if from_file else expert.weights,
         options=expert.options,
     )
     graph_size = (expert.image_size, expert.image_size)
@@ -91,9 +94,10 @@ def train_experts(
         check_batch(processes, expert.name, expert.batch, expert.accumulate)
     models: dict[str, ImageModel] = {}
     for expert in config.classifiers():
-        model = build(config, expert, shape).to(memory_format=torch.channels_last)
-        file = checkpoint_path(folder, expert.name)
-        if load_checkpoint(file, model, config.expert_hash(expert)) is not None:
+        file, identity = checkpoint_path(folder, expert.name), config.expert_hash(expert)
+        begun = identity in (config_hash_of(file), config_hash_of(partial_path(file)))
+        model = build(config, expert, shape, begun).to(memory_format=torch.channels_last)
+        if load_checkpoint(file, model, identity) is not None:
             log(f"{expert.name}: already trained, {file}")
         else:
             teacher = models[expert.teacher] if expert.teacher is not None else None
@@ -150,9 +154,9 @@ def train_expert(
             config, expert, model, network, optimizer, parts.experts, epoch, teacher, processes, progress, log
         )
 
-    def check() -> str:
+    def check() -> list[str]:
         accuracies = severity_accuracy(predict(model, seen.images, config.precision), seen)
-        return f"validation {' '.join(f'{a:.3f}' for a in accuracies)} mean {np.mean(accuracies):.4f}"
+        return [f"validation {' '.join(f'{a:.3f}' for a in accuracies)} mean {np.mean(accuracies):.4f}"]
 
     file = checkpoint_path(folder, expert.name)
     run_epochs(expert.name, model, optimizer, file, config.expert_hash(expert), expert.epochs, train_epoch, check, log)

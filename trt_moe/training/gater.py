@@ -13,20 +13,19 @@ from torch import Tensor, nn
 
 from trt_moe.models import ImageModel, SqueezeNetLight
 from trt_moe.models.gater import GATER_SIDE
-from trt_moe.training.checkpoint import load_checkpoint, save_checkpoint
+from trt_moe.training.checkpoint import load_checkpoint
 from trt_moe.training.config import Method, TrainConfig, digest
 from trt_moe.training.experts import Shape, make_optimizer, predict
 from trt_moe.training.logits import Judged
-from trt_moe.training.loop import Fetch, Order, Progress, epoch_order, mirror, run_epoch
+from trt_moe.training.loop import Fetch, Order, Progress, epoch_order, mirror, run_epoch, run_epochs
 from trt_moe.training.losses import balance_loss, benefit_loss, check_costs, gate_entropy, gumbel_loss, likelihood_loss
 from trt_moe.training.processes import connect
 from trt_moe.training.routing import (
-    collapse_warning,
     explained_variance,
     frontier_score,
     gater_frontier,
     route,
-    tabulate,
+    routing_lines,
 )
 from trt_moe.training.splits import derived_seed
 
@@ -99,8 +98,7 @@ def train_gaters(
             model = build_gater(config, shape, seed)
             file = gater_path(folder, method, seed)
             if load_checkpoint(file, model, identity) is None:
-                train_gater(config, method, seed, model, training, validation, costs, progress, log)
-                save_checkpoint(file, model, identity, config.gater.epochs)
+                train_gater(config, method, seed, model, training, validation, costs, file, identity, progress, log)
             else:
                 log(f"gater {method} {seed}: already trained, {file}")
             scores = predict(model.to(connect().device), validation.images.images)
@@ -119,13 +117,17 @@ def train_gater(
     training: Judged,
     validation: Judged,
     costs: NDArray[np.float64],
+    file: Path,
+    identity: str,
     progress: Progress | None = None,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Train one gater in place; afterwards its scores are free of costs, whatever the method.
+    """Train one gater, from its last finished epoch where a run was cut short, and keep it in `file`.
+
+    Afterwards its scores are free of costs, whatever the method.
 
     Raises:
-        ModelOutputError: the loss is not finite.
+        ModelOutputError: the loss is not finite; the last epoch's checkpoint is kept.
     """
     settings = config.gater
     device = connect().device
@@ -133,22 +135,34 @@ def train_gater(
     weights = torch.tensor(costs, dtype=torch.float32, device=device)
     losses = torch.from_numpy(training.losses).to(device)
     what = f"gater {method} {seed}"
+    names = [expert.name for expert in config.experts]
 
     def loss_of(pixels: Tensor, chosen: Tensor, share: float) -> Tensor:
         return _loss(config, method, model(pixels), losses[chosen], weights, share)
 
     # While costs are in the loss they are not in the routing rule.
     in_training = config.latency_weight if method == "benefit" else 0.0
-    for epoch in range(settings.epochs):
+
+    def train_epoch(epoch: int) -> float:
         epoch_seed = derived_seed("gater epoch", config.seed, seed, epoch)
         torch.manual_seed(epoch_seed)
         model.train()
         order = epoch_order(len(training.images.labels), settings.batch, epoch_seed, config.flip)
         fetch = _fetch_from(training, order)
-        loss = run_epoch(what, model, optimizer, settings, epoch, order, fetch, loss_of, progress)
-        _log_epoch(config, what, epoch, loss, model, validation, costs, in_training, log)
-    if method != "benefit":
-        _free_of_costs(model, weights, config.latency_weight)
+        return run_epoch(what, model, optimizer, settings, epoch, order, fetch, loss_of, progress)
+
+    def check() -> list[str]:
+        # Severities lie one after the other: every n-th image keeps their balance and costs less.
+        some = validation.every(max(1, len(validation.images.labels) // _EPOCH_CHECK_IMAGES))
+        routes = route(predict(model, some.images.images), costs, in_training)
+        severities = some.images.severities
+        return routing_lines(routes, some.right, some.losses, costs, severities, config.latency_weight, names)
+
+    def finish() -> None:
+        if method != "benefit":
+            _free_of_costs(model, weights, config.latency_weight)
+
+    run_epochs(what, model, optimizer, file, identity, settings.epochs, train_epoch, check, log, finish)
 
 
 def _fetch_from(training: Judged, order: Order) -> Fetch:
@@ -184,28 +198,3 @@ def _free_of_costs(model: ImageModel, costs: Tensor, latency_weight: float) -> N
         raise TypeError("the gater's head is not a linear layer")
     with torch.no_grad():
         head.bias.add_(latency_weight * costs)
-
-
-def _log_epoch(
-    config: TrainConfig,
-    what: str,
-    epoch: int,
-    loss: float,
-    model: ImageModel,
-    validation: Judged,
-    costs: NDArray[np.float64],
-    latency_weight: float,
-    log: Callable[[str], None],
-) -> None:
-    """Log the routing table, and a warning where routing collapsed."""
-    names = [expert.name for expert in config.experts]
-    # Severities lie one after the other: every n-th image keeps their balance and costs less.
-    part = slice(None, None, max(1, len(validation.images.labels) // _EPOCH_CHECK_IMAGES))
-    routes = route(predict(model, validation.images.images[part]), costs, latency_weight)
-    table = tabulate(routes, validation.right[part], costs, validation.images.severities[part])
-    log(f"{what}: epoch {epoch + 1}/{config.gater.epochs} loss {loss:.4f}")
-    for line in table.lines(names):
-        log(f"  {line}")
-    warning = collapse_warning(routes, validation.losses[part], costs, config.latency_weight, names)
-    if warning is not None:
-        log(f"  warning: {warning}")

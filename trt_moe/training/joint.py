@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from trt_moe.models import ImageModel
+from trt_moe.models import ImageModel, Mixture
 from trt_moe.training.checkpoint import checkpoint_hash, load_checkpoint
 from trt_moe.training.config import JointConfig, TrainConfig, digest
 from trt_moe.training.experts import autocast, checkpoint_path, make_optimizer, predict
@@ -21,24 +21,10 @@ from trt_moe.training.logits import UNIFORM, Judged
 from trt_moe.training.loop import Progress, epoch_order, images_in_order, run_epoch, run_epochs
 from trt_moe.training.losses import expert_losses, gumbel_loss, gumbel_noise
 from trt_moe.training.processes import check_batch, connect
-from trt_moe.training.routing import collapse_warning, route, tabulate
+from trt_moe.training.routing import route, routing_lines
 from trt_moe.training.splits import Part, derived_seed, draw
 
-
-class Mixture(nn.Module):
-    """Gater and experts as one network, every expert computed for every image.
-
-    Input uint8 [N, H, W, C]; outputs the gater's scores [N, K] and the experts' logits [N, K, classes], float32.
-    """
-
-    def __init__(self, gater: ImageModel, experts: Sequence[ImageModel]) -> None:
-        super().__init__()
-        self.gater = gater
-        self.experts = nn.ModuleList(experts)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Score the experts, and let all of them classify."""
-        return self.gater(images), torch.stack([expert(images) for expert in self.experts], dim=1)
+_EPOCH_CHECK_IMAGES = 3000
 
 
 @dataclass(frozen=True)
@@ -102,18 +88,19 @@ def train_joint(
         ]
     )
     if load_checkpoint(file, mixture, identity) is None:
-        _tune(config, settings, mixture, part, costs, file, identity, progress, log)
+        _tune(config, settings, mixture, part, validation, costs, file, identity, progress, log)
     else:
         log(f"joint: already trained, {file}")
     if not processes.is_main_process:
         return None
-    before = _rate("before", predict(best.model, validation.images.images), validation, config, costs, log)
-    logits = np.stack([predict(expert, validation.images.images, config.precision) for expert in experts], axis=1)
-    scores = predict(mixture.gater, validation.images.images)
-    after = _rate("after", scores, Judged(validation.images, logits), config, costs, log)
-    better = after > before
+    scores = predict(best.model, validation.images.images)
+    before, after = _rate(scores, validation, config, costs), _rate(*_judge(mixture, config, validation), config, costs)
+    for when, (_, lines) in (("before", before), ("after", after)):
+        for line in lines:
+            log(f"  {when}: {line}")
+    better = after[0] > before[0]
     log(
-        f"joint: validation utility {before:.4f} before, {after:.4f} after: "
+        f"joint: validation utility {before[0]:.4f} before, {after[0]:.4f} after: "
         + ("kept" if better else "not better, gater and experts stay as they were")
     )
     return Tuned(mixture.gater, dict(zip(names, experts, strict=True)), file) if better else None
@@ -130,6 +117,7 @@ def _tune(
     settings: JointConfig,
     mixture: Mixture,
     part: Part,
+    validation: Judged,
     costs: NDArray[np.float64],
     file: Path,
     identity: str,
@@ -168,23 +156,27 @@ def _tune(
 
         return run_epoch("joint", network, optimizer, settings, epoch, order, fetch, loss_of, progress, log)
 
-    run_epochs("joint", mixture, optimizer, file, identity, settings.epochs, train_epoch, lambda: "", log)
+    some = validation.every(max(1, len(validation.images.labels) // _EPOCH_CHECK_IMAGES))
+
+    def check() -> list[str]:
+        return _rate(*_judge(mixture, config, some), config, costs)[1]
+
+    run_epochs("joint", mixture, optimizer, file, identity, settings.epochs, train_epoch, check, log)
+
+
+def _judge(mixture: Mixture, config: TrainConfig, judged: Judged) -> tuple[NDArray[np.float32], Judged]:
+    """Return the gater's scores, and the images judged by the experts as they are now."""
+    pixels = judged.images.images
+    logits = [predict(expert, pixels, config.precision) for expert in mixture.experts]
+    return predict(mixture.gater, pixels), Judged(judged.images, np.stack(logits, axis=1))
 
 
 def _rate(
-    when: str,
-    scores: NDArray[np.float32],
-    judged: Judged,
-    config: TrainConfig,
-    costs: NDArray[np.float64],
-    log: Callable[[str], None],
-) -> float:
-    """Log the routing table, and a warning where routing collapsed; returns the utility."""
+    scores: NDArray[np.float32], judged: Judged, config: TrainConfig, costs: NDArray[np.float64]
+) -> tuple[float, list[str]]:
+    """Return the utility of routing by the scores, and what a log says of it."""
     names = [expert.name for expert in config.experts]
-    routes = route(scores, costs, config.latency_weight)
-    for line in tabulate(routes, judged.right, costs, judged.images.severities).lines(names):
-        log(f"  {when}: {line}")
-    warning = collapse_warning(routes, judged.losses, costs, config.latency_weight, names)
-    if warning is not None:
-        log(f"  warning: {warning}")
-    return utility(routes, judged, costs, config.latency_weight)
+    weight, severities = config.latency_weight, judged.images.severities
+    routes = route(scores, costs, weight)
+    lines = routing_lines(routes, judged.right, judged.losses, costs, severities, weight, names)
+    return utility(routes, judged, costs, weight), lines

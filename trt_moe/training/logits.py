@@ -52,6 +52,13 @@ class Judged:
         confidence: NDArray[np.float32] = 1 / np.exp(self.logits - self.logits.max(2, keepdims=True)).sum(2)
         return confidence
 
+    def every(self, step: int) -> Judged:
+        """Return every n-th image."""
+        images = self.images
+        return Judged(
+            Corrupted(images.images[::step], images.labels[::step], images.severities[::step]), self.logits[::step]
+        )
+
 
 def judge_parts(
     config: TrainConfig,

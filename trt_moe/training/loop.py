@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +87,11 @@ def mirror(images: NDArray[np.uint8], mirrored: NDArray[np.bool_]) -> Tensor:
     return torch.from_numpy(np.where(mirrored[:, None, None, None], images[:, :, ::-1], images))
 
 
+def partial_path(file: Path) -> Path:
+    """Where `run_epochs` keeps an unfinished model and its optimizer, beside the file of the finished one."""
+    return file.with_suffix(".partial.safetensors")
+
+
 def run_epochs(
     what: str,
     model: nn.Module,
@@ -95,8 +100,9 @@ def run_epochs(
     config_hash: str,
     epochs: int,
     train_epoch: Callable[[int], float],
-    check: Callable[[], str],
+    check: Callable[[], Sequence[str]],
     log: Callable[[str], None],
+    finish: Callable[[], None] | None = None,
 ) -> None:
     """Go through the epochs, from the last finished one where a run was cut short.
 
@@ -111,11 +117,12 @@ def run_epochs(
         config_hash: of all that decides them.
         epochs: how many.
         train_epoch: called with the epoch's number from 0; returns its mean loss.
-        check: called after every epoch by the first process; returns what to log about it.
-        log: gets one line an epoch.
+        check: called after every epoch by the first process; returns what to log in its line, then lines under it.
+        log: gets these.
+        finish: called after the last epoch, and changes the model once more before it is kept.
     """
     main = connect().is_main_process
-    partial = file.with_suffix(".partial.safetensors")
+    partial = partial_path(file)
     done = load_checkpoint(partial, model, config_hash, optimizer) or 0
     if done:
         log(f"{what}: goes on after epoch {done} of {epochs}")
@@ -124,9 +131,13 @@ def run_epochs(
         loss = train_epoch(epoch)
         if main:
             save_checkpoint(partial, model, config_hash, epoch + 1, optimizer)
-            checked = check()
+            checked, *under = check()
             seconds = time.perf_counter() - started
             log(f"{what}: epoch {epoch + 1}/{epochs} loss {loss:.4f} {checked} in {seconds:.0f} s")
+            for line in under:
+                log(f"  {line}")
+    if finish is not None:
+        finish()
     if main:
         save_checkpoint(file, model, config_hash, epochs)
         partial.unlink(missing_ok=True)

@@ -176,6 +176,25 @@ def collapse_warning(
     )
 
 
+def routing_lines(
+    routes: Ints,
+    right: Bools,
+    losses: Floats,
+    costs: Floats,
+    severities: Ints,
+    latency_weight: float,
+    names: Sequence[str],
+) -> list[str]:
+    """Return what a log says of routes: all in one line, a line for each severity, a warning where they collapsed."""
+    accuracy, cost = right[np.arange(len(routes)), routes].mean(), costs[routes].mean()
+    warning = collapse_warning(routes, losses, costs, latency_weight, names)
+    return [
+        f"validation accuracy {accuracy:.4f} cost {cost:.3f}",
+        *tabulate(routes, right, costs, severities).lines(names),
+        *([] if warning is None else [f"warning: {warning}"]),
+    ]
+
+
 def _frontier(points: Sequence[tuple[float, float]]) -> Frontier:
     """Sort by cost; of points with equal cost the best is kept."""
     ordered = sorted(points)

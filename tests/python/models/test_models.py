@@ -1,15 +1,18 @@
 """Gater, registry and the preprocessing wrapper."""
 
+from urllib.error import URLError
+
 import pytest
 
 torch = pytest.importorskip("torch")
+torchvision = pytest.importorskip("torchvision")
 pytest.importorskip("timm")
 
 from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
 from trt_moe.errors import BundleError, InputError  # noqa: E402
-from trt_moe.models import ImageModel, SqueezeNetLight, create_expert, expert_names  # noqa: E402
+from trt_moe.models import ImageModel, Mixture, SqueezeNetLight, create_expert, expert_names  # noqa: E402
 
 
 def _parameters(model):
@@ -61,6 +64,8 @@ def test_squeezenet_logits_can_be_negative():
 def test_an_unknown_name_is_answered_with_near_matches():
     with pytest.raises(InputError, match=r"'squeezenet_1_1'; near matches: .*squeezenet1_1"):
         create_expert("squeezenet_1_1", num_classes=2)
+    with pytest.raises(InputError, match="near matches: deit_small_"):
+        create_expert("DeiT-Small-Patch16", num_classes=2)
     with pytest.raises(InputError, match="expert_names"):
         create_expert("zzzzzzzz", num_classes=2)
 
@@ -84,9 +89,40 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     with pytest.raises(BundleError, match="not a readable safetensors file"):
         create_expert("test_resnet", num_classes=3, weights=tmp_path / "broken.safetensors")
-    save_file({"other": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(BundleError, match="another architecture"):
+    # A few names and shapes may agree by chance.
+    own = create_expert("test_resnet", num_classes=3).state_dict()
+    some = {name: value.contiguous() for name, value in list(own.items())[: len(own) // 2]}
+    save_file(some, tmp_path / "other.safetensors")
+    with pytest.raises(BundleError, match=rf"fits {len(some)} of the {len(own)} tensors .*another architecture"):
         create_expert("test_resnet", num_classes=3, weights=tmp_path / "other.safetensors")
+    torch.save(own, tmp_path / "other.pth")
+    with pytest.raises(BundleError, match=r"is a pickle file.*weights_only=True.*other\.safetensors"):
+        create_expert("test_resnet", num_classes=3, weights=tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "test_resnet"])
+def test_pretrained_weights_that_cannot_be_fetched_are_named_with_the_way_out(name, monkeypatch):
+    def no_network(*_, **__):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
+    monkeypatch.setattr("timm.models._builder.load_pretrained", no_network)
+    with pytest.raises(InputError, match=rf"weights of {name} cannot be had: .*not known.*weights: FILE\.safetensors"):
+        create_expert(name, num_classes=2, pretrained=True)
+
+
+def test_a_model_without_pretrained_weights_is_named():
+    with pytest.raises(InputError, match=r"weights of resnet18\.nobodys cannot be had"):
+        create_expert("resnet18.nobodys", num_classes=2, pretrained=True)
+
+
+def test_pretrained_weights_get_a_head_and_a_stem_of_ones_own(monkeypatch):
+    given = torchvision.models.squeezenet1_1().state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: given)
+    model = create_expert("squeezenet1_1", num_classes=6, in_chans=1, pretrained=True)
+    other = {name for name, value in model.state_dict().items() if not torch.equal(value, given[name])}
+    assert other <= {"features.0.weight", "features.0.bias", "classifier.1.weight", "classifier.1.bias"}
+    assert model(torch.randn(2, 1, 64, 64)).shape == (2, 6)
 
 
 class _Flat(nn.Module):
@@ -111,3 +147,43 @@ def test_the_resize_is_inside_and_bilinear():
 def test_a_normalisation_that_cannot_be_is_refused(mean, std):
     with pytest.raises(InputError, match="one value per channel"):
         ImageModel(_Flat(), (2, 2), (2, 2), mean, std)
+
+
+class _Constant(nn.Module):
+    """Answers its own number to all, or to each image its first pixel; remembers how many images it saw."""
+
+    def __init__(self, scores=None):
+        super().__init__()
+        self.scores, self.seen = scores, 0
+
+    def forward(self, x):
+        self.seen += len(x)
+        return x[:, :, 0, 0] if self.scores is None else torch.tensor([self.scores]).repeat(len(x), 1)
+
+
+def _mixture(count):
+    identity = {"input_size": (1, 1), "graph_size": (1, 1), "mean": [0.0] * count, "std": [1.0] * count}
+    experts = [_Constant([float(number), 0.0]) for number in range(count)]
+    return Mixture(ImageModel(_Constant(), **identity), [ImageModel(expert, **identity) for expert in experts]), experts
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_mixture_trains_densely_and_answers_sparsely(count):
+    mixture, experts = _mixture(count)
+    # An image's channels are the gater's scores: image n is for expert n % count.
+    images = (torch.eye(count)[torch.arange(7) % count] * 255).to(torch.uint8)[:, None, None]
+    scores, logits = mixture(images)
+    assert (scores.shape, logits.shape) == ((7, count), (7, count, 2))
+    assert [expert.seen for expert in experts] == [7] * count
+    routes, answers = mixture.answer(images, torch.zeros(count), 1.0)
+    assert routes.tolist() == [n % count for n in range(7)]
+    assert answers[:, 0].tolist() == [float(n % count) for n in range(7)]
+    assert [expert.seen - 7 for expert in experts] == [routes.tolist().count(n) for n in range(count)]
+
+
+def test_a_mixture_subtracts_weighted_costs():
+    mixture, experts = _mixture(2)
+    images = torch.tensor([[[[0, 102]]], [[[0, 255]]]], dtype=torch.uint8)
+    assert mixture.answer(images, torch.tensor([0.0, 1.0]), 0.5)[0].tolist() == [0, 1]
+    assert mixture.answer(images, torch.tensor([0.0, 1.0]), 2.0)[0].tolist() == [0, 0]
+    assert experts[1].seen == 1

@@ -8,10 +8,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
+from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
 from trt_moe.data import load_dataset  # noqa: E402
-from trt_moe.errors import DataError, InputError, ModelOutputError  # noqa: E402
+from trt_moe.errors import BundleError, DataError, InputError, ModelOutputError  # noqa: E402
+from trt_moe.models import create_expert  # noqa: E402
 from trt_moe.training import TrainConfig, experts, losses  # noqa: E402
 from trt_moe.training import checkpoint as module  # noqa: E402
 from trt_moe.training.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
@@ -126,6 +128,37 @@ def test_a_finished_expert_is_skipped_and_a_changed_one_trained_again(raw_config
     names = []
     _run(raw_config, data, tmp_path, lambda name, *_: names.append(name))
     assert set(names) == {"light"}
+
+
+def test_weights_to_start_from_are_needed_only_until_there_is_a_checkpoint(raw_config, data_folder, tmp_path):
+    data, weights = load_dataset(data_folder, "train"), tmp_path / "w.safetensors"
+    source = create_expert("test_resnet", num_classes=10, in_chans=1)
+    save_file({name: value.contiguous() for name, value in source.state_dict().items()}, weights)
+    raw_config["experts"][0]["weights"] = weights
+
+    def cut(name, done, total):
+        if name == "light" and done == total - 1:
+            raise _StopError
+
+    with pytest.raises(_StopError):
+        _run(raw_config, data, tmp_path / "runs", cut)
+    weights.unlink()
+    _run(raw_config, data, tmp_path / "runs")  # unfinished: goes on
+    _run(raw_config, data, tmp_path / "runs")  # finished: is skipped
+    with pytest.raises(BundleError, match=r"w\.safetensors"):
+        _run(raw_config, data, tmp_path / "elsewhere")
+
+
+def test_bf16_trains_float32_weights_to_nearly_the_same(raw_config, data_folder, tmp_path):
+    data = load_dataset(data_folder, "train")
+    raw_config["experts"][0]["learning_rate"] = 1e-4
+    weights = {}
+    for precision in ("fp32", "bf16"):
+        model = _run({**raw_config, "precision": precision}, data, tmp_path / precision)["light"]
+        weights[precision] = torch.cat([parameter.detach().ravel() for parameter in model.parameters()])
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert not torch.equal(weights["fp32"], weights["bf16"])
+    torch.testing.assert_close(weights["bf16"], weights["fp32"], atol=3e-3, rtol=0)
 
 
 def test_an_expert_can_go_on_from_its_teacher(raw_config, data_folder, tmp_path):

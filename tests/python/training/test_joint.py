@@ -62,6 +62,11 @@ def test_what_helps_is_kept_and_the_norms_keep_their_statistics(run):
     assert sum(line.startswith("  before: severity") for line in lines) == 6
     assert sum(line.startswith("  after: severity") for line in lines) == 6
     assert any("routing collapsed" in line for line in lines)
+    epochs = [i for i, line in enumerate(lines) if line.startswith("joint: epoch ")]
+    assert len(epochs) == 12
+    for epoch in epochs:
+        assert "validation accuracy " in lines[epoch]
+        assert [line[:12] for line in lines[epoch + 1 : epoch + 7]] == [f"  severity {s}" for s in range(6)]
     for name, model in run.models.items():
         for key, value in tuned.experts[name].state_dict().items():
             assert torch.equal(model.state_dict()[key], before[name][key]), "the phase works on copies"
