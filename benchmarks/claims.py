@@ -27,7 +27,7 @@ from trt_moe.data import EVALUATION_SEED
 from trt_moe.evaluation.cues import CUES, measure
 from trt_moe.study.fit import Bootstrap, Curve, estimate
 from trt_moe.study.study import GATER, LOSS_CLIP
-from trt_moe.sweep.claims import HARSHEST, Claim, Routed, Rule, Single, claims
+from trt_moe.sweep.claims import HARSHEST, Claim, Rivals, Routed, Rule, Single, claims, strongest_cascade
 from trt_moe.sweep.compare import Comparison, Spread, compare
 from trt_moe.sweep.finished import FinishedRun, open_run
 from trt_moe.sweep.ideas import BUDGETS, Idea, calibrated, distilled, one_training, specialised, verifying
@@ -89,16 +89,36 @@ def corrupted(run: FinishedRun) -> dict[str, Corrupted]:
     }
 
 
-def robust_light(bench: Bench) -> tuple[ExpertConfig, Single] | None:
+def robust_light(run: FinishedRun) -> ExpertConfig | None:
     """The cheapest classifier, the dearest expert apart, that was trained on all severities."""
-    run = bench.run
     known = [*run.config.baselines, *run.config.experts[:-1]]
     trained = [entry for entry in known if min(entry.severities) > 0]
-    if not trained:
-        return None
-    entry = min(trained, key=lambda entry: run.relative_costs[entry.name])
-    accuracy = float(bench.judged(EVERY, [entry]).right.mean())
-    return entry, Single(entry.name, accuracy, run.relative_costs[entry.name])
+    return min(trained, key=lambda entry: run.relative_costs[entry.name], default=None)
+
+
+def find_rivals(bench: Bench, robust: ExpertConfig | None) -> Rivals:
+    run = bench.run
+    everyone = run.config.classifiers()
+    judged = bench.judged(EVERY, everyone)
+    column = {entry.name: k for k, entry in enumerate(everyone)}
+    accuracy = dict(zip(column, judged.right.mean(0).tolist(), strict=True))
+
+    def single(name: str) -> Single:
+        # A teacher is never exported, so it was not timed either.
+        return Single(name, accuracy[name], run.relative_costs.get(name, float("nan")))
+
+    dearest = run.config.experts[-1].name
+    timed = [entry.name for entry in (*run.config.experts, *run.config.baselines)]
+    starts = tuple(name for name in timed if name != dearest)
+    cascade = strongest_cascade(
+        [
+            (judged.confidence[:, column[name]], judged.right[:, column[name]], run.relative_costs[name])
+            for name in starts
+        ],
+        judged.right[:, column[dearest]],
+    )
+    best = max(accuracy, key=lambda name: accuracy[name])
+    return Rivals(None if robust is None else single(robust.name), single(best), cascade, starts)
 
 
 def explained(every: Routed, images: Corrupted) -> dict[str, Spread]:
@@ -220,18 +240,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         bench = Bench(run, seeds, update)
         every = bench.routed(EVERY)
         comparison = bench.comparison(every, weights)
-        robust = robust_light(bench)
+        robust = robust_light(run)
         rows = claims(
             every,
             bench.routed(BLURRED),
             bench.routed(NOISY),
             comparison,
-            None if robust is None else robust[1],
+            find_rivals(bench, robust),
             explained(every, bench.images[EVERY]),
             GATER,
             Rule(run.config.latency_weight, run.config.verify_below),
         )
-        ideas = beyond(bench, every, comparison, None if robust is None else robust[0])
+        ideas = beyond(bench, every, comparison, robust)
     title = f"{run.config.name}: {len(every.outcomes.severities):,} test images of all severities, gater seeds {seeds}"
     tables = [
         Table(f"{title}; costs relative to {every.outcomes.experts[-1]}", CLAIM_COLUMNS, claim_rows(rows)),

@@ -11,13 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from trt_moe.evaluation.strategies import oracle_gain
-from trt_moe.sweep.compare import ORACLE, Comparison, Outcomes, Spread
-from trt_moe.training.routing import Bools, Floats, Frontier, Ints, gater_frontier, route, verify_frontier
+from trt_moe.sweep.compare import FRONTIER_POINTS, ORACLE, Comparison, Outcomes, Spread
+from trt_moe.training.routing import (
+    Bools,
+    Floats,
+    Frontier,
+    Ints,
+    cascade_frontier,
+    gater_frontier,
+    route,
+    verify_frontier,
+)
 
 WEIGHT = 0.7
 """Latency weight of the claims on where images go."""
 HARSHEST = 5
 
+_WEIGHTS = 33
 _SAME_COST = 1.1
 """Experts within this factor of the cheapest one's cost count as the cheapest: timings differ as much."""
 
@@ -59,6 +69,23 @@ class Single:
 
 
 @dataclass(frozen=True)
+class Rivals:
+    """What is to be had without a gater.
+
+    Attributes:
+        robust: the cheapest classifier that was trained on all severities, if there is one.
+        best: the most accurate classifier that was trained, whatever for: teachers count.
+        cascade: the most accurate confidence cascade to the dearest expert at every cost, see `strongest_cascade`.
+        starts: names of the classifiers that cascades may start from.
+    """
+
+    robust: Single | None
+    best: Single
+    cascade: Frontier
+    starts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Claim:
     """One row of the table.
 
@@ -84,7 +111,7 @@ def claims(
     blurred: Routed,
     noisy: Routed,
     comparison: Comparison,
-    robust: Single | None,
+    rivals: Rivals,
     explained: Mapping[str, Spread],
     learned: str,
     used: Rule,
@@ -96,7 +123,7 @@ def claims(
         blurred: test images with the blur of severity 5, without its noise.
         noisy: with the noise of severity 5, without its blur.
         comparison: of gaters on the same images as `every`.
-        robust: the cheapest classifier that was trained on all severities, if there is one.
+        rivals: what is to be had without a gater.
         explained: R^2 of the dearest expert's benefit by cue.
         learned: the name of the learned gater in `explained`.
         used: what the run's bundle routes by; claims on where images go are judged for it too. Mixtures that
@@ -104,15 +131,18 @@ def claims(
     """
     frontiers = [gated(every.outcomes, scores) for scores in every.scores.values()]
     verifying = [verified(every.outcomes, scores, used.latency_weight) for scores in every.scores.values()]
+    free = [both_free(every.outcomes, scores) for scores in every.scores.values()]
     that_verifies = f"mixture at latency weight {used.latency_weight:g} that verifies"
     rules = [Rule(WEIGHT)] if used == Rule(WEIGHT) else [Rule(WEIGHT), used]
     return [
         *(claim for rule in rules for claim in _where_images_go(every, rule)),
-        *_against_single(every.outcomes, frontiers, robust, "mixture"),
-        *_against_single(every.outcomes, verifying, robust, that_verifies),
+        *_against_single(every.outcomes, frontiers, rivals.robust, "mixture"),
+        *_against_single(every.outcomes, verifying, rivals.robust, that_verifies),
+        _against_best(free, rivals.best),
         _oracle(every.outcomes, frontiers, comparison),
         *(_one_corruption(what, seen, rule) for rule in rules for what, seen in (("blur", blurred), ("noise", noisy))),
         *_from_comparison(comparison),
+        _against_strongest(every.outcomes, free, rivals),
         *_explained(explained, learned),
     ]
 
@@ -126,6 +156,38 @@ def verified(outcomes: Outcomes, scores: Floats, latency_weight: float) -> Front
     """Mixture at one latency weight that passes unsure images on to the dearest expert, at every threshold."""
     routes = route(scores, outcomes.costs, latency_weight)
     return verify_frontier(routes, outcomes.confidence, outcomes.right, outcomes.costs, outcomes.gater_cost)
+
+
+def both_free(outcomes: Outcomes, scores: Floats) -> Frontier:
+    """Mixture at every latency weight and, at each, every threshold of confidence: the best at every cost."""
+    step = (scores.max(axis=1) - scores[:, 0]) / (outcomes.costs[-1] - outcomes.costs[0])
+    weights = np.unique(np.quantile(step, np.linspace(0, 1, _WEIGHTS)))
+    return upper([gated(outcomes, scores), *(verified(outcomes, scores, float(weight)) for weight in weights)])
+
+
+def strongest_cascade(starts: Sequence[tuple[Floats, Bools, float]], dearest: Bools) -> Frontier:
+    """Confidence cascades to the dearest expert from several classifiers: the best at every cost.
+
+    Args:
+        starts: confidence [N], right [N] and cost of every classifier that may be asked first.
+        dearest: whether the dearest expert is right [N].
+    """
+    return upper(
+        [
+            cascade_frontier(confidence, np.stack([right, dearest], axis=1), np.array([cost, 1.0]))
+            for confidence, right, cost in starts
+        ]
+    )
+
+
+def upper(frontiers: Sequence[Frontier]) -> Frontier:
+    """The points of several frontiers that no cheaper or equally cheap point beats."""
+    costs = np.concatenate([frontier.costs for frontier in frontiers])
+    accuracies = np.concatenate([frontier.accuracies for frontier in frontiers])
+    order = np.lexsort((-accuracies, costs))
+    costs, accuracies = costs[order], accuracies[order]
+    better = accuracies > np.concatenate([[-np.inf], np.maximum.accumulate(accuracies)[:-1]])
+    return Frontier(costs[better], accuracies[better])
 
 
 def most_accurate(frontier: Frontier, budget: float) -> tuple[float, float]:
@@ -210,6 +272,36 @@ def _against_single(
             f"{robust.name} {robust.accuracy:.2%} at {robust.cost:.3f}, so cost {budget:.3f} or less",
         ),
     ]
+
+
+def _against_best(free: Sequence[Frontier], best: Single) -> Claim:
+    costs = ", ".join(f"{frontier.costs[-1]:.3f}" for frontier in free)
+    return _claim(
+        f"best mixture, both settings free, minus {best.name}, the most accurate classifier trained, at any cost",
+        "",
+        "points",
+        [float(frontier.accuracies[-1]) - best.accuracy for frontier in free],
+        remark=f"{best.name} {best.accuracy:.2%}; costs of the points {costs}",
+    )
+
+
+def _against_strongest(outcomes: Outcomes, free: Sequence[Frontier], rivals: Rivals) -> Claim:
+    """Between the cheapest mixture and the dearest expert, both curves read at equally spaced costs."""
+    cheapest = max(float(frontier.costs[0]) for frontier in free)
+    grid = np.linspace(cheapest, float(outcomes.costs[-1]), FRONTIER_POINTS)
+    ahead = np.stack([frontier.accuracy_at(grid) - rivals.cascade.accuracy_at(grid) for frontier in free])
+    worst = int(ahead.mean(axis=0).argmin())
+    won = grid[ahead.mean(axis=0) > 0]
+    where = f", costs {won[0]:.3f} to {won[-1]:.3f}" if len(won) else ""
+    return _claim(
+        f"mixture, both settings free, minus the best confidence cascade from {' or '.join(rivals.starts)}, "
+        "at equal mean cost, at the worst point",
+        "",
+        "points",
+        ahead[:, worst].tolist(),
+        remark=f"worst at cost {grid[worst]:.3f}; ahead at {len(won)} of {len(grid)} points{where}; "
+        f"on average {100 * ahead.mean():+.2f} points",
+    )
 
 
 def _oracle(outcomes: Outcomes, frontiers: Sequence[Frontier], comparison: Comparison) -> Claim:

@@ -42,6 +42,16 @@ class CorruptionConfig(Section):
     blur_sigma: Weights = BLUR_SIGMA
     noise_sigma: Weights = NOISE_SIGMA
     reference_side: int = Field(default=REFERENCE_SIDE, ge=1)
+    alone: float = Field(
+        default=0.0, ge=0, le=1, description="share of training images with blur or noise alone, half of them each"
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the pixels; checkpoints made before `alone` existed keep their hash."""
+        values = self.model_dump(mode="json")
+        if self.alone == 0:
+            del values["alone"]
+        return values
 
 
 class ExpertConfig(Section):
@@ -179,7 +189,7 @@ class TrainConfig(Section):
         parts: dict[str, Any] = {
             "expert": expert.model_dump(mode="json", exclude_defaults=True),
             "splits": self.splits.model_dump(mode="json"),
-            "corruption": self.corruption.model_dump(mode="json"),
+            "corruption": self.corruption.identity(),
             "common": [self.seed, self.precision, list(self.mean), list(self.std), self.flip],
         }
         if self.image_shape is not None:

@@ -9,8 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_moe.data import Dataset, corrupt
+from trt_moe.data.corruptions import Kind
 from trt_moe.errors import DataError
 from trt_moe.training.config import CorruptionConfig, SplitConfig
+
+KINDS: tuple[Kind, ...] = ("both", "blur", "noise")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def draw(
     seed: int,
     rows: NDArray[np.int64] | None = None,
 ) -> Corrupted:
-    """Give every image a severity at random by weight, and corrupt it.
+    """Give every image a severity at random by weight, and corrupt it: by blur and noise, or by one of them.
 
     `seed` names the pass: the same seed gives the same severities and the same pixels. With `rows` only those
     images are returned, in that order, each as it is in the whole draw.
@@ -84,9 +87,22 @@ def draw(
     shares = np.asarray(weights, dtype=np.float64)
     generator = np.random.Generator(np.random.PCG64(seed))
     severities = generator.choice(len(shares), size=len(part.images), p=shares / shares.sum())
+    # Drawn after the severities, so that these are the same whatever the share of single corruptions is.
+    kinds = _kinds(len(part.images), corruption.alone, generator)
     if rows is not None:
-        part, severities = part.take(rows), severities[rows]
-    return Corrupted(apply(part, severities, corruption, seed), part.labels, severities)
+        part, severities, kinds = part.take(rows), severities[rows], kinds[rows]
+    images = np.empty_like(part.images)
+    for kind in np.unique(kinds):
+        chosen = np.flatnonzero(kinds == kind)
+        images[chosen] = apply(part.take(chosen), severities[chosen], corruption, seed, KINDS[kind])
+    return Corrupted(images, part.labels, severities)
+
+
+def _kinds(count: int, alone: float, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Positions in `KINDS`, int64 [count]."""
+    if alone == 0:
+        return np.zeros(count, np.int64)
+    return generator.choice(len(KINDS), size=count, p=[1 - alone, alone / 2, alone / 2])
 
 
 def every_severity(part: Part, corruption: CorruptionConfig, seed: int) -> Corrupted:
@@ -100,7 +116,9 @@ def every_severity(part: Part, corruption: CorruptionConfig, seed: int) -> Corru
     )
 
 
-def apply(part: Part, severities: NDArray[np.int64], corruption: CorruptionConfig, seed: int) -> NDArray[np.uint8]:
+def apply(
+    part: Part, severities: NDArray[np.int64], corruption: CorruptionConfig, seed: int, kind: Kind = "both"
+) -> NDArray[np.uint8]:
     """Corrupt a part as the config says."""
     return corrupt(
         part.images,
@@ -110,4 +128,5 @@ def apply(part: Part, severities: NDArray[np.int64], corruption: CorruptionConfi
         corruption.blur_sigma,
         corruption.noise_sigma,
         corruption.reference_side,
+        kind,
     )

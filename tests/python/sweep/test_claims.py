@@ -5,9 +5,20 @@ import pytest
 
 pytest.importorskip("torch")  # trt_moe.training imports it
 
-from trt_moe.sweep.claims import Routed, Rule, Single, claims, lowest_cost, most_accurate
+from trt_moe.sweep.claims import (
+    Rivals,
+    Routed,
+    Rule,
+    Single,
+    both_free,
+    claims,
+    lowest_cost,
+    most_accurate,
+    strongest_cascade,
+    upper,
+)
 from trt_moe.sweep.compare import Outcomes, Spread, compare
-from trt_moe.training.routing import Frontier
+from trt_moe.training.routing import Frontier, cascade_frontier
 
 COSTS = np.array([0.2, 1.0])
 THRESHOLD = 0.7 * 0.8  # nats that the dearest must gain at latency weight 0.7
@@ -27,12 +38,17 @@ def outcomes(names=("light", "heavy"), costs=COSTS, right=RIGHT, losses=LOSSES):
     return Outcomes(names, costs, 0.05, SEVERITIES[: len(right)], right, losses, confidence)
 
 
+def rivals(of, robust=None):
+    cascade = cascade_frontier(of.confidence[:, 0], of.right, of.costs)
+    return Rivals(robust, Single("heavy", 0.8, 1.0), cascade, ("light", "robust"))
+
+
 def judge(scores, robust=None, explained=EXPLAINED, blurred=None, noisy=None, of=None, used=PAPER):
     """The claims by the first word that tells them apart."""
     of = of or outcomes()
     every = Routed(of, scores)
     comparison = compare(of, scores, {0.7: scores, 0.1: scores})
-    rows = claims(every, blurred or every, noisy or every, comparison, robust, explained, "learned", used)
+    rows = claims(every, blurred or every, noisy or every, comparison, rivals(of, robust), explained, "learned", used)
     words = {
         "clean": "clean images",
         "harsh": "severity-5",
@@ -44,6 +60,8 @@ def judge(scores, robust=None, explained=EXPLAINED, blurred=None, noisy=None, of
         "blur": "blur",
         "noise": "noise",
         "cascade": "mixture minus confidence",
+        "any cascade": "minus the best confidence cascade",
+        "any single": "the most accurate classifier trained",
         "one": "one gater",
         "collapse": "collapse",
         "learned": "R2 of the learned",
@@ -175,7 +193,7 @@ def test_the_furthest_difference_is_reported_whatever_its_sign():
     worse = {0: np.stack([np.zeros(10), np.where(RIGHT[:, 0], 2.0, -2.0)], axis=1)}
     every = Routed(of, {0: GOOD})
     better = compare(of, {0: GOOD}, {0.7: worse, 0.1: {0: GOOD}})
-    rows = claims(every, every, every, better, None, EXPLAINED, "learned", PAPER)
+    rows = claims(every, every, every, better, rivals(of), EXPLAINED, "learned", PAPER)
     row = next(row for row in rows if row.name.startswith("one gater"))
     # Five images go on in either case: the one gater's bring three right answers, the other's none.
     assert row.value.mean == pytest.approx(0.3)
@@ -190,6 +208,42 @@ def test_the_learned_gater_must_be_clearly_first_with_its_worst_seed():
     close = {**EXPLAINED, "edges": Spread.of([0.39])}
     assert judge({0: GOOD}, explained=close)["learned"].met is False
     assert judge({0: GOOD})["entropy"].value.mean == 0.1
+
+
+def test_with_both_settings_free_all_mixtures_are_tried():
+    of = outcomes()
+    free = both_free(of, GOOD)
+    # Three images answered at once, or the two most doubtful ones verified: the better of both at every cost.
+    assert (np.diff(free.costs) > 0).all() and (np.diff(free.accuracies) > 0).all()
+    assert free.costs[0] == pytest.approx(0.25)
+    assert free.accuracies.tolist() == pytest.approx([0.5, 0.7, 0.8])
+    # Images 5 and 6 have the largest gains: at once they cost 0.08 each, 0.1 where they are verified.
+    assert free.costs[1] == pytest.approx(0.25 + 2 * 0.08)
+    rows = judge({0: GOOD})
+    assert rows["any single"].value.mean == pytest.approx(0.0)
+    assert rows["any single"].remark.startswith("heavy 80.00%; costs of the points ")
+    # The cascade from the light expert passes on by falling confidence, the five harsh images first.
+    assert rows["any cascade"].met is None
+    assert "from light or robust," in rows["any cascade"].name
+    assert "at 25 points" not in rows["any cascade"].remark
+    assert rows["any cascade"].value.mean <= 0 < float(rows["any cascade"].remark.split("average ")[1].split()[0])
+
+
+def test_the_strongest_cascade_may_start_anywhere():
+    right, dearest = np.array([True, True, False, False]), np.array([True, True, True, False])
+    sure = np.array([0.9, 0.8, 0.1, 0.2])
+    found = strongest_cascade([(sure, right, 0.2), (sure, np.zeros(4, bool), 0.1)], dearest)
+    # From the worse start nothing is right alone; its first image passed on is worth less than the other start.
+    assert found.costs.tolist() == pytest.approx([0.1, 0.2, 0.45])
+    assert found.accuracies.tolist() == pytest.approx([0.0, 0.5, 0.75])
+
+
+def test_the_upper_frontier_drops_what_is_beaten():
+    one = Frontier(np.array([0.1, 0.3, 0.5]), np.array([0.2, 0.4, 0.9]))
+    two = Frontier(np.array([0.1, 0.2, 0.6]), np.array([0.3, 0.4, 0.8]))
+    both = upper([one, two])
+    assert both.costs.tolist() == [0.1, 0.2, 0.5]
+    assert both.accuracies.tolist() == [0.3, 0.4, 0.9]
 
 
 def test_points_of_a_frontier():

@@ -7,7 +7,7 @@ from trt_moe.data import Dataset
 from trt_moe.errors import DataError
 from trt_moe.training.config import CorruptionConfig, SplitConfig
 from trt_moe.training.schedule import one_cycle
-from trt_moe.training.splits import derived_seed, draw, every_severity, split
+from trt_moe.training.splits import KINDS, apply, derived_seed, draw, every_severity, split
 
 
 def _data(count=30):
@@ -36,6 +36,27 @@ def test_a_draw_follows_its_weights_and_its_seed():
     assert set(first.severities.tolist()) == {0, 5}
     clean = first.severities == 0
     np.testing.assert_array_equal(first.images[clean], part.images[clean])
+
+
+def test_some_images_get_one_corruption_alone():
+    part = split(_data(60), SplitConfig(experts=58, gater=1, validation=1)).experts
+    harsh = (0, 0, 0, 0, 0, 1)
+    both, mixed = (draw(part, harsh, CorruptionConfig(alone=alone), seed=1) for alone in (0.0, 0.5))
+    assert (mixed.severities == both.severities).all()
+    level = np.full(len(part.labels), 5)
+    made = {kind: apply(part, level, CorruptionConfig(), 1, kind) for kind in KINDS}
+    np.testing.assert_array_equal(both.images, made["both"])
+    share = {k: np.mean([(a == b).all() for a, b in zip(mixed.images, made[k], strict=True)]) for k in KINDS}
+    assert sum(share.values()) == pytest.approx(1.0)
+    assert all(share[kind] > 0.1 for kind in KINDS)
+    rows = np.array([7, 3])
+    some = draw(part, harsh, CorruptionConfig(alone=0.5), seed=1, rows=rows)
+    np.testing.assert_array_equal(some.images, mixed.images[rows])
+
+
+def test_checkpoints_made_before_single_corruptions_keep_their_hash():
+    assert "alone" not in CorruptionConfig().identity()
+    assert CorruptionConfig(alone=0.1).identity()["alone"] == 0.1
 
 
 def test_every_severity_repeats_every_image():
