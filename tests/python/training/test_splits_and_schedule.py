@@ -7,7 +7,7 @@ from trt_moe.data import Dataset
 from trt_moe.errors import DataError
 from trt_moe.training.config import CorruptionConfig, SplitConfig
 from trt_moe.training.schedule import one_cycle
-from trt_moe.training.splits import KINDS, apply, derived_seed, draw, every_severity, split
+from trt_moe.training.splits import KINDS, Part, apply, derived_seed, draw, every_severity, split
 
 
 def _data(count=30):
@@ -39,11 +39,13 @@ def test_a_draw_follows_its_weights_and_its_seed():
 
 
 def test_some_images_get_one_corruption_alone():
-    part = split(_data(60), SplitConfig(experts=58, gater=1, validation=1)).experts
+    count = 60
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 1), np.uint8)
+    part = Part(pixels, np.zeros(count, np.int64), np.arange(count))
     harsh = (0, 0, 0, 0, 0, 1)
     both, mixed = (draw(part, harsh, CorruptionConfig(alone=alone), seed=1) for alone in (0.0, 0.5))
     assert (mixed.severities == both.severities).all()
-    level = np.full(len(part.labels), 5)
+    level = np.full(count, 5)
     made = {kind: apply(part, level, CorruptionConfig(), 1, kind) for kind in KINDS}
     np.testing.assert_array_equal(both.images, made["both"])
     share = {k: np.mean([(a == b).all() for a, b in zip(mixed.images, made[k], strict=True)]) for k in KINDS}
