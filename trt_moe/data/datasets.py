@@ -26,7 +26,7 @@ Split = Literal["train", "test"]
 Shape = tuple[int, int, int]
 
 _IDX_PREFIX = {"train": "train", "test": "t10k"}
-_INTEL_FOLDER = {"train": "seg_train", "test": "seg_test"}
+_SPLIT_FOLDERS = {"train": ("seg_train", "train"), "test": ("seg_test", "test", "val")}
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,17 @@ def load_dataset(
     """Recognise the layout under `path` and read one split of it.
 
     Args:
-        path: folder with idx files (.gz or not), with `seg_train`/`seg_test`, with `train`/`test`, with
+        path: folder with idx files (.gz or not), with `seg_train`/`seg_test`, with `train`/`test` (or `val`), with
             severity folders `0`..`5` that hold class folders, or with class folders.
-        split: layouts without splits return all they have for either.
+        split: of layouts without splits all is "test".
         shape: (height, width, channels) to convert every decoded image to; without it all images must have
             one size already. Idx images are never resized.
         skip_broken: leave out images that cannot be read, have another size or no valid label, and list them
             in `Dataset.broken` instead of raising.
 
     Raises:
-        DataError: nothing recognised there, a class without images, or the above; lists every image it is about.
+        DataError: nothing recognised there, no such split, a class without images, or the above; lists every image
+            it is about.
         InputError: `split` is neither "train" nor "test".
     """
     if split not in _IDX_PREFIX:
@@ -79,12 +80,18 @@ def load_dataset(
         raise DataError(f"{root} is not a folder; give the folder that holds the data set")
     if _find_idx(root, split, "images-idx3-ubyte") is not None:
         return _checked(_load_idx(root, split, shape), skip_broken)
-    for name in (_INTEL_FOLDER[split], split):
+    for name in _SPLIT_FOLDERS[split]:
         if (root / name).is_dir():
             inner = root / name
             # The published archive nests the folder once more: seg_train/seg_train/<class>.
             inner = inner / name if (inner / name).is_dir() else inner
             return _checked(_load_folder(inner, root.name, shape), skip_broken)
+    if split == "train" or _has_splits(root):
+        # Without splits the images to train on would be those to test on.
+        raise DataError(
+            f"{root} has no {split} split apart; expected {_SPLIT_FOLDERS['train'][0]}/<class> and "
+            f"{_SPLIT_FOLDERS['test'][0]}/<class>, train/<class> and test/<class>, or the idx files of Fashion-MNIST"
+        )
     if any((root / str(level)).is_dir() for level in range(SEVERITIES)):
         return _checked(_load_severities(root, shape), skip_broken)
     return _checked(_load_folder(root, root.name, shape), skip_broken)
@@ -135,6 +142,11 @@ def _find_idx(root: Path, split: Split, kind: str) -> Path | None:
         if candidate.is_file():
             return candidate
     return None
+
+
+def _has_splits(root: Path) -> bool:
+    folders = any((root / name).is_dir() for names in _SPLIT_FOLDERS.values() for name in names)
+    return folders or any(_find_idx(root, split, "images-idx3-ubyte") is not None for split in ("train", "test"))
 
 
 def _load_idx(root: Path, split: Split, shape: Shape | None) -> Dataset:

@@ -105,12 +105,31 @@ def test_an_image_folder_gives_sorted_classes(tmp_path):
     assert data.images.shape == (3, 4, 5, 1)
 
 
-@pytest.mark.parametrize("nested", ["seg_test", "seg_test/seg_test", "test"])
+@pytest.mark.parametrize("nested", ["seg_test", "seg_test/seg_test", "test", "val"])
 def test_the_intel_layout_and_plain_splits(tmp_path, nested):
     _png(tmp_path / nested / "glacier" / "1.png", (1, 2, 3), mode="RGB")
     data = load_dataset(tmp_path, "test")
     assert data.class_names == ("glacier",)
     assert data.images[0, 0, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("folders", [("sea", "forest"), ("0/sea", "5/sea"), ("seg_test/sea",), ("val/sea",)])
+def test_images_to_test_on_are_never_trained_on(tmp_path, folders):
+    for folder in folders:
+        _png(tmp_path / folder / "1.png")
+    assert len(load_dataset(tmp_path, "test")) == len(folders)
+    with pytest.raises(DataError, match=r"no train split apart; expected seg_train/<class> and seg_test/<class>"):
+        load_dataset(tmp_path, "train")
+
+
+def test_a_data_set_without_its_test_split_is_not_taken_for_classes(tmp_path):
+    _png(tmp_path / "train" / "sea" / "1.png")
+    with pytest.raises(DataError, match="no test split apart"):
+        load_dataset(tmp_path, "test")
+    (tmp_path / "idx").mkdir()
+    _write_idx(tmp_path / "idx", np.zeros((3, 2, 2)), [1, 2, 3], prefix="train")
+    with pytest.raises(DataError, match="no test split apart"):
+        load_dataset(tmp_path / "idx", "test")
 
 
 def test_severity_folders(tmp_path):
