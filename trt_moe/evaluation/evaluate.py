@@ -22,10 +22,10 @@ from trt_moe.evaluation.metrics import confusion_matrix, expected_calibration_er
 from trt_moe.evaluation.strategies import (
     CueRule,
     best_blend,
-    best_cue_rule,
+    best_cascade,
+    best_cue,
     cascade_right,
     cascade_share,
-    cascade_threshold,
     oracle,
     oracle_gain,
     routed,
@@ -84,13 +84,17 @@ class _Rivals:
 
     Attributes:
         blend: float64 [K], shares of random experts.
-        cascade: confidence below which the cheapest expert hands on.
+        cascade_from: the model that the cascade asks first.
+        cascade: confidence below which it hands on.
+        cue_from: the model that the image cue chooses, or else the dearest expert.
         cue: routing by the image cue.
         verified: one for each severity.
     """
 
     blend: NDArray[np.float64]
+    cascade_from: str
     cascade: float
+    cue_from: str
     cue: CueRule
     verified: list[Verified]
 
@@ -156,11 +160,13 @@ def evaluate(
     `trt_moe.evaluation.latency.measure`) on `latency_images` of each severity.
 
     - random: the best mix of experts drawn without a look at the image, at the mixture's mean latency.
-    - image_cue: cheapest or dearest expert by the log Laplacian variance, with one threshold for all severities
-      that brings the mean latency to the mixture's. The cue's own time is not counted, and whether low or
-      high values go to the dearest expert is picked on these images: both favour it.
-    - cascade: the cheapest expert first; the least confident images go on to the dearest, as many as bring
-      the mean latency (cheapest + share * dearest) to the mixture's. One threshold for all severities.
+    - image_cue: a cheaper model or the dearest expert by the log Laplacian variance, with one threshold for all
+      severities that brings the mean latency to the mixture's. The cue's own time is not counted, and whether low
+      or high values go to the dearest expert is picked on these images: both favour it.
+    - cascade: a cheaper model first; the least confident images go on to the dearest, as many as bring
+      the mean latency (cheaper + share * dearest) to the mixture's. One threshold for all severities.
+      The cheaper model of cue and cascade is the expert or baseline that serves them best on these images, which
+      favours them as well.
     - gate_then_verify: the mixture, whose cheaper experts pass the images that they are unsure of on to the
       dearest. Each half of the images by the rule that is the most accurate on the other half, within the
       mixture's mean latency there.
@@ -195,7 +201,8 @@ class _Evaluation:
         self.progress = progress
         self.experts = tuple(entry.name for entry in self.bundle.experts)
         self.baselines = tuple(entry.name for entry in self.bundle.baselines)
-        self.cheapest, self.dearest = self.experts[0], self.experts[-1]
+        self.dearest = self.experts[-1]
+        self.cheaper = (*self.experts[:-1], *self.baselines)
         self.relative = np.array([entry.relative_cost for entry in self.bundle.experts])
         self.rule = VerifyRule(router.latency_weight, router.verify_below)
         self.answers = [collect(router, s.images, s.labels, s.severity, progress) for s in sets]
@@ -253,7 +260,9 @@ class _Evaluation:
                 self.all.labels, self._answered(self.all, self.all.predicted), len(self.bundle.class_names)
             ).tolist(),
         }
-        curve = cascade_curve(self.all, self.cheapest, self.dearest, self.costs)
+        curve = cascade_curve(
+            self.all, rivals.cascade_from, self.dearest, self._mean_ms(rivals.cascade_from), self._mean_ms(self.dearest)
+        )
         return Report(data, tuple(points), tuple(rules), tuple(curve))
 
     def _costs(self) -> Costs:
@@ -279,15 +288,16 @@ class _Evaluation:
         chosen = self._decide(answers).answering(len(self.experts) - 1)
         return routed([values[name] for name in self.experts], chosen)
 
+    def _mean_ms(self, name: str) -> float:
+        return float(self.all_timed.milliseconds[name].mean())
+
     def _fit_rivals(self, budget: float) -> _Rivals:
-        cheap_ms, dear_ms = self.costs.expert_ms[0], self.costs.expert_ms[-1]
         accuracy = np.array([self.all.right(name).mean() for name in self.experts])
-        handed_on = (budget - cheap_ms) / max(dear_ms, 1e-9)
-        to_dearest = (budget - cheap_ms) / max(dear_ms - cheap_ms, 1e-9)
+        cheaper_ms = {name: self._mean_ms(name) for name in self.cheaper}
         return _Rivals(
             best_blend(self.costs.expert_ms, accuracy, budget).weights,
-            cascade_threshold(self.all.confidence[self.cheapest], handed_on),
-            best_cue_rule(self.all, self.cheapest, self.dearest, to_dearest),
+            *best_cascade(self.all, cheaper_ms, self.dearest, self._mean_ms(self.dearest), budget),
+            *best_cue(self.all, cheaper_ms, self.dearest, self._mean_ms(self.dearest), budget),
             self.verifier.cross_check(self.answers, budget, self.rule.latency_weight),
         )
 
@@ -307,10 +317,10 @@ class _Evaluation:
             "experts": accuracy,
             "baselines": {name: float(part.right(name).mean()) for name in self.baselines},
             RANDOM: float(sum(p * accuracy[name] for p, name in zip(rivals.blend, self.experts, strict=True))),
-            IMAGE_CUE: float(rivals.cue.right(part, self.cheapest, self.dearest).mean()),
+            IMAGE_CUE: float(rivals.cue.right(part, rivals.cue_from, self.dearest).mean()),
             "image_cue_share": float(rivals.cue.to_dearest(part).mean()),
-            CASCADE: float(cascade_right(part, self.cheapest, self.dearest, rivals.cascade).mean()),
-            "cascade_share": cascade_share(part, self.cheapest, rivals.cascade),
+            CASCADE: float(cascade_right(part, rivals.cascade_from, self.dearest, rivals.cascade).mean()),
+            "cascade_share": cascade_share(part, rivals.cascade_from, rivals.cascade),
             VERIFY: float(verified.right.mean()),
             "gate_then_verify_share": float(verified.passed_on.mean()),
             ORACLE: float(self._oracle_right(part).mean()),
@@ -336,16 +346,18 @@ class _Evaluation:
             "mean_ms": float(rivals.blend @ expert_ms),
             "share": dict(zip(self.experts, rivals.blend.tolist(), strict=True)),
         }
-        share = float(rivals.cue.to_dearest(answers).mean())
+        share, dearest_ms = float(rivals.cue.to_dearest(answers).mean()), self._mean_ms(self.dearest)
         rows[IMAGE_CUE] = {
-            "accuracy": float(rivals.cue.right(answers, self.cheapest, self.dearest).mean()),
-            "mean_ms": float((1 - share) * expert_ms[0] + share * expert_ms[-1]),
+            "accuracy": float(rivals.cue.right(answers, rivals.cue_from, self.dearest).mean()),
+            "mean_ms": (1 - share) * self._mean_ms(rivals.cue_from) + share * dearest_ms,
+            "cheaper": rivals.cue_from,
             "share_of_dearest": share,
         }
-        share = cascade_share(answers, self.cheapest, rivals.cascade)
+        share = cascade_share(answers, rivals.cascade_from, rivals.cascade)
         rows[CASCADE] = {
-            "accuracy": float(cascade_right(answers, self.cheapest, self.dearest, rivals.cascade).mean()),
-            "mean_ms": float(expert_ms[0] + share * expert_ms[-1]),
+            "accuracy": float(cascade_right(answers, rivals.cascade_from, self.dearest, rivals.cascade).mean()),
+            "mean_ms": self._mean_ms(rivals.cascade_from) + share * dearest_ms,
+            "cheaper": rivals.cascade_from,
             "share_of_dearest": share,
         }
         rows[VERIFY] = {

@@ -11,7 +11,7 @@ import numpy as np
 from trt_moe.bundle.manifest import MIXTURE
 from trt_moe.bundle.writer import write_bytes
 from trt_moe.console import routing_rule
-from trt_moe.evaluation.evaluate import ORACLE, Report
+from trt_moe.evaluation.evaluate import CASCADE, ORACLE, Report
 
 # Told apart by people of any colour vision (Okabe and Ito).
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _GREY = (
@@ -91,7 +91,8 @@ def _draw_frontier(axes: Any, report: Report) -> None:
         label="as set",
     )
     cascade = np.array(report.cascade)
-    axes.plot(cascade[:, 0], 100 * cascade[:, 1], "--", color=_PURPLE, lw=1.4, label="confidence cascade")
+    cascade_from = f"confidence cascade from {overall[CASCADE]['cheaper']}"
+    axes.plot(cascade[:, 0], 100 * cascade[:, 1], "--", color=_PURPLE, lw=1.4, label=cascade_from)
     ends = [(overall[name]["mean_ms"], 100 * overall[name]["accuracy"]) for name in data["experts"]]
     axes.plot(*zip(ends[0], ends[-1], strict=True), ":", color=_GREY, lw=1.4, label="random")
     for index, name in enumerate(data["experts"]):

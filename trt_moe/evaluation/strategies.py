@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -91,36 +91,66 @@ def cascade_threshold(confidence: NDArray[np.floating], share: float) -> float:
     return float(ordered[min(len(ordered) - 1, round(share * len(ordered)))])
 
 
-def cascade_right(answers: Answers, cheapest: str, dearest: str, threshold: float) -> NDArray[np.bool_]:
-    """Bool [N]: the cheapest expert answers, or the dearest where the cheapest is unsure."""
-    return _split_right(answers, cheapest, dearest, answers.confidence[cheapest] < threshold)
+def cascade_right(answers: Answers, first: str, dearest: str, threshold: float) -> NDArray[np.bool_]:
+    """Bool [N]: the first model answers, or the dearest expert where that one is unsure."""
+    return _split_right(answers, first, dearest, answers.confidence[first] < threshold)
 
 
-def cascade_share(answers: Answers, cheapest: str, threshold: float) -> float:
+def best_cascade(
+    answers: Answers, first_ms: Mapping[str, float], dearest: str, dearest_ms: float, budget_ms: float
+) -> tuple[str, float]:
+    """The model to ask first and its threshold: the most accurate cascade whose mean latency is the budget.
+
+    Args:
+        answers: of all models.
+        first_ms: mean latency of every model that may be asked first.
+        dearest: the expert that gets what the first one is unsure of.
+        dearest_ms: its mean latency.
+        budget_ms: mean latency allowed; models that need more alone count only where all do.
+    """
+    thresholds = {
+        name: cascade_threshold(answers.confidence[name], (budget_ms - first_ms[name]) / dearest_ms)
+        for name in _affordable(first_ms, budget_ms)
+    }
+    return max(thresholds.items(), key=lambda item: cascade_right(answers, item[0], dearest, item[1]).mean())
+
+
+def best_cue(
+    answers: Answers, cheaper_ms: Mapping[str, float], dearest: str, dearest_ms: float, budget_ms: float
+) -> tuple[str, CueRule]:
+    """The same for the image cue: the model beside the dearest expert, and the rule that chooses."""
+    rules = {}
+    for name in _affordable(cheaper_ms, budget_ms):
+        share = (budget_ms - cheaper_ms[name]) / max(dearest_ms - cheaper_ms[name], 1e-9)
+        rules[name] = best_cue_rule(answers, name, dearest, share)
+    return max(rules.items(), key=lambda item: item[1].right(answers, item[0], dearest).mean())
+
+
+def cascade_share(answers: Answers, first: str, threshold: float) -> float:
     """Fraction of images that the cascade hands on."""
-    return float((answers.confidence[cheapest] < threshold).mean())
+    return float((answers.confidence[first] < threshold).mean())
 
 
 @dataclass(frozen=True)
 class CueRule:
-    """Routing by the image cue: images with sign * cue < threshold go to the dearest expert."""
+    """Routing by the image cue: images with sign * cue < threshold go to the dearest expert, others to a cheaper."""
 
     sign: int
     threshold: float
 
     def to_dearest(self, answers: Answers) -> NDArray[np.bool_]:
-        """Bool [N]: the images that the dearest expert gets; the cheapest gets the others."""
+        """Bool [N]: the images that the dearest expert gets; the cheaper one gets the others."""
         return np.asarray(self.sign * answers.image_cue < self.threshold)
 
-    def right(self, answers: Answers, cheapest: str, dearest: str) -> NDArray[np.bool_]:
+    def right(self, answers: Answers, cheaper: str, dearest: str) -> NDArray[np.bool_]:
         """Bool [N], where the image's expert is right."""
-        return _split_right(answers, cheapest, dearest, self.to_dearest(answers))
+        return _split_right(answers, cheaper, dearest, self.to_dearest(answers))
 
 
-def best_cue_rule(answers: Answers, cheapest: str, dearest: str, share: float) -> CueRule:
+def best_cue_rule(answers: Answers, cheaper: str, dearest: str, share: float) -> CueRule:
     """The rule that gives the dearest expert this share of the images; of both signs the more accurate."""
     rules = [CueRule(sign, cascade_threshold(sign * answers.image_cue, share)) for sign in (1, -1)]
-    return max(rules, key=lambda rule: rule.right(answers, cheapest, dearest).mean())
+    return max(rules, key=lambda rule: rule.right(answers, cheaper, dearest).mean())
 
 
 def oracle(answers: Answers, experts: Sequence[str]) -> NDArray[np.int64]:
@@ -139,5 +169,10 @@ def oracle_gain(accuracy: float, best_single: float, oracle_accuracy: float) -> 
     return (accuracy - best_single) / gain if gain > 0 else None
 
 
-def _split_right(answers: Answers, cheapest: str, dearest: str, to_dearest: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    return np.where(to_dearest, answers.right(dearest), answers.right(cheapest))
+def _affordable(milliseconds: Mapping[str, float], budget_ms: float) -> list[str]:
+    within = [name for name, mean_ms in milliseconds.items() if mean_ms <= budget_ms]
+    return within or [min(milliseconds, key=lambda name: milliseconds[name])]
+
+
+def _split_right(answers: Answers, cheaper: str, dearest: str, to_dearest: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return np.where(to_dearest, answers.right(dearest), answers.right(cheaper))

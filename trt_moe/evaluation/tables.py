@@ -70,8 +70,8 @@ def print_strategies(data: dict[str, Any]) -> None:
     labels |= {name: f"always {name} (baseline)" for name in data["baselines"]}
     labels |= {
         RANDOM: "random experts, same latency",
-        IMAGE_CUE: "image cue (Laplacian variance), same latency",
-        CASCADE: "confidence cascade, same latency",
+        IMAGE_CUE: f"Laplacian variance picks {overall[IMAGE_CUE]['cheaper']} or dearest, same latency",
+        CASCADE: f"confidence cascade from {overall[CASCADE]['cheaper']}, same latency",
         VERIFY: "gate, then verify, same latency",
         ORACLE: "oracle (knows the answer)",
     }

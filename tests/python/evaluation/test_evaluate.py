@@ -108,7 +108,12 @@ def test_severities_add_up_to_the_strategies_over_all(report):
 def test_tables_show_every_strategy(report, capsys):
     print_report(report.data)
     text = capsys.readouterr().out
-    for words in ("image cue (Laplacian variance), same latency", "gate, then verify, same latency", "verified"):
+    for words in (
+        "Laplacian variance picks expert-0 or dearest, same latency",
+        "confidence cascade from expert-0, same latency",
+        "gate, then verify, same latency",
+        "verified",
+    ):
         assert words in text
     assert "oracle's gain" not in text  # it gains nothing here
     print_report({**report.data, "oracle_gain": -0.25})

@@ -8,6 +8,8 @@ from trt_moe.evaluation.metrics import confusion_matrix, expected_calibration_er
 from trt_moe.evaluation.strategies import (
     CueRule,
     best_blend,
+    best_cascade,
+    best_cue,
     best_cue_rule,
     cascade_right,
     cascade_share,
@@ -90,6 +92,30 @@ def test_cascade_hands_on_the_least_confident_share():
     assert cascade_share(part, "cheap", cascade_threshold(confidence, 7.0)) == 1
 
 
+def _with_a_robust_model():
+    """Eight images: the cheap expert knows the first two, a robust model six of eight, the dear expert all."""
+    confidence = np.linspace(0.9, 0.2, 8)
+    part = made_answers([1, 1, 0, 0, 0, 0, 0, 0], np.ones(8), np.zeros(8), confidence, cue=np.arange(8.0))
+    part.predicted["robust"] = np.where([1, 1, 1, 1, 1, 1, 0, 0], part.labels, part.labels + 1)
+    part.confidence["robust"] = confidence.astype(np.float32)
+    return part
+
+
+def test_rivals_start_from_the_model_that_serves_them_best():
+    part = _with_a_robust_model()
+    start_ms = {"cheap": 1.0, "robust": 2.0}
+    # 4.5 ms hand two of eight on after the robust model, and those are the two that it does not know.
+    first, threshold = best_cascade(part, start_ms, "dear", 10.0, 4.5)
+    assert first == "robust"
+    assert cascade_right(part, first, "dear", threshold).all()
+    name, rule = best_cue(part, start_ms, "dear", 10.0, 4.0)
+    assert name == "robust"
+    assert rule.right(part, name, "dear").all()
+    # What is too slow by itself is no rival, unless all are.
+    assert best_cascade(part, start_ms, "dear", 10.0, 1.5)[0] == "cheap"
+    assert best_cascade(part, start_ms, "dear", 10.0, 0.5) == ("cheap", -np.inf)
+
+
 def test_oracle_takes_the_cheapest_that_is_right():
     part = made_answers([1, 0, 0], [1, 1, 0], np.zeros(3))
     assert oracle(part, ["cheap", "dear"]).tolist() == [0, 1, 0]
@@ -115,7 +141,7 @@ def test_frontier_goes_from_slow_to_fast_and_finds_the_near_point():
     assert len(few) <= 5
     assert few[0] == points[0]
     assert few[0].to_json(["cheap", "dear"])["share"] == {"cheap": 0.5, "dear": 0.5}
-    curve = cascade_curve(part, "cheap", "dear", costs)
+    curve = cascade_curve(part, "cheap", "dear", 1.0, 10.0)
     assert curve[0] == (pytest.approx(1.0), pytest.approx(0.5))
     assert curve[-1] == (pytest.approx(11.0), pytest.approx(1.0))
 
