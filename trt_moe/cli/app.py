@@ -65,7 +65,9 @@ def main() -> None:
 def _complain(message: str) -> None:
     from trt_moe.console import clean
 
-    sys.stderr.write(f"trt-moe: error: {clean(message)}\n")
+    # Lists of files have a line for each.
+    lines = [clean(line) for line in message.expandtabs(2).splitlines()]
+    sys.stderr.write("trt-moe: error: " + "\n".join(lines) + "\n")
 
 
 def _print_version(show: bool) -> None:

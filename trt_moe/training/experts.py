@@ -86,33 +86,42 @@ def train_experts(
         Every model by name, in evaluation mode, on this process's device.
 
     Raises:
-        InputError: a batch that the processes cannot share, or an expert that cannot start from its teacher.
+        InputError: a batch that the processes cannot share, or a network that cannot be built or started as the
+            configuration says; nothing is trained then.
         ModelOutputError: a loss is not finite; the last epoch's checkpoint is kept.
     """
     processes = connect()
     for expert in config.classifiers():
         check_batch(processes, expert.name, expert.batch, expert.accumulate)
-    models: dict[str, ImageModel] = {}
+    # All before the first is trained, as a mistake in the last one must not show after hours.
+    models = {expert.name: _untrained(config, expert, shape, folder) for expert in config.classifiers()}
     for expert in config.classifiers():
-        file, identity = checkpoint_path(folder, expert.name), config.expert_hash(expert)
-        begun = identity in (config_hash_of(file), config_hash_of(partial_path(file)))
-        model = build(config, expert, shape, begun).to(memory_format=torch.channels_last)
-        if load_checkpoint(file, model, identity) is not None:
+        if expert.start_from is not None:
+            check_start(models[expert.name], models[expert.start_from], expert)
+    for expert in config.classifiers():
+        model, file = models[expert.name], checkpoint_path(folder, expert.name)
+        if load_checkpoint(file, model, config.expert_hash(expert)) is not None:
             log(f"{expert.name}: already trained, {file}")
         else:
             teacher = models[expert.teacher] if expert.teacher is not None else None
             if expert.start_from is not None:
-                start_from(model, models[expert.start_from], expert)
+                start_from(model, models[expert.start_from])
             train_expert(config, expert, model, parts, folder, teacher, progress, log)
-        models[expert.name] = model.eval().to(processes.device)
+        model.eval().to(processes.device)
     return models
 
 
-def start_from(model: ImageModel, source: ImageModel, expert: ExpertConfig) -> None:
-    """Copy the weights of `source`, which may see another image size or have fewer residual blocks.
+def _untrained(config: TrainConfig, expert: ExpertConfig, shape: Shape, folder: Path) -> ImageModel:
+    file, identity = checkpoint_path(folder, expert.name), config.expert_hash(expert)
+    begun = identity in (config_hash_of(file), config_hash_of(partial_path(file)))
+    model = build(config, expert, shape, begun).to(memory_format=torch.channels_last)
+    if expert.token_drop > 0:
+        _drop_tokens(model.network, 0.0)
+    return model
 
-    Blocks that `source` lacks keep their own start. Timm starts the last norm of a residual block at zero, so
-    a deeper network begins as the very function of the shallower one (Net2Net, Chen et al. 2016).
+
+def check_start(model: ImageModel, source: ImageModel, expert: ExpertConfig) -> None:
+    """Refuse a network that cannot start from another one.
 
     Raises:
         InputError: a tensor of `source` has no place in `model`.
@@ -124,7 +133,15 @@ def start_from(model: ImageModel, source: ImageModel, expert: ExpertConfig) -> N
             f"{expert.name} starts from {expert.start_from}, but their networks differ ({homeless[0]} fits nowhere); "
             "give both the same model and options; only more blocks in a stage are possible"
         )
-    model.network.load_state_dict(given, strict=False)
+
+
+def start_from(model: ImageModel, source: ImageModel) -> None:
+    """Copy the weights of `source`, which may see another image size or have fewer residual blocks.
+
+    Blocks that `source` lacks keep their own start. Timm starts the last norm of a residual block at zero, so
+    a deeper network begins as the very function of the shallower one (Net2Net, Chen et al. 2016).
+    """
+    model.network.load_state_dict(source.network.state_dict(), strict=False)
 
 
 def train_expert(

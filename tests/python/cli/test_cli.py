@@ -179,7 +179,9 @@ def test_eval_leaves_out_broken_images_only_when_asked(tiny, tmp_path):
     shutil.copytree(tiny.path / "samples", tmp_path / "samples")
     (next((tmp_path / "samples" / "0").iterdir()) / "broken.jpg").write_bytes(b"no")
     arguments = ("eval", tmp_path / "samples", "-b", tiny.path, "--latency-images", 1, "--json")
-    assert "broken.jpg" in run(*arguments, code=2).stderr
+    head, listed, end = run(*arguments, code=2).stderr.split("\n")
+    assert "--skip-broken:" in head
+    assert (listed.startswith("  "), "broken.jpg" in listed, end) == (True, True, "")
     done = run(*arguments, "--skip-broken")
     assert "broken.jpg" in done.stderr
     assert json.loads(done.stdout)["images"] == 18

@@ -167,9 +167,6 @@ def test_an_expert_can_go_on_from_its_teacher(raw_config, data_folder, tmp_path)
     models = _run(raw_config, data, tmp_path)
     for name, value in models["teacher"].network.named_parameters():
         torch.testing.assert_close(dict(models["light"].network.named_parameters())[name], value, atol=1e-4, rtol=0)
-    raw_config["experts"][1] |= {"start_from": "teacher"}
-    with pytest.raises(InputError, match="heavy starts from teacher, but their networks differ"):
-        _run(raw_config, data, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_advice(raw_config, data_folder, tmp_path, monkeypatch):
@@ -236,12 +233,23 @@ def test_an_expert_starts_from_its_teacher_at_another_size(raw_config, data_fold
     assert models["light"].graph_size == (48, 48)
 
 
-def test_starting_from_another_architecture_is_refused(raw_config, data_folder, tmp_path, monkeypatch):
-    raw_config["experts"][1]["start_from"] = "teacher"
-    config = TrainConfig.model_validate(raw_config)
-    monkeypatch.setattr(experts, "train_expert", lambda *_: None)
-    with pytest.raises(InputError, match="heavy starts from teacher"):
-        train_experts(config, split(load_dataset(data_folder, "train"), config.splits), SHAPE, tmp_path)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start_from": "teacher"}, "heavy starts from teacher, but their networks differ"),
+        ({"model": "test_resnets"}, "'test_resnets'; near matches: test_resnet"),
+        ({"weights": "/no/such.safetensors"}, r"such\.safetensors is not a readable"),
+        ({"model": "test_resnet", "options": {}}, "token_drop needs a vision transformer"),
+    ],
+)
+def test_a_mistake_in_the_last_expert_is_found_before_the_first_is_trained(
+    raw_config, data_folder, tmp_path, changes, message
+):
+    raw_config["experts"][1] |= changes
+    steps = []
+    with pytest.raises((InputError, BundleError), match=message):
+        _run(raw_config, load_dataset(data_folder, "train"), tmp_path, lambda *step: steps.append(step))
+    assert steps == []
 
 
 def test_a_deeper_network_starts_as_the_shallower_ones_function(raw_config):
@@ -254,6 +262,6 @@ def test_a_deeper_network_starts_as_the_shallower_ones_function(raw_config):
     source, model = (build(config, config.classifier(name), SHAPE) for name in ("teacher", "light"))
     images = torch.randint(0, 256, (4, 16, 16, 1), dtype=torch.uint8)
     assert not torch.allclose(model.eval()(images), source.eval()(images))
-    start_from(model, source, config.experts[0])
+    start_from(model, source)
     assert len(model.network.state_dict()) > len(source.network.state_dict())
     torch.testing.assert_close(model.eval()(images), source.eval()(images))
