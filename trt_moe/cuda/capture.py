@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from trt_moe import _core
@@ -81,11 +83,25 @@ def capture_model(
     for bucket in buckets:
         source.enqueue(bucket)
         capture.synchronize()
-        capture.begin(bucket)
-        try:
-            source.enqueue(bucket)
-        except BaseException:
-            capture.discard()
-            raise
-        _log.debug("%s, batch of %d: captured %s", name, bucket, capture.end())
+        with _no_garbage_collection():
+            capture.begin(bucket)
+            try:
+                source.enqueue(bucket)
+            except BaseException:
+                capture.discard()
+                raise
+            nodes = capture.end()
+        _log.debug("%s, batch of %d: captured %s", name, bucket, nodes)
     return capture.finish(owner=source)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A collection may free GPU memory, of a closed router for one, and that ends a capture on the same thread."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

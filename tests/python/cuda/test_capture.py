@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ class Source:
     def __init__(self, fails_at: int = 0) -> None:
         self.fails_at = fails_at
         self.runs = 0
+        self.collects: list[bool] = []
 
     def bind(self, capture: Any) -> None:
         self.events = capture.events
@@ -24,6 +26,7 @@ class Source:
 
     def enqueue(self, bucket: int) -> None:
         self.runs += 1
+        self.collects.append(gc.isenabled())
         self.events.append(("run", bucket))
         if self.runs == self.fails_at:
             raise DeviceError("refused")
@@ -55,3 +58,18 @@ def test_a_capture_that_was_begun_is_discarded(core: list[FakeCapture], fails_at
         capture(Source(fails_at))
     assert core[0].events[-1] == last
     assert core[0].owner is None
+
+
+def test_no_garbage_is_collected_while_work_is_captured(core: list[FakeCapture]) -> None:
+    source = Source()
+    capture(source)
+    assert source.collects == [True, False, True, False]
+    with pytest.raises(DeviceError, match="refused"):
+        capture(Source(fails_at=2))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        capture(Source())
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
