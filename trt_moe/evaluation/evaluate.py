@@ -14,7 +14,7 @@ from trt_moe.bundle.manifest import MIXTURE
 from trt_moe.console import ProgressCallback
 from trt_moe.data import EVALUATION_SEED, SEVERITIES, Dataset, corrupt
 from trt_moe.data.corruptions import Kind
-from trt_moe.errors import DataError
+from trt_moe.errors import DataError, InputError
 from trt_moe.evaluation import latency
 from trt_moe.evaluation.answers import Answers, collect, join
 from trt_moe.evaluation.frontier import Costs, Point, cascade_curve, frontier, thinned, within_of_dearest
@@ -52,6 +52,7 @@ class TestSet:
         severity: 0 to 5.
         images: uint8 [N, H, W, C].
         labels: int64 [N], indices into the bundle's classes.
+        kind: what corrupted them.
     """
 
     __test__ = False  # pytest would take it for a test
@@ -59,6 +60,7 @@ class TestSet:
     severity: int
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    kind: Kind = "both"
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,20 @@ def make_test_sets(
         dataset: as read by `load_dataset`, of the bundle's image size.
         bundle: gives the classes and the corruption.
         severities: which of 0 to 5.
-        kind: "both", "blur" or "noise".
+        kind: "both", or "blur" or "noise" alone.
         images: at most so many of each severity, evenly chosen; None: all.
         seed: of the noise.
 
     Raises:
         DataError: classes that the bundle does not know, other image sizes, or no image left.
+        InputError: `kind` is given for images that have their corruption already.
     """
+    own = dataset.severities is not None
+    if own and kind != "both":
+        raise InputError(
+            f"{dataset.name} holds images of severities already, which cannot be made {kind} alone; leave out --kind, "
+            "or give the clean images"
+        )
     unknown = sorted(set(dataset.class_names) - set(bundle.class_names))
     if unknown:
         raise DataError(
@@ -132,7 +141,6 @@ def make_test_sets(
     labels = index_of[dataset.labels]
     sets = []
     for severity in severities:
-        own = dataset.severities is not None
         chosen = np.flatnonzero(dataset.severities == severity) if own else np.arange(len(dataset))
         if images is not None and images < len(chosen):
             chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, images).round().astype(int))]
@@ -141,7 +149,7 @@ def make_test_sets(
         pixels = dataset.images[chosen]
         if not own:
             pixels = corrupt(pixels, severity, seed, chosen, kind=kind, **_corruption(bundle))
-        sets.append(TestSet(severity, pixels, labels[chosen]))
+        sets.append(TestSet(severity, pixels, labels[chosen], kind))
     if not sets:
         raise DataError(f"{dataset.name} has no images of severity {', '.join(map(str, severities))}")
     return sets
@@ -236,6 +244,7 @@ class _Evaluation:
         data = {
             "bundle": self.bundle.name,
             "dataset": self.dataset,
+            "corruption": self.sets[0].kind,
             "device": self.router.device,
             "precision": self.router.precision,
             "latency_weight": self.rule.latency_weight,

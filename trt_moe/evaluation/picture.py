@@ -12,6 +12,7 @@ from trt_moe.bundle.manifest import MIXTURE
 from trt_moe.bundle.writer import write_bytes
 from trt_moe.console import routing_rule
 from trt_moe.evaluation.evaluate import CASCADE, ORACLE, Report
+from trt_moe.evaluation.tables import corruption
 
 # Told apart by people of any colour vision (Okabe and Ito).
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _GREY = (
@@ -69,7 +70,7 @@ def _draw_severities(axes: Any, data: dict[str, Any]) -> None:
         lines.append((f"always {name}", [row["baselines"][name] for row in rows], _GREY, "s:", 1.2))
     for label, values, colour, style, width in lines:
         axes.plot(positions, 100 * np.array(values), style, color=colour, lw=width, ms=5, label=label)
-    axes.set(xticks=positions, xticklabels=severities, ylim=(0, 100), xlabel="severity of blur and noise")
+    axes.set(xticks=positions, xticklabels=severities, ylim=(0, 100), xlabel=f"severity of {corruption(data)}")
     axes.set(ylabel="accuracy (lines), share of images (bars), %", title="Routing and accuracy")
     axes.grid(axis="y", alpha=0.3)
     _legend(axes)

@@ -15,12 +15,19 @@ def print_report(data: dict[str, Any]) -> None:
     out.print(
         f"{data['bundle']} on {data['device']}, experts in {data['precision']}, "
         f"{routing_rule(data['latency_weight'], data['verify_below'])}; {data['dataset']}, {data['images']:,} images"
+        f" under {corruption(data)}"
     )
     print_shares(data)
     print_accuracies(data)
     print_strategies(data)
     print_frontier(data)
     _print_remarks(data)
+
+
+def corruption(data: dict[str, Any]) -> str:
+    """What the images were corrupted by, in words."""
+    kind = data["corruption"]
+    return "blur and noise" if kind == "both" else f"{kind} alone"
 
 
 def print_shares(data: dict[str, Any]) -> None:

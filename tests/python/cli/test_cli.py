@@ -169,10 +169,22 @@ def test_eval(tiny, tmp_path):
     assert list(data["severities"]) == ["0", "4", "5"]
 
 
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [((), "both", "under blur and noise"), (("--kind", "blur"), "blur", "under blur alone")],
+)
+def test_eval_says_what_corrupted_the_images(tiny, tmp_path, options, kind, words):
+    shutil.copytree(tiny.path / "samples" / "0", tmp_path / "test")
+    arguments = ("eval", tmp_path, "-b", tiny.path, "--latency-images", 1, "--severities", "5", *options)
+    assert words in run(*arguments).stdout
+    assert json.loads(run(*arguments, "--json").stdout)["corruption"] == kind
+
+
 def test_eval_refuses_before_it_works(tiny):
     arguments = ("eval", tiny.path / "samples", "-b", tiny.path)
     assert "its folder does not exist" in run(*arguments, "--output", "/no/such/e.json", code=2).stderr
     assert "expected numbers 0 to 5" in run(*arguments, "--severities", "6", code=2).stderr
+    assert "leave out --kind" in run(*arguments, "--kind", "noise", code=2).stderr
 
 
 def test_eval_leaves_out_broken_images_only_when_asked(tiny, tmp_path):

@@ -7,7 +7,7 @@ from support.tiny_bundle import write_tiny_bundle
 from trt_moe.bundle import Bundle
 from trt_moe.data import Dataset, corrupt, load_dataset
 from trt_moe.demo import run_demo
-from trt_moe.errors import BundleError, DataError, ModelOutputError
+from trt_moe.errors import BundleError, DataError, InputError, ModelOutputError
 from trt_moe.evaluation import TestSet, evaluate, make_test_sets
 from trt_moe.evaluation.answers import collect
 from trt_moe.evaluation.cues import log_laplacian_variance
@@ -188,6 +188,8 @@ def test_own_severities_are_kept(tiny):
     assert [(one.severity, len(one.labels)) for one in made] == [(1, 10), (5, 10)]
     with pytest.raises(DataError, match="no images of severity 2, 3"):
         make_test_sets(dataset(tiny, severities=severities), Bundle.load(tiny.path), (2, 3))
+    with pytest.raises(InputError, match="severities already, which cannot be made noise alone"):
+        make_test_sets(dataset(tiny, severities=severities), Bundle.load(tiny.path), kind="noise")
 
 
 def test_samples_folder_is_a_data_set(tiny):
