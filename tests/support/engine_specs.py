@@ -9,12 +9,14 @@ from trt_moe.compile.sidecar import EngineSpec, Port, Sidecar
 SPEC = EngineSpec(
     model="light",
     source_sha256="a" * 64,
+    samples_sha256="9" * 64,
     precision="fp16",
     gate="fallback",
     buckets=(1, 2),
     flavour="tensorrt_rtx",
     flavour_version="1.7.1",
     device="8.6",
+    platform="Linux x86_64",
     conversion="b" * 64,
 )
 

@@ -9,7 +9,7 @@ import typer
 
 from trt_moe.cli import options
 from trt_moe.cli.app import FAILED, app
-from trt_moe.errors import InputError
+from trt_moe.errors import EngineBuildError, InputError
 
 if TYPE_CHECKING:
     from trt_moe.compile.cache import EngineCache
@@ -102,13 +102,22 @@ def build(
     )
     loaded = Bundle.load(bundle)
     found = find_flavour(None if flavour is Flavour.auto else flavour.value)
+    engines = EngineCache.of_user(note)
     with build_progress(not as_json) as progress:
-        report = build_bundle(loaded, found, EngineCache.of_user(note), chosen, progress)
+        report = build_bundle(loaded, found, engines, chosen, progress)
     checked = None
     if any(each.built for each in report.engines):
         from trt_moe.cuda.check import check_engines
 
-        checked = check_engines(report)
+        try:
+            checked = check_engines(report)
+        except EngineBuildError:
+            # The next call would find them, and take them for sound.
+            for each in report.engines:
+                if each.built:
+                    engines.remove(each.engine.path)
+            raise
+        report = report.judged(engines, checked.reports)
     if as_json:
         print_json({**report.to_json(), "engine_check": checked and checked.to_json()})
         return

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 import trt_moe
 from trt_moe.bundle import Bundle, ModelEntry
@@ -18,7 +19,7 @@ from trt_moe.compile.cache import Engine, EngineCache
 from trt_moe.compile.device import check_capabilities_rtx, device_for
 from trt_moe.compile.estimate import estimate
 from trt_moe.compile.flavour import Flavour
-from trt_moe.compile.prepare import conversion_digest, prepare
+from trt_moe.compile.prepare import conversion_digest, prepare, samples_digests
 from trt_moe.compile.sidecar import EngineSpec, Precision, Sidecar
 from trt_moe.errors import EngineBuildError, InputError
 
@@ -84,6 +85,15 @@ class BuildReport:
     engines: list[BuiltEngine]
     seconds: float
 
+    def judged(self, cache: EngineCache, reports: Mapping[str, BaseModel]) -> BuildReport:
+        """The same with what engines did on the GPU, by model, which the cache keeps with them."""
+        engines = []
+        for each in self.engines:
+            report = reports.get(each.engine.sidecar.spec.model)
+            engine = each.engine if report is None else cache.judge(each.engine, report.model_dump(mode="json"))
+            engines.append(replace(each, engine=engine))
+        return replace(self, engines=engines)
+
     def to_json(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
         return {
@@ -117,7 +127,8 @@ def build_bundle(
             that were finished before stay in the cache.
         DeviceError: TensorRT does not start, or builds only where there is a GPU.
         MissingDependencyError: onnx or onnxruntime is not installed.
-        InputError: buckets that are no batch sizes, or a device that the flavour cannot build for.
+        InputError: buckets that are no batch sizes, a device that the flavour cannot build for, or a trusted name
+            that no engine has.
     """
     start = time.perf_counter()
     options = options or BuildOptions()
@@ -136,7 +147,9 @@ def build_bundle(
         run = _Run(bundle, flavour, cache, missing, earlier, progress)
         for entry, spec in zip(entries, specs, strict=True):
             if spec in missing:
-                engines[spec.model], built[spec.model] = cache.make(spec, run.builder(entry, spec), options.trusted)
+                engines[spec.model], built[spec.model] = cache.make(
+                    spec, run.builder(entry, spec), options.trusted, keep=[each.stem for each in specs]
+                )
     return BuildReport(
         bundle,
         flavour,
@@ -216,11 +229,13 @@ class _Run:
 def _specs(bundle: Bundle, flavour: Flavour, options: BuildOptions) -> list[EngineSpec]:
     device = device_for(flavour, options.compute_capabilities)
     conversion = conversion_digest()
+    samples = {} if options.precision == "fp32" else samples_digests(bundle)
     try:
         return [
             EngineSpec(
                 model=entry.name,
                 source_sha256=entry.sha256,
+                samples_sha256=samples.get(entry.name),
                 precision="fp16"
                 if options.precision == "int8" and entry.name == bundle.gater.name
                 else options.precision,
@@ -229,6 +244,7 @@ def _specs(bundle: Bundle, flavour: Flavour, options: BuildOptions) -> list[Engi
                 flavour=flavour.name,
                 flavour_version=flavour.version,
                 device=device,
+                platform=f"{platform.system()} {platform.machine()}",
                 version_compatible=options.version_compatible,
                 hardware_compatible=options.hardware_compatible,
                 conversion=conversion,
@@ -242,7 +258,10 @@ def _specs(bundle: Bundle, flavour: Flavour, options: BuildOptions) -> list[Engi
 def _check_trust(bundle: Bundle, options: BuildOptions) -> None:
     names = [entry.name for entry in bundle.models()]
     for name in options.trusted:
-        bundle.entry(name)
+        if bundle.entry(name).name not in names:
+            raise InputError(
+                f"{bundle.path}: {name} is a baseline and gets no engine; those get one: {', '.join(names)}"
+            )
     if options.version_compatible and (untrusted := [name for name in names if name not in options.trusted]):
         raise EngineBuildError(
             "version-compatible engines embed code that runs on the CPU with your rights, and are refused unless you "

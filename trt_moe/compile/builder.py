@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,10 +263,11 @@ def read_timing_cache(file: Path) -> bytes:
 
 
 def write_timing_cache_classic(config: IBuilderConfig, file: Path) -> None:
-    """Keep what was measured for the next build."""
+    """Keep what was measured for the next build, where there is room for it: the engine is worth more."""
     known: ITimingCache = config.get_timing_cache()
     data = bytes(known.serialize())
-    write_bytes(file, hashlib.sha256(data).digest() + data)
+    with suppress(OSError):
+        write_bytes(file, hashlib.sha256(data).digest() + data)
 
 
 def _port(tensor: ITensor) -> Port:

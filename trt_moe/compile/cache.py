@@ -12,18 +12,18 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from trt_moe.bundle.manifest import describe_errors
 from trt_moe.bundle.safety import MAX_JSON_BYTES, read_bounded
 from trt_moe.bundle.writer import write_bytes
 from trt_moe.compile.host_code import has_host_code
 from trt_moe.compile.sidecar import EngineSpec, Sidecar
-from trt_moe.engine_folder import CACHE_VARIABLE, engine_cache
+from trt_moe.engine_folder import CACHE_VARIABLE, cache_root, engine_cache
 from trt_moe.errors import BundleError, EngineBuildError, InputError
 
 LIMIT_VARIABLE = "TRT_MOE_CACHE_GIB"
@@ -63,7 +63,7 @@ class EngineCache:
 
     Args:
         folder: where the files are.
-        limit: most bytes of engines and sidecars together; the engine stored last always stays.
+        limit: most bytes of engines and sidecars together; engines that are built together always stay.
         note: gets one line for people whenever an engine is found wanting, waited for or evicted.
     """
 
@@ -80,12 +80,14 @@ class EngineCache:
         Raises:
             InputError: engines are not kept, their folder cannot be written, or `TRT_MOE_CACHE_GIB` is no size.
         """
-        folder = engine_cache(BACKEND)
+        folder, root = engine_cache(BACKEND), cache_root()
         if folder is None:
-            raise InputError(
-                f"there is no folder to keep engines in: {CACHE_VARIABLE} is {os.environ.get(CACHE_VARIABLE)!r}; "
-                "set it to a folder that you may write, or unset it"
+            found = (
+                f"{CACHE_VARIABLE} is ''; set it"
+                if root is None
+                else f"{root / BACKEND} cannot be written; set {CACHE_VARIABLE}"
             )
+            raise InputError(f"there is no folder to keep engines in: {found} to a folder that you may write")
         return cls(Path(folder), _limit(os.environ.get(LIMIT_VARIABLE)), note)
 
     def find(self, spec: EngineSpec, trusted: Collection[str] = ()) -> Engine | None:
@@ -109,13 +111,16 @@ class EngineCache:
         refuse_host_code(engine, trusted)
         return engine
 
-    def make(self, spec: EngineSpec, build: Build, trusted: Collection[str] = ()) -> tuple[Engine, bool]:
+    def make(
+        self, spec: EngineSpec, build: Build, trusted: Collection[str] = (), keep: Collection[str] = ()
+    ) -> tuple[Engine, bool]:
         """The engine of a spec that `find` did not give; of several processes one builds it, the others wait.
 
         Args:
             spec: what is wanted.
             build: gives the plan, and the sidecar that describes it.
             trusted: as for `find`.
+            keep: stems of engines that are of no use without each other, and so do not give way to this one.
 
         Returns:
             The engine, and whether it was built here.
@@ -132,7 +137,7 @@ class EngineCache:
                 built = True
         refuse_host_code(engine, trusted)
         if built:
-            self._evict(keep=spec.stem)
+            self._evict({spec.stem, *keep})
         return engine, built
 
     def entries(self, check: bool = False) -> list[Entry]:
@@ -144,13 +149,26 @@ class EngineCache:
         entries = [_entry(self.folder / f"{stem}{_PLAN}", check) for stem in self._stems()]
         return sorted(entries, key=lambda entry: (entry.last_used, entry.path.name))
 
-    def _remove(self, entry: Entry) -> bool:
+    def judge(self, engine: Engine, report: dict[str, JsonValue]) -> Engine:
+        """Keep with an engine what it did on the GPU."""
+        sidecar = engine.sidecar.model_copy(update={"engine_report": report})
+        with self._file_lock(engine.path.stem):
+            # Evicted meanwhile: a sidecar alone would be damage.
+            if engine.path.exists():
+                try:
+                    _write_sidecar(engine.path, sidecar)
+                except OSError as error:
+                    self._note(f"{engine.path.name}: its report cannot be kept ({error.strerror or error})")
+        return replace(engine, sidecar=sidecar)
+
+    def remove(self, path: Path) -> bool:
+        """Delete an engine; False where another process is at it."""
         try:
-            with self._file_lock(entry.path.stem).acquire(timeout=0):
+            with self._file_lock(path.stem).acquire(timeout=0):
                 # The sidecar first: without it nobody takes the plan for whole.
-                entry.path.with_suffix(_SIDECAR).unlink(missing_ok=True)
-                entry.path.unlink(missing_ok=True)
-                self._sweep(entry.path.stem)
+                path.with_suffix(_SIDECAR).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+                self._sweep(path.stem)
         except Timeout:
             return False
         return True
@@ -163,7 +181,7 @@ class EngineCache:
         """Delete all engines and timing caches; returns what another process is at just now and so stays."""
         for file in self.folder.glob(f"*{_TIMING}"):
             file.unlink(missing_ok=True)
-        return [entry for entry in self.entries() if not self._remove(entry)]
+        return [entry for entry in self.entries() if not self.remove(entry.path)]
 
     def _read(self, spec: EngineSpec) -> Engine:
         path = self.folder / f"{spec.stem}{_PLAN}"
@@ -185,7 +203,7 @@ class EngineCache:
             # A reader between the two writes finds a plan without sidecar, or with one whose sha256 it has not.
             path.with_suffix(_SIDECAR).unlink(missing_ok=True)
             write_bytes(path, plan)
-            write_bytes(path.with_suffix(_SIDECAR), sidecar.model_dump_json(indent=2).encode() + b"\n")
+            _write_sidecar(path, sidecar)
         except BaseException as error:
             path.unlink(missing_ok=True)
             if not isinstance(error, OSError):
@@ -225,22 +243,27 @@ class EngineCache:
         # .<stem>.plan.<token>.part, as write_bytes calls them
         return finished | {path.name[1:].rsplit(".", 3)[0] for path in files if path.suffix == ".part"}
 
-    def _evict(self, keep: str) -> None:
+    def _evict(self, keep: Collection[str]) -> None:
         entries = self.entries()
         total = sum(entry.bytes for entry in entries)
         for entry in entries:
             if total <= self.limit:
                 return
-            if entry.path.stem != keep and self._remove(entry):
+            if entry.path.stem not in keep and self.remove(entry.path):
                 self._note(f"{entry.path.name} was evicted: the cache may hold {self.limit / _GIB:g} GiB")
                 total -= entry.bytes
+        if total > self.limit:
+            self._note(
+                f"the engines that stay take {total / _GIB:.3g} GiB, the cache may hold {self.limit / _GIB:g}: "
+                f"give it more ({LIMIT_VARIABLE})"
+            )
 
     def _explain_absence(self, spec: EngineSpec) -> None:
-        """Say so where the last engine of the same kind is of another version of TensorRT or of this package."""
-        versions = {"flavour_version", "conversion"}
-        wanted = spec.model_dump(exclude=versions)
+        """Say so where the last engine of its kind is of another TensorRT, or converted or judged in another way."""
+        changes = {"flavour_version", "conversion", "samples_sha256"}
+        wanted = spec.model_dump(exclude=changes)
         for entry in reversed(self.entries()):
-            if entry.sidecar and entry.sidecar.spec.model_dump(exclude=versions) == wanted:
+            if entry.sidecar and entry.sidecar.spec.model_dump(exclude=changes) == wanted:
                 self._note(f"{entry.path.name} is not used: {entry.sidecar.spec.difference(spec)}")
                 return
 
@@ -283,6 +306,10 @@ def _read_sidecar(path: Path) -> Sidecar:
         raise _UnusableError(str(error)) from None
     except ValidationError as error:
         raise _UnusableError(f"{file.name}: {describe_errors(error)}") from None
+
+
+def _write_sidecar(path: Path, sidecar: Sidecar) -> None:
+    write_bytes(path.with_suffix(_SIDECAR), sidecar.model_dump_json(indent=2).encode() + b"\n")
 
 
 def _entry(path: Path, check: bool) -> Entry:

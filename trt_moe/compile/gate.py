@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from trt_moe.compile import gate_suspects
 from trt_moe.compile.gate_emulation import emulate
 from trt_moe.compile.gate_runtime import logits
 from trt_moe.compile.half import float32_layers, must_stay_float32, prepare, to_half
+from trt_moe.data import SEVERITIES, corrupt
 from trt_moe.errors import EngineBuildError, ModelOutputError
 
 _SUSPECT_IMAGES = 16
@@ -61,6 +62,14 @@ class Samples:
     def halves(self) -> tuple[Samples, Samples]:
         """Every other image, and the rest: for calibrating on images that the gate does not see."""
         return self._part(0), self._part(1)
+
+    def of_all_severities(self, bundle: Bundle) -> NDArray[np.uint8]:
+        """The images; where all of them are clean, five of six are corrupted as the bundle's training does it."""
+        if self.severities.any():
+            return self.images
+        training = bundle.manifest.training
+        strength = training.corruption.model_dump() if training else {}
+        return corrupt(self.images, np.arange(len(self.images)) % SEVERITIES, **strength)
 
     def _part(self, start: int) -> Samples:
         labels = None if self.labels is None else self.labels[start::2]
@@ -125,11 +134,11 @@ def check(
     Raises:
         ModelOutputError: the reference itself gives logits that are not finite.
     """
-    if thresholds is None and any(node.op_type == "QuantizeLinear" for node in candidate.graph.node):
-        thresholds = INT8_THRESHOLDS
     expected = logits(reference, samples.images)
     found = logits(emulate(candidate), samples.images)
-    return compare(expected, found, samples, "emulated", thresholds, float32_layers(candidate))
+    return compare(
+        expected, found, samples, "emulated", thresholds or _thresholds(candidate), float32_layers(candidate)
+    )
 
 
 def compare(
@@ -177,14 +186,23 @@ def compare(
 
 
 def rescue(
-    model: onnx.ModelProto, samples: Samples, thresholds: Thresholds | None = None
+    model: onnx.ModelProto,
+    samples: Samples,
+    thresholds: Thresholds | None = None,
+    convert: Callable[[onnx.ModelProto, Collection[str]], onnx.ModelProto] = to_half,
 ) -> tuple[onnx.ModelProto, GateReport]:
-    """Convert to float16 with as few layers in float32 as it takes to pass.
+    """Convert to float16, or as told, with as few layers in float32 as it takes to pass.
 
     Layers whose values leave float16's range come first, then those that add most to the error, a few at a time.
 
+    Args:
+        model: float32, images uint8 [N, H, W, C] to logits float32 [N, K]; it is not changed.
+        samples: what to run it on.
+        thresholds: as for `check`.
+        convert: takes a prepared model and the names of nodes that stay in float32.
+
     Returns:
-        The float16 graph, and its report, which names the layers that stayed in float32.
+        The converted graph, and its report, which names the layers that stayed in float32.
 
     Raises:
         EngineBuildError: it does not pass with half of its layers in float32; the message names the worst ones.
@@ -197,10 +215,11 @@ def rescue(
     blamed: list[str] = []
     step = _FIRST_SUSPECTS
     while True:
-        candidate = to_half(prepared, kept)
+        candidate = convert(prepared, kept)
         emulated = emulate(candidate)
         found = logits(emulated, samples.images)
-        report = compare(expected, found, samples, "emulated", thresholds, float32_layers(candidate))
+        limits = thresholds or _thresholds(candidate)
+        report = compare(expected, found, samples, "emulated", limits, float32_layers(candidate))
         if report.passed:
             return candidate, report
         worst = np.argsort(-image_errors(expected, found), kind="stable")[:_SUSPECT_IMAGES]
@@ -213,9 +232,15 @@ def rescue(
         kept.update(new)
         if not new:
             raise EngineBuildError(
-                f"float16 is not accurate enough for this model: {'; '.join(report.failures)}. The layers that lose "
-                f"most: {', '.join(blamed[:5]) or 'none stands out'}. Build it in fp32"
+                "it misses the accuracy gate, even with layers kept in float32: "
+                f"{'; '.join(report.failures)}. The layers that lose most: "
+                f"{', '.join(blamed[:5]) or 'none stands out'}. Build it in fp32"
             )
+
+
+def _thresholds(candidate: onnx.ModelProto) -> Thresholds:
+    quantized = any(node.op_type == "QuantizeLinear" for node in candidate.graph.node)
+    return INT8_THRESHOLDS if quantized else Thresholds()
 
 
 def _failures(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trt_moe.bundle import Bundle, ModelEntry
+from trt_moe.bundle import Bundle, ModelEntry, sha256_file
+from trt_moe.bundle.safety import inside
 from trt_moe.compile.flavour import Flavour
 from trt_moe.compile.sidecar import EngineSpec, Sidecar
-from trt_moe.errors import EngineBuildError, MissingDependencyError, ModelOutputError
+from trt_moe.errors import BundleError, EngineBuildError, MissingDependencyError, ModelOutputError
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -42,6 +46,31 @@ def conversion_digest() -> str:
         for file in sorted(Path(__file__).parent.glob(pattern)):
             digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def samples_digests(bundle: Bundle) -> dict[str, str]:
+    """By model, sha256 of what the gate and the calibration look at besides the model: images, labels, costs.
+
+    Raises:
+        BundleError: an image leads out of the bundle, or cannot be read.
+    """
+    manifest = bundle.manifest
+    seen = hashlib.sha256(json.dumps(manifest.class_names).encode())
+    if manifest.samples is None:
+        seen.update(manifest.golden.sha256.encode() if manifest.golden else b"")
+    else:
+        root = bundle.path.resolve()
+        for file in sorted(root.joinpath(manifest.samples.folder).glob("*/*/*.png")):
+            relative = file.relative_to(root).as_posix()
+            try:
+                found = sha256_file(inside(root, relative))
+            except OSError as error:
+                raise BundleError(f"{file}: cannot be read ({error.strerror or error})") from error
+            seen.update(os.fsencode(f"{relative}\0{found}\0"))
+    digests = dict.fromkeys((entry.name for entry in bundle.models()), seen.hexdigest())
+    # The gater is judged by its routes, which the costs decide with it.
+    seen.update(json.dumps([bundle.latency_weight, [entry.relative_cost for entry in bundle.experts]]).encode())
+    return digests | {bundle.gater.name: seen.hexdigest()}
 
 
 def prepare(
@@ -92,13 +121,23 @@ def _convert(
     if spec.precision == "fp32":
         return half.prepare(model), None
     samples = gate.Samples.of(bundle, entry)
-    if spec.precision == "fp16" and spec.gate == "fallback":
-        return gate.rescue(model, samples)
-    if spec.precision == "fp16":
-        converted = half.to_half(model)
-    else:
+    images = None
+    if spec.precision == "int8":
+        if bundle.manifest.samples is None:
+            raise EngineBuildError(
+                "int8 is calibrated on sample images, and the bundle ships none; give some to `trt-moe pack` "
+                "(--samples), or build it in fp16"
+            )
         calibration, samples = samples.halves()
-        converted = half.to_half(int8.quantize(model, calibration.images))
+        images = calibration.of_all_severities(bundle)
+
+    def convert(model: ModelProto, keep_float32: Collection[str] = ()) -> ModelProto:
+        quantized = model if images is None else int8.quantize(model, images, keep_float32)
+        return half.to_half(quantized, keep_float32)
+
+    if spec.gate == "fallback":
+        return gate.rescue(model, samples, convert=convert)
+    converted = convert(model)
     report = gate.check(model, converted, samples)
     if not report.passed:
         raise EngineBuildError(f"it misses the accuracy gate: {'; '.join(report.failures)}; build it in fp32")

@@ -32,6 +32,7 @@ class EngineSpec(_Section):
     Attributes:
         model: its name in the bundle.
         source_sha256: of the bundle's ONNX file.
+        samples_sha256: of what int8 is calibrated on and the accuracy gate judges by; None in fp32.
         precision: what the graph computes in.
         gate: what happened, or would have, below the accuracy gate's threshold.
         buckets: batch sizes, ascending; optimisation profile i is for exactly `buckets[i]` images.
@@ -39,6 +40,7 @@ class EngineSpec(_Section):
         flavour_version: of that.
         device: what it runs on: a GPU's name, or compute capabilities such as "8.6 8.9", or "default" for
             all that TensorRT-RTX builds for when not told.
+        platform: operating system and CPU architecture; TensorRT's engines run on no other.
         version_compatible: later versions of TensorRT can run it; it embeds host code.
         hardware_compatible: every GPU from Ampere on can run it.
         conversion: sha256 of the code that turns the bundle's ONNX into the one TensorRT gets.
@@ -46,12 +48,14 @@ class EngineSpec(_Section):
 
     model: ModelName
     source_sha256: Sha256
+    samples_sha256: Sha256 | None
     precision: Precision
     gate: Literal["fallback", "fail"]
     buckets: Annotated[tuple[Bucket, ...], Field(min_length=1)]
     flavour: FlavourName
     flavour_version: Text
     device: Text
+    platform: Text
     version_compatible: bool = False
     hardware_compatible: bool = False
     conversion: Sha256
@@ -64,7 +68,7 @@ class EngineSpec(_Section):
 
     def converts_like(self, other: EngineSpec) -> bool:
         """Whether both are built from the same ONNX in the same precision, converted by the same code."""
-        names = ("source_sha256", "precision", "gate", "conversion")
+        names = ("source_sha256", "samples_sha256", "precision", "gate", "conversion")
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def difference(self, asked: EngineSpec) -> str | None:
@@ -77,6 +81,8 @@ class EngineSpec(_Section):
                 f"it was built from another ONNX file (sha256 {self.source_sha256[:12]}.., "
                 f"the bundle's has {asked.source_sha256[:12]}..)"
             )
+        if self.samples_sha256 != asked.samples_sha256:
+            return "the samples or costs that its accuracy was judged by have changed since it was built"
         if self.conversion != asked.conversion:
             return "the code that converts models has changed since it was built"
         for name, wanted in asked:
@@ -108,6 +114,7 @@ class Sidecar(_Section):
         prepare_seconds: of the conversion and the accuracy gate.
         build_seconds: of TensorRT.
         gate_report: of the accuracy gate; None in fp32, where there is nothing to compare.
+        engine_report: of the engine itself, on the GPU where it was built; None where it did not run.
         trt_moe_version: that wrote this.
     """
 
@@ -125,6 +132,7 @@ class Sidecar(_Section):
     prepare_seconds: Annotated[float, Field(ge=0.0)]
     build_seconds: Annotated[float, Field(ge=0.0)]
     gate_report: dict[Text, JsonValue] | None
+    engine_report: dict[Text, JsonValue] | None = None
     trt_moe_version: Text
 
 

@@ -14,6 +14,7 @@ from trt_moe.compile.flavour import title
 from trt_moe.console import clean, percent, print_table, stderr, stdout
 
 _MIB = 1 << 20
+_METHODS = {"emulated": "emulated", "engine": "of the engine"}
 
 
 @contextmanager
@@ -56,13 +57,13 @@ def print_build(report: BuildReport) -> None:
 
 
 def _engine_row(sidecar: Any, built: bool) -> tuple[Any, ...]:
-    report = sidecar.gate_report or {}
+    report = sidecar.engine_report or sidecar.gate_report or {}
     agreement, error = report.get("top1_agreement"), report.get("largest_logit_error")
     notes = [] if built else ["cached"]
-    if report.get("float32_layers"):
-        notes.append(f"float32: {', '.join(report['float32_layers'])}")
+    if sidecar.gate_report and sidecar.gate_report["float32_layers"]:
+        notes.append(f"float32: {', '.join(sidecar.gate_report['float32_layers'])}")
     if report:
-        notes.append(f"accuracy {report['method']}")
+        notes.append(f"accuracy {_METHODS[report['method']]}")
     return (
         sidecar.spec.model,
         sidecar.spec.precision,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from typer.testing import CliRunner
 from tests.support.tiny_bundle import TinyBundle, write_tiny_bundle
 from trt_moe.cli import app
 from trt_moe.compile import tables
-from trt_moe.compile.build import Step
+from trt_moe.compile.build import BuildReport, Step
+from trt_moe.compile.gate import GateReport
+from trt_moe.cuda.check import EngineCheck
+from trt_moe.errors import EngineBuildError
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,40 @@ def test_build_and_the_cache_from_end_to_end(tiny: TinyBundle, cache: Path) -> N
     assert "3 engines deleted" in run("cache", "clear").stdout
     assert run_json("cache", "list")["engines"] == []
     assert run_json("cache", "clear") == {"folder": str(cache), "deleted": 0, "bytes": 0, "kept": []}
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
+    """Puts a GPU's verdict in the place of the check, which has tests of its own."""
+
+    def set_verdict(failure: str | None) -> None:
+        def check_engines(report: BuildReport) -> EngineCheck:
+            if failure:
+                raise EngineBuildError(failure)
+            judged = [each.engine.sidecar for each in report.engines if each.built]
+            reports = [GateReport.model_validate({**(it.gate_report or {}), "method": "engine"}) for it in judged]
+            return EngineCheck({it.spec.model: found for it, found in zip(judged, reports, strict=True)})
+
+        monkeypatch.setattr("trt_moe.cuda.check.check_engines", check_engines)
+
+    return set_verdict
+
+
+def test_an_engine_that_fails_on_the_gpu_is_not_found_by_the_next_call(
+    tiny: TinyBundle, judge: Callable[[str | None], None]
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx")
+    build = ("build", tiny.path, "--buckets", "1", "--flavour", "tensorrt_rtx")
+    judge("expert-0: its engine is not accurate enough")
+    for _ in range(2):
+        assert "not accurate enough" in run(*build, code=1).stderr
+        assert run_json("cache", "list")["engines"] == []
+    judge(None)
+    first = run_json(*build)
+    assert first["built"] == 3
+    assert run_json(*build)["engines"] == [{**engine, "built": False} for engine in first["engines"]]
+    assert {engine["engine_report"]["method"] for engine in first["engines"]} == {"engine"}
+    assert run(*build).stdout.count("accuracy of the engine") == 3
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from trt_moe.compile.build import BuildOptions, BuildReport, Step, build_bundle
 from trt_moe.compile.builder import EngineBuilder
 from trt_moe.compile.cache import EngineCache
 from trt_moe.compile.flavour import Flavour
+from trt_moe.compile.gate import INT8_THRESHOLDS, Thresholds
 from trt_moe.compile.sidecar import EngineSpec, Port
 from trt_moe.errors import EngineBuildError, InputError
 
@@ -196,6 +197,39 @@ def test_another_onnx_is_another_engine(tiny: TinyBundle, build: Callable[..., B
     assert [each.built for each in again.engines] == [False, True, False]
 
 
+def test_other_samples_are_judged_again(tiny: TinyBundle, build: Callable[..., BuildReport], notes: list[str]) -> None:
+    half = dataclasses.replace(FP32, precision="fp16")
+    first = build(Bundle.load(tiny.path), half)
+    build(Bundle.load(tiny.path))
+    one, two = sorted(tiny.path.glob("samples/0/*/*.png"))[:2]
+    two.write_bytes(one.read_bytes())
+    again = build(Bundle.load(tiny.path), half)
+    assert [each.built for each in again.engines] == [True] * 3
+    assert "the samples or costs that its accuracy was judged by have changed" in notes[0]
+    # In float32 nothing is judged.
+    assert build(Bundle.load(tiny.path)).to_json()["built"] == 0
+    edit_manifest(tiny.path, lambda data: data.update(latency_weight=data["latency_weight"] + 0.5))
+    again = build(Bundle.load(tiny.path), half)
+    assert [each.built for each in again.engines] == [True, False, False]  # the gater alone is judged by its routes
+    assert [each.engine.plan == it.engine.plan for each, it in zip(first.engines, again.engines, strict=True)][1:]
+
+
+def test_int8_quantizes_the_experts_alone(tiny: TinyBundle, build: Callable[..., BuildReport]) -> None:
+    report = build(Bundle.load(tiny.path), dataclasses.replace(FP32, precision="int8"))
+    kinds = [each.engine.sidecar.spec.precision for each in report.engines]
+    assert kinds == ["fp16", "int8", "int8"]
+    images = [each.engine.sidecar.gate_report["images"] for each in report.engines]  # type: ignore[index]
+    assert images[1] == images[2] == images[0] // 2  # the other half calibrates
+    limits = [each.engine.sidecar.gate_report["thresholds"] for each in report.engines]  # type: ignore[index]
+    assert limits == [limit.model_dump() for limit in (Thresholds(), INT8_THRESHOLDS, INT8_THRESHOLDS)]
+
+
+def test_int8_without_samples_is_refused(tmp_path: Path, build: Callable[..., BuildReport], cache: EngineCache) -> None:
+    bundle = Bundle.load(write_tiny_bundle(tmp_path / "golden", samples_per_class=0).path)
+    with pytest.raises(EngineBuildError, match=r"expert-0 in int8: .* ships none; give some to `trt-moe pack`"):
+        build(bundle, dataclasses.replace(FP32, precision="int8"))
+
+
 def unsupported(operator: str, domain: str = "") -> bytes:
     nodes = [
         helper.make_node("Cast", ["images"], ["float"], "cast", to=TensorProto.FLOAT),
@@ -236,6 +270,9 @@ def test_options_that_the_flavour_lacks_are_refused_not_ignored(
         build(bundle, dataclasses.replace(FP32, compute_capabilities=("9.0",)))
     with pytest.raises(InputError, match="no model is called 'exprt-0'; did you mean expert-0"):
         build(bundle, dataclasses.replace(FP32, trusted=["exprt-0"]))
+    edit_manifest(tiny.path, lambda data: data.update(baselines=[{**data["experts"][0], "name": "old"}]))
+    with pytest.raises(InputError, match="old is a baseline and gets no engine; those get one: gater, expert-0"):
+        build(Bundle.load(tiny.path), dataclasses.replace(FP32, trusted=["old"]))
     with pytest.raises(InputError, match=r"buckets.0: Input should be greater than or equal to 1 \(found 0\)"):
         build(bundle, dataclasses.replace(FP32, buckets=(0, 1)))
 

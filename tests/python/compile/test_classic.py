@@ -120,6 +120,14 @@ def test_a_timing_cache_of_another_gpu_is_replaced(classic: Classic, asked: Engi
     assert classic.config.create_timing_cache.call_args.args == (b"",)
 
 
+def test_a_timing_cache_that_cannot_be_kept_costs_no_engine(
+    classic: Classic, asked: EngineSpec, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    built = EngineBuilder(classic.flavour).build(b"onnx", asked, tmp_path / "file" / "t")
+    assert built.plan == b"plan"
+
+
 def test_compatibility_is_asked_for_and_read_back(classic: Classic, asked: EngineSpec, tmp_path: Path) -> None:
     asked = asked.model_copy(update={"version_compatible": True, "hardware_compatible": True})
     classic.engine.hardware_compatibility_level = "HardwareCompatibilityLevel.AMPERE_PLUS"

@@ -62,12 +62,15 @@ def test_make_builds_nothing_that_is_there(cache: EngineCache, spec: EngineSpec,
     [
         {"model": "heavy"},
         {"source_sha256": "d" * 64},
+        {"samples_sha256": "d" * 64},
+        {"samples_sha256": None},
         {"precision": "fp32"},
         {"gate": "fail"},
         {"buckets": (1, 2, 4)},
         {"flavour": "tensorrt"},
         {"flavour_version": "1.7.2"},
         {"device": "8.9"},
+        {"platform": "Linux aarch64"},
         {"version_compatible": True},
         {"hardware_compatible": True},
         {"conversion": "d" * 64},
@@ -110,7 +113,9 @@ def edit(old: str, new: str) -> Callable[[Path], object]:
         (edit('"1.7.1"', '"1.6.0"'), "built by TensorRT-RTX 1.6.0, installed is TensorRT-RTX 1.7.1"),
         (edit('"tensorrt_rtx"', '"tensorrt"'), "built by TensorRT 1.7.1, installed is TensorRT-RTX 1.7.1"),
         (edit("a" * 64, "e" * 64), "another ONNX file (sha256 eeeeeeeeeeee.., the bundle's has aaaaaaaaaaaa..)"),
+        (edit("9" * 64, "e" * 64), "the samples or costs that its accuracy was judged by have changed"),
         (edit('"8.6"', '"12.0"'), "its device is 12.0, asked is 8.6"),
+        (edit("x86_64", "aarch64"), "its platform is Linux aarch64, asked is Linux x86_64"),
     ],
 )
 def test_what_is_not_what_was_stored_is_explained_and_built_again(
@@ -211,6 +216,44 @@ def test_an_engine_larger_than_the_limit_stays_alone(cache: EngineCache, spec: E
     cache.limit = 1
     second = store(cache, other(spec, model="b"), describe)
     assert (first.exists(), second.exists()) == (False, True)
+
+
+def test_engines_that_are_built_together_stay_together(
+    cache: EngineCache, spec: EngineSpec, describe: Describe, notes: list[str]
+) -> None:
+    bundle = [other(spec, model=name) for name in ("gater", "light", "heavy")]
+    unrelated = store(cache, other(spec, model="unrelated"), describe)
+    cache.limit = 3 * unrelated.stat().st_size
+    for each in bundle:
+        plan = each.model.encode() * 1000
+        cache.make(each, lambda plan=plan, each=each: (plan, describe(plan, each)), keep=[one.stem for one in bundle])
+    assert not unrelated.exists()
+    assert [cache.find(each) is not None for each in bundle] == [True] * 3
+    assert notes[0].startswith(f"{unrelated.name} was evicted")
+    assert "the engines that stay take" in notes[-1]
+    assert "give it more (TRT_MOE_CACHE_GIB)" in notes[-1]
+
+
+def test_what_an_engine_did_on_the_gpu_is_kept_with_it(
+    cache: EngineCache, spec: EngineSpec, describe: Describe, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(cache, spec, describe)
+    engine = cache.find(spec)
+    assert engine is not None
+    judged = cache.judge(engine, {"passed": True, "method": "engine"})
+    assert judged.sidecar.engine_report == {"passed": True, "method": "engine"}
+    assert cache.find(spec) == judged
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("trt_moe.compile.cache.write_bytes", full)
+    cache.judge(engine, {"method": "other"})
+    assert notes == [f"{engine.path.name}: its report cannot be kept (No space left on device)"]
+    assert cache.find(spec) == judged  # the old sidecar is whole
+    assert cache.remove(engine.path)
+    cache.judge(engine, {"method": "other"})
+    assert files(cache) == []
 
 
 def test_entries_and_clear(cache: EngineCache, spec: EngineSpec, describe: Describe) -> None:
@@ -384,6 +427,9 @@ def test_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv(LIMIT_VARIABLE, wrong)
         with pytest.raises(InputError, match=f"{LIMIT_VARIABLE} is '{wrong}'; expected"):
             EngineCache.of_user()
+    monkeypatch.setenv(CACHE_VARIABLE, "/proc/nowhere")
+    with pytest.raises(InputError, match="/proc/nowhere/cuda cannot be written; set TRT_MOE_CACHE_DIR to a folder"):
+        EngineCache.of_user()
     monkeypatch.setenv(CACHE_VARIABLE, "")
     with pytest.raises(InputError, match="TRT_MOE_CACHE_DIR is ''; set it to a folder"):
         EngineCache.of_user()

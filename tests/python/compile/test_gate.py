@@ -5,12 +5,13 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from support.half_models import CLASSES, answers, classifier, image_model, images  # noqa: E402
-from support.tiny_bundle import write_tiny_bundle  # noqa: E402
+from support.tiny_bundle import edit_manifest, write_tiny_bundle  # noqa: E402
 from trt_moe.bundle import Bundle  # noqa: E402
 from trt_moe.compile import gate  # noqa: E402
 from trt_moe.compile.gate import Samples, Thresholds, check, compare, rescue  # noqa: E402
 from trt_moe.compile.gate_emulation import emulate  # noqa: E402
 from trt_moe.compile.half import float32_layers, must_stay_float32, prepare, to_half  # noqa: E402
+from trt_moe.compile.int8 import quantize  # noqa: E402
 from trt_moe.errors import BundleError, EngineBuildError, ModelOutputError  # noqa: E402
 
 
@@ -108,6 +109,19 @@ def test_samples_of_a_bundle(tmp_path):
     assert len(first.images) == len(first.severities) == len(first.labels)
 
 
+def test_clean_samples_are_corrupted_for_calibration(tmp_path):
+    path = write_tiny_bundle(tmp_path / "tiny").path
+    noise = [0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    edit_manifest(path, lambda data: data["training"]["corruption"].update(noise_sigma=noise))
+    bundle = Bundle.load(path)
+    given = Samples.of(bundle, bundle.experts[0])
+    np.testing.assert_array_equal(given.of_all_severities(bundle), given.images)
+    clean = Samples(images(12)[..., :1], np.zeros(12, int))
+    mixed = clean.of_all_severities(bundle)
+    same = [(mixed[index] == clean.images[index]).all() for index in range(12)]
+    assert same == [True, *[False] * 5] * 2
+
+
 def test_a_bundle_without_samples_is_judged_on_its_golden_images(tmp_path):
     bundle = Bundle.load(write_tiny_bundle(tmp_path / "golden", samples_per_class=0).path)
     taken = Samples.of(bundle, bundle.experts[0])
@@ -184,6 +198,41 @@ def test_layers_that_lose_precision_are_kept_in_float32():
     assert report.passed and report.overflowed == 0
     assert {"shifted", "back"} <= set(report.float32_layers)
     assert "features" not in report.float32_layers
+
+
+def one_loud_channel():
+    """Five convolutions; the third reads a channel a thousand times louder than the others, which all matter."""
+    rng = np.random.default_rng(0)
+    nodes, weights = [], {"sides": np.array([2, 3]), "loud": np.ones((1, 3, 1, 1), np.float32)}
+    weights["loud"][0, 0] = 1e3
+    last = "pixels"
+    for index in range(5):
+        if index in (2, 3):
+            nodes.append(("Mul" if index == 2 else "Div", [last, "loud"], f"scaled{index}", {}))
+            last = f"scaled{index}"
+        kernel = (np.eye(3) + 0.1 * rng.random((3, 3))) if index != 2 else np.eye(3)
+        weights[f"kernel{index}"] = kernel.reshape(3, 3, 1, 1).astype(np.float32)
+        nodes.append(("Conv", [last, f"kernel{index}"], f"features{index}", {}))
+        last = f"features{index}"
+    nodes += [("ReduceMean", [last, "sides"], "mean", {"keepdims": 0}), ("MatMul", ["mean", "head"], "logits", {})]
+    weights["head"] = 3 * np.eye(3, CLASSES, dtype=np.float32)
+    return image_model(nodes, weights)
+
+
+def test_layers_that_int8_spoils_are_kept_in_float32():
+    def convert(model, kept=()):
+        return to_half(quantize(model, images(), kept), kept)
+
+    model, unlabelled = one_loud_channel(), Samples(images(), np.zeros(24, int))
+    missed = check(model, convert(prepare(model)), unlabelled)
+    assert not missed.passed and missed.thresholds == gate.INT8_THRESHOLDS
+    # Colours of random images nearly tie, which is not what this is about.
+    rescued, report = rescue(model, unlabelled, Thresholds(top1_agreement=0.8), convert)
+    assert report.passed
+    assert "features2" in report.float32_layers and "features4" not in report.float32_layers
+    assert report.float32_layers == float32_layers(rescued)
+    quantized = [node.input[0] for node in rescued.graph.node if node.op_type == "QuantizeLinear"]
+    assert "features3" in quantized and "scaled2" not in quantized
 
 
 def test_what_cannot_be_rescued_is_refused_with_the_worst_layers():
