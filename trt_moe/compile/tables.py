@@ -11,7 +11,7 @@ from trt_moe.compile.build import BuildReport, Step
 from trt_moe.compile.build import Progress as BuildProgress
 from trt_moe.compile.cache import Entry
 from trt_moe.compile.flavour import title
-from trt_moe.console import clean, percent, print_table, stderr, stdout
+from trt_moe.console import clean, note, percent, print_table, stderr, stdout
 
 _MIB = 1 << 20
 _METHODS = {"emulated": "emulated", "engine": "of the engine"}
@@ -19,15 +19,27 @@ _METHODS = {"emulated": "emulated", "engine": "of the engine"}
 
 @contextmanager
 def build_progress(show: bool) -> Iterator[BuildProgress]:
-    """A bar on stderr for each model with its bucket and the time left; none where stderr is no terminal."""
+    """A bar on stderr for each model with its bucket and the time left; where stderr is no terminal, lines."""
     console = stderr()
-    if not show or not console.is_terminal:
+    if not show:
         yield lambda step: None
         return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    if not console.is_terminal:
+        yield _lines()
+        return
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
-    with Progress(*columns, console=console, transient=True) as bars:
+    class Left(ProgressColumn):
+        """Counts down by itself: a conversion tells nothing until it is done."""
+
+        def render(self, task: Any) -> Text:
+            end = task.fields["end"]
+            return Text("" if end is None else f"about {max(0.0, end - time.monotonic()):.0f} s left")
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), Left(), console=console, transient=True
+    ) as bars:
         tasks: dict[str, Any] = {}
 
         def update(step: Step) -> None:
@@ -35,13 +47,28 @@ def build_progress(show: bool) -> Iterator[BuildProgress]:
                 for finished in tasks.values():
                     bars.remove_task(finished)
                 tasks.clear()
-                tasks[step.model] = bars.add_task("", total=1.0, left="")
-            left = "" if step.seconds_left is None else f"about {step.seconds_left:.0f} s left"
-            doing = f"batch size {step.bucket}" if step.bucket is not None else "conversion and accuracy"
-            text = f"{clean(step.model)}: {doing}"
-            bars.update(tasks[step.model], description=text, completed=step.fraction, left=left)
+                tasks[step.model] = bars.add_task("", total=1.0, end=None)
+            end = None if step.seconds_left is None else time.monotonic() + step.seconds_left
+            bars.update(tasks[step.model], description=clean(_doing(step)), completed=step.fraction, end=end)
 
         yield update
+
+
+def _lines() -> BuildProgress:
+    """One line for each thing done, for logs."""
+    last = ""
+
+    def update(step: Step) -> None:
+        nonlocal last
+        if (doing := _doing(step)) != last:
+            last = doing
+            note(doing if step.seconds_left is None else f"{doing}, about {step.seconds_left:.0f} s left")
+
+    return update
+
+
+def _doing(step: Step) -> str:
+    return f"{step.model}: {'conversion and accuracy' if step.bucket is None else f'batch size {step.bucket}'}"
 
 
 def print_build(report: BuildReport) -> None:

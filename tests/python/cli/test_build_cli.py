@@ -149,3 +149,23 @@ def test_progress_names_the_batch_size_and_the_time_left(monkeypatch: pytest.Mon
     with tables.build_progress(False) as progress:
         progress(Step("heavy", "building", 0.5, 8, 12.3))
     assert screen.getvalue() == ""
+
+
+def test_progress_is_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [
+        Step("light", "converting", 0.0, None, None),
+        Step("light", "building", 0.0, 1, 9.6),
+        Step("light", "building", 0.2, 1, 9.4),
+        Step("light", "building", 0.6, 8, 5.0),
+    ]
+    for show in (True, False):
+        with tables.build_progress(show) as progress:
+            for step in steps:
+                progress(step)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "light: conversion and accuracy",
+        "light: batch size 1, about 10 s left",
+        "light: batch size 8, about 5 s left",
+    ]

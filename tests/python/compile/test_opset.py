@@ -5,6 +5,8 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from support.half_models import CLASSES, answers, classifier, image_model  # noqa: E402
+from support.tensorrt_operators import READ_BY_TENSORRT_10_1  # noqa: E402
+from trt_moe.bundle import Bundle  # noqa: E402
 from trt_moe.compile.gate_emulation import emulate  # noqa: E402
 from trt_moe.compile.half import float32_layers, opset_version, prepare, to_half  # noqa: E402
 from trt_moe.compile.opset import lower  # noqa: E402
@@ -72,6 +74,13 @@ def test_an_operator_without_equivalent_is_named():
     model = image_model(nodes, {"sides": np.array([2, 3]), "head": head, "text": np.array(["a"], object)})
     with pytest.raises(EngineBuildError, match="node twice: StringConcat came after opset 17"):
         lower(model)
+
+
+def test_the_shipped_models_have_operators_of_an_old_parser_only():
+    bundle = Bundle.load("fashion-mnist")
+    for entry in bundle.models():
+        lowered = lower(to_half(onnx.load(bundle.file(entry))))
+        assert {node.op_type for node in lowered.graph.node} <= READ_BY_TENSORRT_10_1
 
 
 def test_opsets_without_layer_normalization_are_refused():
