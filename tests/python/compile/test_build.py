@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from trt_moe.compile.cache import EngineCache
 from trt_moe.compile.flavour import Flavour
 from trt_moe.compile.gate import INT8_THRESHOLDS, Thresholds
 from trt_moe.compile.sidecar import EngineSpec, Port
-from trt_moe.errors import EngineBuildError, InputError
+from trt_moe.errors import BundleError, EngineBuildError, InputError
 
 FP32 = BuildOptions(buckets=(1, 2), precision="fp32")
 TARGETS = ((), ("8.6",), ("8.9",), ("12.0",))
@@ -54,6 +55,7 @@ def test_the_shipped_bundle_builds_for_every_target_and_once(
             assert sidecar.inputs == [Port(name="images", dtype="uint8", shape=[-1, *shipped.input_shape])]
             assert sidecar.outputs == [Port(name="logits", dtype="float32", shape=[-1, shipped.outputs(entry)])]
             assert (sidecar.spec.precision, sidecar.spec.buckets) == ("fp16", (1, 4))
+            assert sidecar.spec.platform == f"{platform.system()} {platform.machine()}"
             assert sidecar.options["compute_capabilities"] == [f"SM{part.replace('.', '')}" for part in target] or [
                 "default"
             ]
@@ -212,6 +214,23 @@ def test_other_samples_are_judged_again(tiny: TinyBundle, build: Callable[..., B
     again = build(Bundle.load(tiny.path), half)
     assert [each.built for each in again.engines] == [True, False, False]  # the gater alone is judged by its routes
     assert [each.engine.plan == it.engine.plan for each, it in zip(first.engines, again.engines, strict=True)][1:]
+
+
+def test_samples_outside_the_bundle_are_not_read(tiny: TinyBundle, build: Callable[..., BuildReport]) -> None:
+    first = sorted(tiny.path.glob("samples/0/*/*.png"))[0]
+    first.unlink()
+    first.symlink_to("/etc/passwd")
+    with pytest.raises(BundleError, match="leads out of the bundle"):
+        build(Bundle.load(tiny.path), dataclasses.replace(FP32, precision="fp16"))
+
+
+def test_a_bundle_larger_than_the_limit_is_built_whole(
+    tiny: TinyBundle, build: Callable[..., BuildReport], cache: EngineCache, notes: list[str]
+) -> None:
+    cache.limit = 1
+    assert build(Bundle.load(tiny.path)).to_json()["built"] == 3
+    assert "give it more (TRT_MOE_CACHE_GIB)" in notes[-1]
+    assert build(Bundle.load(tiny.path)).to_json()["built"] == 0
 
 
 def test_int8_quantizes_the_experts_alone(tiny: TinyBundle, build: Callable[..., BuildReport]) -> None:
