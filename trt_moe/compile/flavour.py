@@ -106,7 +106,7 @@ def find_flavour(name: str | None = None, load: Callable[[str], Any] | None = No
             found.append(Flavour(candidate, trt, version))
     if not found:
         raise MissingDependencyError(
-            f"no TensorRT can be loaded in this Python ({'; '.join(failures)}); {install_advice()}"
+            f"no TensorRT can be loaded in this Python ({'; '.join(failures)}); {install_advice(name)}"
         )
     flavour = found[-1] if len(found) > 1 and not _has_gpu() else found[0]
     if not flavour.is_rtx and flavour.release < OLDEST:
@@ -122,10 +122,13 @@ def install_command() -> str:
     return "pip install '.[rtx]'"
 
 
-def install_advice() -> str:
-    """A sentence with `install_command`."""
+def install_advice(name: str | None = None) -> str:
+    """What to do on this machine to get TensorRT, or the flavour that is named."""
     if _is_jetson():
-        return f"it comes with JetPack, for Pythons that see the system's packages: {install_command()}"
+        what = "TensorRT-RTX runs on no Jetson; TensorRT" if name == "tensorrt_rtx" else "it"
+        return f"{what} comes with JetPack, for Pythons that see the system's packages: {install_command()}"
+    if name == "tensorrt":
+        return "install NVIDIA's own for your CUDA, or build with --flavour tensorrt_rtx"
     return f"in the checkout: {install_command()}, or install NVIDIA's own TensorRT for your CUDA"
 
 

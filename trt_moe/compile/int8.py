@@ -41,7 +41,7 @@ def quantize(
         images: to calibrate on, uint8 [N, H, W, C]; clean and corrupted ones, and not those it is judged on.
         exclude: nodes, by their name in `half.prepare(model)`, that stay float32.
         zero_points: activations as uint8 with a zero point, which TensorRT refuses. For OpenVINO: with symmetric int8
-            it was far off these nodes' arithmetic on a CPU without VNNI, with zero points it was not.
+            it was far off these nodes' arithmetic on CPUs with and without VNNI, with zero points it was not.
 
     Raises:
         InputError: no images.

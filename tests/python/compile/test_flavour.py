@@ -67,6 +67,11 @@ def test_no_tensorrt_says_what_to_type_on_this_machine(machine: Callable[..., No
         flavour.find_flavour(load=python_with())
     with pytest.raises(MissingDependencyError, match="tensorrt_rtx: No module named 'tensorrt_rtx'"):
         flavour.find_flavour("tensorrt_rtx", python_with(tensorrt="10.3.0"))
+    with pytest.raises(MissingDependencyError, match="TensorRT-RTX runs on no Jetson; TensorRT comes with JetPack"):
+        flavour.find_flavour("tensorrt_rtx", python_with())
+    machine()
+    with pytest.raises(MissingDependencyError, match="install NVIDIA's own for your CUDA, or build with --flavour ten"):
+        flavour.find_flavour("tensorrt", python_with(tensorrt_rtx="1.7.1"))
 
 
 def test_what_cannot_be_used_is_refused() -> None:
