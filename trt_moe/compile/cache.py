@@ -141,13 +141,24 @@ class EngineCache:
         return engine, built
 
     def entries(self, check: bool = False) -> list[Entry]:
-        """All that lies in the cache, the least recently used first.
+        """All that lies in the cache, but for what is being written, the least recently used first.
 
         Args:
             check: read every engine and compare its sha256 instead of its size only.
         """
-        entries = [_entry(self.folder / f"{stem}{_PLAN}", check) for stem in self._stems()]
-        return sorted(entries, key=lambda entry: (entry.last_used, entry.path.name))
+        found = (self._settled(_entry(self.folder / f"{stem}{_PLAN}", check), check) for stem in self._stems())
+        return sorted(filter(None, found), key=lambda entry: (entry.last_used, entry.path.name))
+
+    def _settled(self, entry: Entry, check: bool) -> Entry | None:
+        """The entry; where it looks damaged, as nobody writes it. None where somebody does, or it is gone."""
+        if entry.problem is None:
+            return entry
+        try:
+            with self._file_lock(entry.path.stem).acquire(timeout=0):
+                again = _entry(entry.path, check)
+        except Timeout:
+            return None
+        return again if again.bytes else None
 
     def judge(self, engine: Engine, report: dict[str, JsonValue]) -> Engine:
         """Keep with an engine what it did on the GPU."""

@@ -271,6 +271,16 @@ def test_entries_and_clear(cache: EngineCache, spec: EngineSpec, describe: Descr
     assert files(cache) == []
 
 
+def test_what_is_being_written_is_not_called_damaged(cache: EngineCache, spec: EngineSpec, describe: Describe) -> None:
+    path = store(cache, spec, describe)
+    path.with_suffix(".json").unlink()
+    with FileLock(cache.folder / "locks" / f"{spec.stem}.lock"):
+        assert cache.entries(check=True) == []
+        assert cache.clear() == []
+    assert path.exists()
+    assert [entry.problem is None for entry in cache.entries(check=True)] == [False]
+
+
 def test_clear_leaves_what_another_process_is_at(cache: EngineCache, spec: EngineSpec, describe: Describe) -> None:
     path = store(cache, spec, describe)
     with FileLock(cache.folder / "locks" / f"{spec.stem}.lock"):
