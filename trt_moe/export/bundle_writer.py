@@ -280,10 +280,21 @@ def _write_samples(source: BundleSource, work: Path) -> Samples:
     return Samples(folder="samples", images=len(chosen) * SEVERITIES)
 
 
+def check_test_images(test: Dataset, count: int) -> None:
+    """Refuse a bundle of more test images than there are.
+
+    Raises:
+        DataError: names both numbers.
+    """
+    if len(test) < count:
+        raise DataError(
+            f"{test.name} has {len(test)} test images, the bundle ships {count}; lower sample_images or golden_images"
+        )
+
+
 def _choose(test: Dataset, count: int) -> NDArray[np.int64]:
     """Indices of test images: the first of every class in turn, so that classes are balanced."""
-    if len(test) < count:
-        raise DataError(f"{test.name} has {len(test)} test images, the bundle ships {count}; lower sample_images")
+    check_test_images(test, count)
     by_class = [np.flatnonzero(test.labels == label) for label in range(len(test.class_names))]
     turns = max(len(indices) for indices in by_class)
     dealt = [int(indices[turn]) for turn in range(turns) for indices in by_class if turn < len(indices)]

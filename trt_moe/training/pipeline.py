@@ -13,7 +13,14 @@ import torch
 
 from trt_moe.data import Dataset, load_dataset
 from trt_moe.errors import DataError, InputError
-from trt_moe.export.bundle_writer import GATER, BundleSource, ModelSource, relative_costs, write_bundle
+from trt_moe.export.bundle_writer import (
+    GATER,
+    BundleSource,
+    ModelSource,
+    check_test_images,
+    relative_costs,
+    write_bundle,
+)
 from trt_moe.export.measure import Timing, measure_latency, native_precision
 from trt_moe.export.torch_export import export_onnx
 from trt_moe.models import ImageModel
@@ -63,6 +70,9 @@ def train(
         progress, log = None, _silent
     training_data, test = load_splits(config, log)
     shape = _shape(training_data, test, config)
+    # What the last phases need is checked now, as they come after hours.
+    check_test_images(test, max(config.sample_images, config.golden_images))
+    build_gater(config, shape)
     folder = config.checkpoints / config.name
     parts = split(training_data, config.splits)
     models = train_experts(config, parts, shape, folder, progress, log)

@@ -92,12 +92,36 @@ def test_the_normalisation_must_have_the_images_channels(raw_config, tmp_path, q
         train(TrainConfig.model_validate(raw), tmp_path / "b", log=quiet)
 
 
-def test_an_old_bundle_survives_a_run_that_fails(raw_config, tmp_path, quiet):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample_images": 61}, "has 60 test images, the bundle ships 61; lower sample_images"),
+        ({"golden_images": 61}, "ships 61; lower sample_images or golden_images"),
+        ({"gater": {"width": 7}}, "an even width"),
+    ],
+)
+def test_what_the_last_phases_cannot_do_is_refused_before_the_first(raw_config, tmp_path, quiet, changes, message):
+    steps = []
+    with pytest.raises((DataError, InputError), match=message):
+        train(
+            TrainConfig.model_validate({**raw_config, **changes}),
+            tmp_path / "b",
+            lambda *step: steps.append(step),
+            quiet,
+        )
+    assert steps == []
+
+
+def test_an_old_bundle_survives_a_run_that_fails(raw_config, tmp_path, quiet, monkeypatch):
     out = tmp_path / "bundle"
     out.mkdir()
     (out / "bundle.json").write_text("old")
-    raw_config["sample_images"] = 1000
-    with pytest.raises(Exception, match="lower sample_images"):
+
+    def fail(*_):
+        raise DataError("no samples")
+
+    monkeypatch.setattr("trt_moe.export.bundle_writer._choose", fail)
+    with pytest.raises(DataError, match="no samples"):
         train(TrainConfig.model_validate(raw_config), out, log=quiet)
     assert (out / "bundle.json").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
