@@ -72,6 +72,26 @@ def classifier(scale: float = 1.0) -> onnx.ModelProto:
     return image_model(nodes, weights)
 
 
+def one_loud_channel() -> onnx.ModelProto:
+    """Five convolutions; the third reads a channel a thousand times louder than the others, which all matter."""
+    rng = np.random.default_rng(0)
+    nodes: list[Node] = []
+    weights: dict[str, NDArray[Any]] = {"sides": np.array([2, 3]), "loud": np.ones((1, 3, 1, 1), np.float32)}
+    weights["loud"][0, 0] = 1e3
+    last = "pixels"
+    for index in range(5):
+        if index in (2, 3):
+            nodes.append(("Mul" if index == 2 else "Div", [last, "loud"], f"scaled{index}", {}))
+            last = f"scaled{index}"
+        kernel = (np.eye(3) + 0.1 * rng.random((3, 3))) if index != 2 else np.eye(3)
+        weights[f"kernel{index}"] = kernel.reshape(3, 3, 1, 1).astype(np.float32)
+        nodes.append(("Conv", [last, f"kernel{index}"], f"features{index}", {}))
+        last = f"features{index}"
+    nodes += [("ReduceMean", [last, "sides"], "mean", {"keepdims": 0}), ("MatMul", ["mean", "head"], "logits", {})]
+    weights["head"] = 3 * np.eye(3, CLASSES, dtype=np.float32)
+    return image_model(nodes, weights)
+
+
 def images(count: int = 24, seed: int = 1) -> NDArray[np.uint8]:
     """Noise of different brightness and colour, uint8 [count, 8, 8, 3]."""
     rng = np.random.default_rng(seed)

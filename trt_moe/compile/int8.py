@@ -84,8 +84,10 @@ def quantize(
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
             raise EngineBuildError(f"the model cannot be quantized to int8 ({reason}); build it in fp16") from error
     if not any(node.op_type == "QuantizeLinear" for node in result.graph.node):
-        beside = f" beside {', '.join(sorted(exclude)[:5])}" if exclude else ""
-        raise EngineBuildError(f"the model has no {', '.join(_OPERATORS)} to quantize{beside}; build it in fp16")
+        what = f"it has no {', '.join(_OPERATORS)} to quantize"
+        if exclude:
+            what += f" but those that have to stay float32 ({', '.join(sorted(exclude)[:5])})"
+        raise EngineBuildError(f"{what}; build it in fp16")
     return result
 
 

@@ -49,13 +49,14 @@ def conversion_digest() -> str:
 
 
 def samples_digests(bundle: Bundle) -> dict[str, str]:
-    """By model, sha256 of what the gate and the calibration look at besides the model: images, labels, costs.
+    """By model, sha256 of what the gate and the calibration go by besides the model: images, labels, corruption, costs.
 
     Raises:
         BundleError: an image leads out of the bundle, or cannot be read.
     """
     manifest = bundle.manifest
-    seen = hashlib.sha256(json.dumps(manifest.class_names).encode())
+    corruption = manifest.training.corruption.model_dump() if manifest.training else None
+    seen = hashlib.sha256(json.dumps([manifest.class_names, corruption]).encode())
     if manifest.samples is None:
         seen.update(manifest.golden.sha256.encode() if manifest.golden else b"")
     else:

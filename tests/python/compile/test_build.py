@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tests.support.half_models import CLASSES, classifier
+from tests.support.half_models import CLASSES, classifier, one_loud_channel
 from tests.support.tiny_bundle import TinyBundle, edit_manifest, write_tiny_bundle
 from trt_moe.bundle import Bundle, sha256_file
 from trt_moe.compile import build as build_module
@@ -241,6 +242,39 @@ def test_int8_quantizes_the_experts_alone(tiny: TinyBundle, build: Callable[...,
     assert images[1] == images[2] == images[0] // 2  # the other half calibrates
     limits = [each.engine.sidecar.gate_report["thresholds"] for each in report.engines]  # type: ignore[index]
     assert limits == [limit.model_dump() for limit in (Thresholds(), INT8_THRESHOLDS, INT8_THRESHOLDS)]
+
+
+def test_clean_samples_calibrate_corrupted(tiny: TinyBundle, build: Callable[..., BuildReport]) -> None:
+    for severity in range(1, 6):
+        shutil.rmtree(tiny.path / "samples" / str(severity))
+    edit_manifest(tiny.path, lambda data: data["samples"].update(images=data["samples"]["images"] // 6))
+    found = []
+    for noise in (0.0, 0.5):
+        strength = {"noise_sigma": [noise] * 6}
+        edit_manifest(tiny.path, lambda data, strength=strength: data["training"]["corruption"].update(strength))
+        report = build(Bundle.load(tiny.path), dataclasses.replace(FP32, precision="int8"))
+        assert report.to_json()["built"] == 3
+        found.append([each.engine.sidecar.onnx_sha256 for each in report.engines])
+    assert [one == two for one, two in zip(*found, strict=True)] == [True, False, False]
+
+
+def test_layers_that_int8_spoils_stay_float32_unless_it_is_to_fail(
+    tmp_path: Path, build: Callable[..., BuildReport]
+) -> None:
+    path = write_tiny_bundle(tmp_path / "loud", classes=CLASSES, channels=3).path
+    for index in range(2):
+        file = path / f"expert-{index}.onnx"
+        onnx.save(one_loud_channel(), file)
+        edit_manifest(
+            path, lambda data, index=index, file=file: data["experts"][index].update(sha256=sha256_file(file))
+        )
+    bundle, int8 = Bundle.load(path), dataclasses.replace(FP32, precision="int8")
+    with pytest.raises(EngineBuildError, match="expert-0 in int8: it misses the accuracy gate"):
+        build(bundle, dataclasses.replace(int8, gate="fail"))
+    report = build(bundle, int8).engines[1].engine.sidecar.gate_report
+    assert report is not None
+    assert report["passed"] is True
+    assert "features2" in report["float32_layers"]  # type: ignore[operator]
 
 
 def test_int8_without_samples_is_refused(tmp_path: Path, build: Callable[..., BuildReport], cache: EngineCache) -> None:

@@ -4,7 +4,7 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from support.half_models import CLASSES, answers, classifier, image_model, images  # noqa: E402
+from support.half_models import CLASSES, answers, classifier, image_model, images, one_loud_channel  # noqa: E402
 from support.tiny_bundle import edit_manifest, write_tiny_bundle  # noqa: E402
 from trt_moe.bundle import Bundle  # noqa: E402
 from trt_moe.compile import gate  # noqa: E402
@@ -198,25 +198,6 @@ def test_layers_that_lose_precision_are_kept_in_float32():
     assert report.passed and report.overflowed == 0
     assert {"shifted", "back"} <= set(report.float32_layers)
     assert "features" not in report.float32_layers
-
-
-def one_loud_channel():
-    """Five convolutions; the third reads a channel a thousand times louder than the others, which all matter."""
-    rng = np.random.default_rng(0)
-    nodes, weights = [], {"sides": np.array([2, 3]), "loud": np.ones((1, 3, 1, 1), np.float32)}
-    weights["loud"][0, 0] = 1e3
-    last = "pixels"
-    for index in range(5):
-        if index in (2, 3):
-            nodes.append(("Mul" if index == 2 else "Div", [last, "loud"], f"scaled{index}", {}))
-            last = f"scaled{index}"
-        kernel = (np.eye(3) + 0.1 * rng.random((3, 3))) if index != 2 else np.eye(3)
-        weights[f"kernel{index}"] = kernel.reshape(3, 3, 1, 1).astype(np.float32)
-        nodes.append(("Conv", [last, f"kernel{index}"], f"features{index}", {}))
-        last = f"features{index}"
-    nodes += [("ReduceMean", [last, "sides"], "mean", {"keepdims": 0}), ("MatMul", ["mean", "head"], "logits", {})]
-    weights["head"] = 3 * np.eye(3, CLASSES, dtype=np.float32)
-    return image_model(nodes, weights)
 
 
 def test_layers_that_int8_spoils_are_kept_in_float32():

@@ -96,8 +96,10 @@ def test_nothing_to_quantize_or_to_calibrate_on():
         [("ReduceMean", ["pixels", "sides"], "mean", {"keepdims": 0}), ("Pad", ["mean", "pads"], "logits", {})],
         {"sides": np.array([2, 3]), "pads": np.array([0, 0, 0, 1])},
     )
-    with pytest.raises(EngineBuildError, match="no Conv, Gemm, MatMul to quantize"):
+    with pytest.raises(EngineBuildError, match="it has no Conv, Gemm, MatMul to quantize; build it"):
         quantize(plain, images())
+    with pytest.raises(EngineBuildError, match=r"to quantize but those that .* float32 \(features, logits\); build it"):
+        quantize(classifier(), images(), exclude=["features", "logits"])
     with pytest.raises(InputError, match="calibration needs images"):
         quantize(classifier(), images(0))
 
