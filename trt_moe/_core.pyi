@@ -103,6 +103,12 @@ class Pipeline:
     @verify_below.setter
     def verify_below(self, arg1: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
+    @property
+    def waited_ms(self) -> float:
+        """
+        How long all device-routed predicts together have waited for the device; the rest of their time is the
+        host's.
+        """
 class CudaDevice:
     """
     One NVIDIA GPU.

@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <chrono>
 #include <map>
 
 #include "bindings/bindings.h"
@@ -96,6 +97,14 @@ void register_device_pipeline(py::class_<Pipeline>& pipeline) {
       .def_property_readonly(
           "input_stream", [](const Pipeline& self) { return self.device_input ? self.device_input->stream() : 0; },
           "A CUDA stream for predict_device, to make others' work be waited for; 0 on the CPU.")
+      .def_property_readonly(
+          "waited_ms",
+          [](const Pipeline& self) {
+            const auto plan = self.routing.plan;
+            return plan ? std::chrono::duration<double, std::milli>(plan->waited()).count() : 0.0;
+          },
+          "How long all device-routed predicts together have waited for the device; the rest of their time is the\n"
+          "host's.")
       .def_property_readonly(
           "plan", [](const Pipeline& self) { return self.routes_on_device() ? "device-routed" : "host-routed"; },
           "How predict routes: \"device-routed\" or \"host-routed\".")

@@ -163,6 +163,16 @@ TEST_CASE("what the device cannot route is host-routed, and says why") {
     CHECK(rig.device->state()->objects == objects);
     CHECK(rig.predict({250, 5}).routes == std::vector<std::int64_t>{2, 0});
   }
+  SUBCASE("the device refuses to launch the graph") {
+    Rig rig;
+    const int objects = rig.device->state()->objects;
+    rig.device->faults().launches = 0;
+    const cuda::Routing routing = rig.choose();
+    CHECK_FALSE(routing.plan);
+    CHECK(routing.reason == "the device-routed plan: the launch failed");
+    CHECK(rig.device->state()->objects == objects);
+    CHECK(rig.predict({250, 5}).routes == std::vector<std::int64_t>{2, 0});
+  }
   SUBCASE("no memory for its blocks") {
     Rig rig;
     const int objects = rig.device->state()->objects;
@@ -209,6 +219,19 @@ TEST_CASE("device-routed answers are counted, with their total latency") {
   CHECK(stats.in_flight == 0);
 }
 
+TEST_CASE("the time that runs wait for the device is counted, and is no more than they take") {
+  Rig rig;
+  const auto plan = rig.choose().plan;
+  REQUIRE(plan);
+  rig.scheduler.use(plan);
+  const auto before = plan->waited();
+  const auto start = std::chrono::steady_clock::now();
+  rig.predict(std::vector<std::uint8_t>(40, 5));
+  const auto took = std::chrono::steady_clock::now() - start;
+  CHECK(plan->waited() > before);
+  CHECK(plan->waited() - before < took);
+}
+
 TEST_CASE("what is routed on the device is verified as on the host") {
   const std::vector<std::uint8_t> levels = some_levels(53, 11);
   for (const float below : {0.0F, 0.6F, 0.9F, 1.1F}) {
@@ -246,6 +269,27 @@ TEST_CASE("images written in place give the same answers") {
   }
 }
 
+TEST_CASE("a device that is lost while the plan is tried is no reason to route on the host") {
+  Rig rig;
+  rig.device->faults().launches_before_loss = 0;
+  CHECK(failure_of([&] { rig.choose(); }).kind == ErrorKind::kDeviceLost);
+}
+
+TEST_CASE("some of the images written in place may be asked for alone") {
+  Rig rig;
+  const cuda::Routing routing = rig.choose();
+  REQUIRE(routing.plan);
+  rig.scheduler.use(routing.plan);
+  const std::span<std::uint8_t> input = routing.plan->input();
+  const std::vector<std::uint8_t> levels = some_levels(16, 8);
+  for (std::size_t i = 0; i < levels.size(); ++i) {
+    std::fill_n(input.data() + i * kShape.bytes(), kShape.bytes(), levels[i]);
+  }
+  Answers answers(15);
+  rig.scheduler.predict({input.data() + kShape.bytes(), 15, kShape.bytes()}, answers.rows(), nullptr);
+  check_same(answers, rig.predict({levels.begin() + 1, levels.end()}));
+}
+
 TEST_CASE("images on the device are read there, after what is on their stream") {
   for (const bool integrated : {false, true}) {
     Rig rig(FakeStreamDevice::some_gpu(13000, 13000, integrated));
@@ -266,12 +310,11 @@ TEST_CASE("images on the device are read there, after what is on their stream") 
   }
 }
 
-TEST_CASE("images on the device come to the host where the host routes them") {
-  Rig rig;
+TEST_CASE("images on the device come to the host where the host routes or verifies them") {
   const std::vector<std::uint8_t> levels{5, 250, 128};
-  cuda::DeviceInput input(rig.device);
-  Answers answers(levels.size());
-  for (const std::size_t count : {1U, 3U}) {
+  const auto check = [&](Rig& rig, std::size_t count) {
+    cuda::DeviceInput input(rig.device);
+    Answers answers(count);
     const auto images = rig.device->allocate(cuda::MemoryKind::kDevice, count * kShape.bytes());
     const auto stream = rig.device->open_stream();
     dynamic_cast<testing::FakeStream&>(*stream).enqueue("kernel", [&] {
@@ -282,8 +325,15 @@ TEST_CASE("images on the device come to the host where the host routes them") {
     const DeviceImages on_device{images->device(), count, kShape.bytes(), stream->handle()};
     CHECK(failure_of([&] { rig.scheduler.predict(on_device, answers.rows(), nullptr); }).kind == ErrorKind::kInput);
     input.on_host(on_device, [&](ImageBatchView view) { rig.scheduler.predict(view, answers.rows(), nullptr); });
-  }
-  check_same(answers, rig.predict(levels));
+    check_same(answers, rig.predict({levels.begin(), levels.begin() + static_cast<std::ptrdiff_t>(count)}));
+  };
+  Rig host;
+  for (const std::size_t count : {1U, 3U}) check(host, count);
+  Rig device;
+  device.route_on_device();
+  device.scheduler.set_verify_below(0.9F);
+  check(device, 3);
+  CHECK(device.scheduler.stats().passed_on[0] > 0);
 }
 
 TEST_CASE("logits that are not finite are an error on the device too") {

@@ -134,6 +134,13 @@ void DeviceRoutedPlan::write_control(const RoutedLayout& layout, std::size_t ima
   std::memcpy(block + layout.costs, costs.data(), costs.size_bytes());
 }
 
+// Called by one thread at a time.
+void DeviceRoutedPlan::wait() {
+  const auto start = std::chrono::steady_clock::now();
+  stream_->synchronize();
+  waited_.store(waited() + (std::chrono::steady_clock::now() - start), std::memory_order_relaxed);
+}
+
 RoutedRows DeviceRoutedPlan::rows(const RoutedLayout& layout, std::size_t images) const {
   const std::byte* const out = host_out_->host();
   return {part<std::int32_t>(out, 0, images), part<float>(out, layout.gater_logits, images * experts_.size()),
@@ -144,10 +151,11 @@ RoutedRows DeviceRoutedPlan::run(ImageBatchView images, std::span<const float> c
   const Slot& slot = slots_[buckets_.holding(images.count)];
   const AllModels models(mutexes_);
   write_control(slot.layout, images.count, costs, latency_weight);
-  if (images.data != input().data()) std::memcpy(input().data(), images.data, images.count * images.image_bytes);
+  // The images may be others of the input itself.
+  if (images.data != input().data()) std::memmove(input().data(), images.data, images.count * images.image_bytes);
   on_device(*device_, kName, [&] {
     slot.exec->launch(*stream_);
-    stream_->synchronize();
+    wait();
   });
   return rows(slot.layout, images.count);
 }
@@ -163,7 +171,7 @@ RoutedRows DeviceRoutedPlan::run(const DeviceImages& images, std::span<const flo
     stream_->copy(gater_->memory().input(), images.address, images.count * images.image_bytes);
     slot.exec->launch(*stream_);
   });
-  on_device(*device_, kName, [&] { stream_->synchronize(); });
+  on_device(*device_, kName, [&] { wait(); });
   return rows(slot.layout, images.count);
 }
 
@@ -196,6 +204,9 @@ Routing choose_routing(const std::shared_ptr<Engine>& gater, const std::vector<s
   try {
     auto plan = std::make_shared<DeviceRoutedPlan>(
         models.front(), std::vector<std::shared_ptr<GraphEngine>>(models.begin() + 1, models.end()));
+    // A driver may take a graph and still refuse to launch it: known now, the host can route in its place.
+    const std::vector<std::uint8_t> black(models.front()->info().input.bytes());
+    plan->run(ImageBatchView{black.data(), 1, black.size()}, std::vector<float>(experts.size()), 0.0F);
     const char* const nodes = info.conditionals == Conditionals::kSwitch ? "SWITCH" : "IF";
     return {std::move(plan), std::string("conditional graphs with ") + nodes + " nodes (" + versions + ")"};
   } catch (const Error& error) {

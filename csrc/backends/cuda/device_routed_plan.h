@@ -1,5 +1,7 @@
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -31,6 +33,8 @@ class DeviceRoutedPlan final : public RoutedPlan {
   // uint8 [capacity, H, W, C] where images may be written in place; a run on any other images overwrites it.
   std::span<std::uint8_t> input() const noexcept;
   MemoryUse memory_use() const noexcept;
+  // How long all runs together have waited for the device; the rest of their time is the host's.
+  std::chrono::nanoseconds waited() const noexcept { return waited_.load(std::memory_order_relaxed); }
 
  private:
   struct Slot {
@@ -44,6 +48,7 @@ class DeviceRoutedPlan final : public RoutedPlan {
   std::byte* block_in() const noexcept { return host_in_ ? host_in_->host() : gater_->memory().mapped(); }
   void write_control(const RoutedLayout& layout, std::size_t images, std::span<const float> costs,
                      float latency_weight) const;
+  void wait();
   RoutedRows rows(const RoutedLayout& layout, std::size_t images) const;
 
   std::shared_ptr<GraphEngine> gater_;
@@ -59,6 +64,7 @@ class DeviceRoutedPlan final : public RoutedPlan {
   std::unique_ptr<Stream> stream_;
   std::vector<Slot> slots_;         // one a bucket
   std::vector<Slot> device_slots_;  // the same for images that are on the device; made when the first come
+  std::atomic<std::chrono::nanoseconds> waited_{};
 };
 
 struct Routing {

@@ -31,7 +31,8 @@ __device__ int choose_expert(const float* logits, const float* costs, float weig
   return finite ? best : -1;
 }
 
-// One thread per expert calls it: a handle has one writer.
+// One thread calls it, for one expert after the other: CUDA leaves undefined what calls of cudaGraphSetConditional do
+// that may run at once.
 __device__ void set_bodies(const RouteArguments& a, int expert, int count) {
   const int first = a.first_body[expert];
   const int bodies = a.first_body[expert + 1] - first;
@@ -48,9 +49,10 @@ __device__ void set_bodies(const RouteArguments& a, int expert, int count) {
   }
 }
 
-// One block. First a thread per image chooses, then a warp per expert lists.
+// One block. First a thread per image chooses, then a warp per expert lists, then one thread sets the handles.
 __global__ void __launch_bounds__(kMaxRouteThreads) route(const __grid_constant__ RouteArguments a) {
   __shared__ std::int8_t chosen[kMaxImages];
+  __shared__ int counts[kMaxExperts];
   const int threads = static_cast<int>(blockDim.x);
   const int thread = static_cast<int>(threadIdx.x);
   const int images = min(*a.images, a.capacity);
@@ -74,11 +76,11 @@ __global__ void __launch_bounds__(kMaxRouteThreads) route(const __grid_constant_
       if (its) rows[count + __popc(votes & ((1U << lane) - 1U))] = image;
       count += __popc(votes);
     }
-    if (lane == 0) {
-      a.counts[expert] = count;
-      set_bodies(a, expert, count);
-    }
+    if (lane == 0) a.counts[expert] = counts[expert] = count;
   }
+  __syncthreads();
+  if (thread != 0) return;
+  for (int expert = 0; expert < a.experts; ++expert) set_bodies(a, expert, counts[expert]);
 }
 
 // blockIdx.y: a row of the expert's input. A thread copies one unit.
