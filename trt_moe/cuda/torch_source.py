@@ -65,8 +65,9 @@ class TorchSource:
             # Before the stream: on one that is being captured it looks for torch's own graph.
             torch.cuda.use_mem_pool(self._pool),
             torch.cuda.stream(self._stream),
-            # The run before the capture finds the fastest convolutions, the capture takes those.
-            torch.backends.cudnn.flags(enabled=True, benchmark=True),
+            # The run before the capture finds the fastest convolutions, the capture takes those. Without TF32, which
+            # is no float32, and which convolutions of float16 do not have.
+            torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
         ):
             self._logits[:bucket].copy_(self._module(self._images[:bucket]))
 

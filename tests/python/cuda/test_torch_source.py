@@ -23,6 +23,7 @@ class Sums(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         assert torch.is_inference_mode_enabled()
+        assert torch.backends.cudnn.benchmark and not torch.backends.cudnn.allow_tf32
         return images.float().sum(dim=(1, 2, 3))[:, None] * torch.tensor([1.0, 2.0, 3.0])
 
 
