@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -24,7 +25,9 @@ def run(work: Work) -> dict[str, Any]:
     settings = ["TRT_MOE_OPENVINO=OFF", "TRT_MOE_CUDA=ON", *architectures()]
     command += [f"--config-settings=cmake.define.{setting}" for setting in settings]
     print(" ".join(command), flush=True)
-    subprocess.run([*command, str(CHECKOUT)], check=True)
+    # Where there is no Ninja, make would compile one file at a time.
+    parallel = {"CMAKE_BUILD_PARALLEL_LEVEL": str(len(os.sched_getaffinity(0)))}
+    subprocess.run([*command, str(CHECKOUT)], check=True, env={**os.environ, **parallel})
     looked = subprocess.run([sys.executable, "-c", _LOOK], check=True, capture_output=True, text=True, cwd=work.folder)
     if not looked.stdout.startswith(str(work.folder)):
         raise SystemExit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from pathlib import Path
 
@@ -11,9 +10,8 @@ from benchmarks.gpu_check.parts import Work
 
 
 def main(name: str, folder: str, seconds: str) -> None:
-    work = Work(Path(folder), float(seconds))
-    result = importlib.import_module(f"benchmarks.gpu_check.{name}").run(work)
-    (work.folder / f"{name}.json").write_text(json.dumps(result))
+    work = Work(Path(folder), float(seconds), name)
+    work.keep(importlib.import_module(f"benchmarks.gpu_check.{name}").run(work))
 
 
 if __name__ == "__main__":

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from typing import Any
 
 from benchmarks.gpu_check.parts import CHECKOUT, Work
+from benchmarks.gpu_check.runner import run_logged
 
 
 def run(work: Work) -> dict[str, Any]:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "gpu",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(CHECKOUT / "tests/python/gpu"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=work.folder, check=False)
-    print(done.stdout, done.stderr)
-    return {"command": "pytest -m gpu tests/python/gpu", "passed": done.returncode == 0, "printed": done.stdout[-4000:]}
+    # A line a test: where one hangs, the last line says which.
+    command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider"]
+    code, printed = run_logged([*command, CHECKOUT / "tests/python/gpu"], cwd=work.folder)
+    return {"command": "pytest -m gpu tests/python/gpu", "passed": code == 0, "printed": printed}

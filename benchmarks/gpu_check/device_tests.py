@@ -9,8 +9,11 @@ from typing import Any
 
 from benchmarks.gpu_check.build import architectures
 from benchmarks.gpu_check.parts import CHECKOUT, Work
+from benchmarks.gpu_check.runner import run_logged
 
 EXECUTABLE = "trt_moe_gpu_tests"
+_LOST = ("--no-skip", "--test-case=an illegal access*")
+"""The test that ends the device's context, and so runs in a process of its own."""
 
 
 def run(work: Work) -> dict[str, Any]:
@@ -21,9 +24,12 @@ def run(work: Work) -> dict[str, Any]:
     configure = ["cmake", "-S", str(CHECKOUT), "-B", str(build), *(f"-D{setting}" for setting in settings)]
     subprocess.run(configure, check=True)
     subprocess.run(["cmake", "--build", str(build), "--parallel", "--target", EXECUTABLE], check=True)
-    done = subprocess.run([str(executable(work))], capture_output=True, text=True, check=False)
-    print(done.stdout, done.stderr)
-    return {"passed": done.returncode == 0, "printed": (done.stdout + done.stderr)[-4000:]}
+    result: dict[str, Any] = {}
+    for name, options in (("tests", ("--duration=true",)), ("device lost", _LOST)):
+        code, printed = run_logged([executable(work), *options])
+        result[name] = {"passed": code == 0, "printed": printed}
+        work.keep(result)
+    return result
 
 
 def executable(work: Work) -> Path:

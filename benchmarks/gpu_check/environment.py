@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +28,7 @@ _NEEDED = {
     "measure": ("torch", "torchvision", "timm", "safetensors"),
     "conformance": ("pytest",),
 }
+_TOOLS = ("cmake", "c++")
 
 
 def run(work: Work) -> dict[str, Any]:
@@ -41,12 +43,17 @@ def run(work: Work) -> dict[str, Any]:
         "python": f"{platform.python_version()} ({sys.executable})",
         "commit": _run("git", "-C", str(CHECKOUT), "rev-parse", "HEAD"),
         "packages": {name: _version(name) for name in _VERSIONS},
-        "missing": {
-            purpose: missing
-            for purpose, modules in _NEEDED.items()
-            if (missing := [module for module in modules if importlib.util.find_spec(module) is None])
-        },
+        "missing": _missing(),
     }
+
+
+def _missing() -> dict[str, list[str]]:
+    missing = {
+        purpose: [module for module in modules if importlib.util.find_spec(module) is None]
+        for purpose, modules in _NEEDED.items()
+    }
+    missing["tools"] = [tool for tool in _TOOLS if shutil.which(tool) is None]
+    return {purpose: names for purpose, names in missing.items() if names}
 
 
 def _version(name: str) -> str | None:

@@ -11,6 +11,8 @@ from benchmarks.gpu_check.mixture import GATER, WEIGHTS, make_mixture
 from benchmarks.gpu_check.parts import Work
 from benchmarks.gpu_check.routers import choose_engines
 
+LARGEST_ERROR = 0.05
+"""Of a logit over the largest: far above what float16 loses, far below what another network gives."""
 BATCHES = (1, 2, 3, 5, 8, 31, 32, 33)
 """Buckets, batches that are padded, and one above the largest bucket."""
 
@@ -25,13 +27,16 @@ def run(work: Work) -> dict[str, Any]:
         with routers.open(plan) as router:
             if plan == "auto":
                 for name, module in mixture.models.items():
-                    with torch.inference_mode():
+                    # cuDNN would round what it multiplies to TF32, which is no more exact than float16.
+                    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                         expected = module.cuda()(torch.from_numpy(noise).cuda()).cpu().numpy()
                     found = {count: router.model(name).logits(noise[:count]) for count in BATCHES}
                     last = found[max(BATCHES)]
                     error = max(float(np.abs(rows - expected[:count]).max()) for count, rows in found.items())
+                    error /= float(np.abs(expected).max())
                     models[name] = {
-                        "largest_error_over_largest_logit": error / float(np.abs(expected).max()),
+                        "passed": error <= LARGEST_ERROR,
+                        "largest_error_over_largest_logit": error,
                         "top1_agreement": float((last.argmax(axis=1) == expected.argmax(axis=1)).mean()),
                     }
             batch = np.resize(mixture.images, (33, *mixture.images.shape[1:]))

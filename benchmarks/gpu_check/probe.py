@@ -10,6 +10,7 @@ from benchmarks.gpu_check.mixture import make_mixture
 from benchmarks.gpu_check.parts import Work
 from benchmarks.gpu_check.routers import ONNX_FOLDER
 from trt_moe import Bundle, Router
+from trt_moe.bundle import shipped_bundles
 from trt_moe.compile.build import BuildOptions, build_bundle
 from trt_moe.compile.cache import EngineCache
 from trt_moe.compile.flavour import NAMES, Flavour, find_flavour
@@ -52,7 +53,7 @@ def run(work: Work) -> dict[str, Any]:
 
 def _run_gater(flavour: Flavour) -> str:
     """Build the gater for what the flavour chooses itself, also on a GPU that it does not list, and run it."""
-    bundle = Bundle.load("fashion-mnist")
+    bundle = Bundle.load(next(iter(shipped_bundles())))
     report = build_bundle(bundle, flavour, EngineCache.of_user(), BuildOptions(buckets=_BUCKETS))
     engine = next(each.engine for each in report.engines if each.engine.sidecar.spec.model == bundle.gater.name)
     model = capture_model(
@@ -66,4 +67,4 @@ def _run_gater(flavour: Flavour) -> str:
     )
     golden = bundle.golden()
     error = relative_error(model.logits(golden["images"]), golden[bundle.gater.name])
-    return f"{flavour} ran the gater of fashion-mnist, {error:.2g} off its golden logits"
+    return f"{flavour} ran the gater of {bundle.name}, {error:.2g} off its golden logits"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check.goals import goals
-from benchmarks.gpu_check.parts import Part
+from benchmarks.gpu_check.parts import Part, write_whole
 from benchmarks.gpu_check.runner import Outcome
 from benchmarks.tables import markdown
 
@@ -61,12 +61,13 @@ class Report:
             "goals": [dict(zip(("what", "found", "goal", "reached"), row, strict=True)) for row in self._goals()],
             "parts": {name: asdict(outcome) | {"what": part.what} for name, (part, outcome) in self._parts.items()},
         }
-        _write_whole(self._folder / "gpu_check.json", json.dumps(data, indent=1) + "\n")
-        _write_whole(self._folder / "gpu_check.md", self._markdown(details=True))
+        write_whole(self._folder / "gpu_check.json", json.dumps(data, indent=1) + "\n")
+        write_whole(self._folder / "gpu_check.md", self._markdown(details=True))
 
     def _goals(self) -> list[tuple[str, str, str, str]]:
         results = {name: outcome.result for name, (_, outcome) in self._parts.items() if outcome.result is not None}
-        return goals(results) if "latency" in results else []
+        measured = any(part.needs_device and outcome.status != "skipped" for part, outcome in self._parts.values())
+        return goals(results) if measured else []
 
     def _markdown(self, details: bool) -> str:
         lines = ["# GPU check", "", f"`{self._command}`", ""]
@@ -79,8 +80,9 @@ class Report:
             lines += [markdown(["figure", "found", "goal", "reached"], [list(row) for row in found]), ""]
         if details:
             for name, (_, outcome) in self._parts.items():
-                text = outcome.reason if outcome.result is None else json.dumps(outcome.result, indent=1)
-                lines += [f"## {name}", "", "```", str(text), "```", ""]
+                result = None if outcome.result is None else json.dumps(outcome.result, indent=1)
+                text = "\n".join(filter(None, [outcome.reason, result]))
+                lines += [f"## {name}", "", "```", text, "```", ""]
         if self._no_device:
             waiting = [f"- {name}: {part.what}" for name, (part, _) in self._parts.items() if part.needs_device]
             lines += [
@@ -92,13 +94,6 @@ class Report:
                 "",
             ]
         return "\n".join(lines)
-
-
-def _write_whole(file: Path, text: str) -> None:
-    # Not trt_moe's own: this must work, and report, where packages that it needs are missing.
-    part = file.with_suffix(f"{file.suffix}.part")
-    part.write_text(text)
-    part.replace(file)
 
 
 def _verdict(outcome: Outcome) -> str:
@@ -115,6 +110,7 @@ def _says_wrong(result: Any) -> bool:
 
 
 def _short(part: Part, outcome: Outcome) -> str:
-    text = outcome.reason or part.what
+    missing = (outcome.result or {}).get("missing")
+    text = outcome.reason or (f"missing: {missing}" if missing else part.what)
     text = " ".join(text.split())
     return text if len(text) <= _SHORT else f"{text[: _SHORT // 2]} ... {text[-_SHORT // 2 :]}"

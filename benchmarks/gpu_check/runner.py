@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -16,6 +18,7 @@ from typing import Any, Literal
 from benchmarks.gpu_check.parts import Part
 
 _TAIL = 6000
+_LINES = 100
 _LEAST_S = 5.0
 
 
@@ -26,7 +29,7 @@ class Outcome:
     Attributes:
         status: "ran" also where tests failed; `result` says so then.
         seconds: it took.
-        result: of the part, where it ran.
+        result: of the part; where it did not end well, what it had found until then, if anything.
         reason: why it did not, with the end of what it printed.
     """
 
@@ -56,12 +59,30 @@ def run_part(part: Part, folder: Path, environment: dict[str, str], left: float)
         finally:
             _end(process)
     took = monotonic() - start
+    found = folder / f"{part.name}.json"
+    result = json.loads(found.read_text()) if found.exists() else None
     if code == 0:
-        return Outcome("ran", took, json.loads((folder / f"{part.name}.json").read_text()))
+        return Outcome("ran", took, result)
     printed = log.read_text(errors="replace")[-_TAIL:]
     if code is None:
-        return Outcome("ended", took, reason=f"not done after {seconds:.0f} s; it printed: {printed}")
-    return Outcome("failed", took, reason=f"exit code {code}; it printed: {printed}")
+        return Outcome("ended", took, result, f"not done after {seconds:.0f} s; it printed: {printed}")
+    return Outcome("failed", took, result, f"exit code {code}; it printed: {printed}")
+
+
+def run_logged(command: Sequence[str | Path], cwd: Path | None = None) -> tuple[int, str]:
+    """Run a command of a part: its exit code, and the end of what it printed.
+
+    What it prints goes on to the part's own log at once, so that it is not lost where the part is ended.
+    """
+    lines: deque[str] = deque(maxlen=_LINES)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", cwd=cwd
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    return process.returncode, "".join(lines)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.gpu_check import compiled, idle, latency, mixture, parity, routers
+from benchmarks.gpu_check import compiled, device_tests, idle, latency, mixture, parity, routers, sanitizer
 from benchmarks.gpu_check.goals import BATCH, goals
 from benchmarks.gpu_check.mixture import CLASSES, EXPERTS, GATER, Mixture
-from benchmarks.gpu_check.parts import Work
+from benchmarks.gpu_check.parts import CHECKOUT, Work
 from benchmarks.gpu_check.torch_routing import TorchRouting
 from trt_moe.models import ImageModel, SqueezeNetLight
 
@@ -49,6 +49,7 @@ class FakeRouter:
         self.plan = "device-routed" if plan == "auto" else plan
         self.plan_reason = f"asked for {plan}"
         self.calls = 0
+        self._pipeline = SimpleNamespace(waited_ms=0.0)
 
     def __enter__(self) -> FakeRouter:
         return self
@@ -58,6 +59,7 @@ class FakeRouter:
 
     def predict(self, images: np.ndarray) -> Any:
         self.calls += 1
+        self._pipeline.waited_ms += 1e6
         experts = self.logits(GATER, images).argmax(axis=1)
         return SimpleNamespace(experts=experts, latency_ms=np.zeros(len(images)))
 
@@ -121,9 +123,10 @@ def test_torch_routing_answers_each_image_by_its_expert(made: Mixture) -> None:
 
 
 def test_parity(made: Mixture, tmp_path: Path) -> None:
-    found = parity.run(Work(tmp_path, 60))
+    found = parity.run(Work(tmp_path, 60, "part"))
     assert set(found["models"]) == {GATER, *EXPERTS}
     for figures in found["models"].values():
+        assert figures["passed"]
         assert figures["largest_error_over_largest_logit"] < 1e-4
         assert figures["top1_agreement"] == 1.0
     assert {plan: row["routes_right"] for plan, row in found["plans"].items()} == {
@@ -136,17 +139,20 @@ def test_parity(made: Mixture, tmp_path: Path) -> None:
 def test_parity_sees_wrong_logits_and_routes(made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = FakeRouter.logits
     monkeypatch.setattr(FakeRouter, "logits", lambda self, name, images: -right(self, name, images))
-    found = parity.run(Work(tmp_path, 60))
+    found = parity.run(Work(tmp_path, 60, "part"))
     assert found["models"]["squeezenet"]["largest_error_over_largest_logit"] > 1.0
+    assert found["models"]["squeezenet"]["passed"] is False
     assert found["plans"]["device-routed"]["routes_right"] is False
 
 
 def test_latencies_and_their_goals(made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in (latency, compiled):
         monkeypatch.setattr(part, "ROUNDS", 5)
-    work = Work(tmp_path, 30)
+    work = Work(tmp_path, 30, "part")
     results = {"latency": latency.run(work), "compiled": compiled.run(work)}
     json.dumps(results)
+    # What the GPU is waited for is not the host's.
+    assert results["latency"]["host_us"]["p50_us"] < 0
     assert set(results["latency"]["milliseconds"]) == {*EXPERTS, BATCH}
     single = results["latency"]["milliseconds"]["deit-small"]
     assert single["bare gater + bare expert"]["p50_ms"] == pytest.approx(0.02)
@@ -157,19 +163,75 @@ def test_latencies_and_their_goals(made: Mixture, tmp_path: Path, monkeypatch: p
     assert rows["tensorrt + pycuda loop over ours, batch 1, p50, worst"] == "not measured"
 
 
+def test_what_was_timed_is_kept_where_a_later_batch_fails(
+    made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = FakeRouter.predict
+
+    def predict(self: FakeRouter, images: np.ndarray) -> Any:
+        if len(images) == 8:
+            raise RuntimeError("the device failed")
+        return right(self, images)
+
+    monkeypatch.setattr(FakeRouter, "predict", predict)
+    for part in (latency, compiled):
+        monkeypatch.setattr(part, "ROUNDS", 2)
+    for part in (latency, compiled):
+        name = part.__name__.rpartition(".")[2]
+        with pytest.raises(RuntimeError, match="the device failed"):
+            part.run(Work(tmp_path, 30, name))
+        assert set(json.loads((tmp_path / f"{name}.json").read_text())["milliseconds"]) == set(EXPERTS)
+
+
 def test_idleness(made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idle, "IDLE_S", 0.05)
-    found = idle.run(Work(tmp_path, 15.4))
+    found = idle.run(Work(tmp_path, idle._SPARE_S + 0.4, "part"))
     assert 1 <= found["after idleness"]["calls"] <= 5
     assert found["after idleness, with keep-alive"]["calls"] >= 1
     json.dumps(found)
+
+
+@pytest.fixture
+def tests_of_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in place of the C++ tests, and nothing that builds it. Without --no-skip it succeeds."""
+    program = tmp_path / "tests/cpp" / device_tests.EXECUTABLE
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "given: $*"\ncase "$*" in *--no-skip*) exit 1;; esac\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(device_tests, "subprocess", SimpleNamespace(run=lambda command, check: None))
+    return program
+
+
+def test_the_tests_of_the_device_and_the_one_that_loses_it(tests_of_the_device: Path, tmp_path: Path) -> None:
+    found = device_tests.run(Work(tmp_path, 60, "device_tests"))
+    assert found == {
+        "tests": {"passed": True, "printed": "given: --duration=true\n"},
+        "device lost": {"passed": False, "printed": "given: --no-skip --test-case=an illegal access*\n"},
+    }
+    assert json.loads((tmp_path / "device_tests.json").read_text()) == found
+
+
+def test_the_kernels_under_each_sanitizer(
+    tests_of_the_device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text('#!/bin/sh\nif [ "$2" = memcheck ]; then exit 86; fi\necho "given: $*"; sleep 30\n')
+    tool.chmod(0o755)
+    monkeypatch.setattr(sanitizer.shutil, "which", lambda name: str(tool))
+    found = sanitizer.run(Work(tmp_path, sanitizer._SPARE_S + 0.5, "sanitizer"))
+    assert found["memcheck"]["clean"] is False
+    assert found["racecheck"]["clean"] is None and "did not end in" in found["racecheck"]["printed"]
+    text = (CHECKOUT / "tests/cpp/test_cuda_device.cc").read_text()
+    for case in sanitizer._CASES.split(","):
+        assert f'TEST_CASE("{case.removesuffix("*")}' in text
+    assert f'TEST_CASE("{device_tests._LOST[1].partition("=")[2].removesuffix("*")}' in text
 
 
 def test_engines_are_chosen_by_the_probe(tmp_path: Path, made: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routers, "Bundle", SimpleNamespace(load=lambda folder: f"bundle in {folder}"))
     monkeypatch.setattr(Mixture, "bundle", lambda self: "bundle without files")
     monkeypatch.setattr(routers, "Router", lambda bundle, **options: (bundle, options))
-    work = Work(tmp_path, 60)
+    work = Work(tmp_path, 60, "part")
     for probe, engines, bundle in (
         (None, "torch", "bundle without files"),
         ({"works": False, "said": "Hopper is not supported"}, "torch", "bundle without files"),
