@@ -15,6 +15,7 @@ from trt_moe.errors import InputError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=SEVERITIES, max_length=SEVERITIES)]
+Temperature = Annotated[float, Field(gt=0)]
 Method = Literal["benefit", "gumbel", "likelihood"]
 Side = Annotated[int, Field(ge=8, le=4096)]
 
@@ -102,7 +103,9 @@ class GaterConfig(Section):
     clip: float = Field(default=5.0, gt=0)
     passes: int = Field(default=2, ge=1, description="corrupted copies of every gater image")
     loss_clip: float = Field(default=6.0, gt=0, description="nats; the benefit method clips losses here")
-    temperature: tuple[float, float] = Field(default=(1.0, 1.0), description="of Gumbel-Softmax, start and end")
+    temperature: tuple[Temperature, Temperature] = Field(
+        default=(1.0, 1.0), description="of Gumbel-Softmax, start and end"
+    )
     balance: float = Field(default=0.0, ge=0, description="weight of the load-balance term; not in the benefit method")
     entropy: float = Field(default=0.0, ge=0, description="weight of the entropy bonus; not in the benefit method")
 

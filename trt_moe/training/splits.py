@@ -61,7 +61,9 @@ def split(data: Dataset, config: SplitConfig) -> Parts:
     """
     needed = config.experts + config.gater + config.validation
     if len(data) < needed:
-        raise DataError(f"{data.name} has {len(data)} training images, the splits need {needed}; make them smaller")
+        raise DataError(
+            f"{data.name} has {len(data)} training images, the splits need {needed}; make splits: smaller in the config"
+        )
     order = np.random.Generator(np.random.PCG64(config.seed)).permutation(len(data))[:needed]
     pieces = np.split(order, [config.experts, config.experts + config.gater])
     return Parts(*(Part(data.images[p], data.labels[p], p.astype(np.int64)) for p in pieces))

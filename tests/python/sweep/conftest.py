@@ -11,7 +11,8 @@ pytest.importorskip("torch")
 pytest.importorskip("timm")
 
 from trt_moe.export.measure import Timing
-from trt_moe.training import TrainConfig, pipeline, train
+from trt_moe.training import TrainConfig, pipeline
+from trt_moe.training.pipeline import train
 
 MILLISECONDS = {"gater": 0.1, "light": 1.0, "heavy": 4.0, "robust-light": 1.0}
 

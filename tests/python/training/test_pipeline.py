@@ -14,8 +14,9 @@ from trt_moe.errors import DataError, InputError, ModelOutputError  # noqa: E402
 from trt_moe.export.measure import predict_onnx  # noqa: E402
 from trt_moe.export.torch_export import export_onnx, logit_error, run_onnx  # noqa: E402
 from trt_moe.models import ImageModel  # noqa: E402
-from trt_moe.training import TrainConfig, train  # noqa: E402
+from trt_moe.training import TrainConfig  # noqa: E402
 from trt_moe.training.losses import check_costs  # noqa: E402
+from trt_moe.training.pipeline import train  # noqa: E402
 
 
 @pytest.fixture(scope="module")
