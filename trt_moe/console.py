@@ -60,9 +60,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
         numeric = index > 0 and all(_is_number(row[index]) for row in rows)
-        # Narrow terminals break the headers, never the numbers.
+        # Narrow terminals break headers and text, never the numbers: those at the right would be cut off.
         least = max((len(str(row[index])) for row in rows), default=0) if numeric or index == 0 else 8
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold", min_width=min(least, 40))
+        most = 40 if numeric else 20
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", min_width=min(least, most))
     for row in rows:
         table.add_row(*(clean(cell) for cell in row))
     out.print(table)

@@ -23,7 +23,7 @@ _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _GREY = (
     "#CC79A7",
     "#777777",
 )
-_EXPERTS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442")
+_BETWEEN = ("#56B4E9", "#F0E442", _PURPLE, _ORANGE)
 
 
 def draw(report: Report, file: Path) -> Path:
@@ -57,15 +57,13 @@ def _draw_severities(axes: Any, data: dict[str, Any]) -> None:
     bottom = np.zeros(len(severities))
     for index, name in enumerate(data["experts"]):
         height = np.array([100 * row["share"][name] for row in rows])
-        colour = _EXPERTS[index % len(_EXPERTS)]
+        colour, _ = _look(index, len(data["experts"]))
         axes.bar(positions, height, 0.75, bottom, color=colour, alpha=0.35, label=f"share to {name}")
         bottom += height
     lines = [(MIXTURE, [row["accuracy"] for row in rows], _BLUE, "o-", 2.2)]
-    cheapest, dearest = data["experts"][0], data["experts"][-1]
-    lines += [
-        (f"always {cheapest}", [row["experts"][cheapest] for row in rows], _GREEN, "v--", 1.2),
-        (f"always {dearest}", [row["experts"][dearest] for row in rows], _RED, "^--", 1.2),
-    ]
+    for index, name in enumerate(data["experts"]):
+        colour, marker = _look(index, len(data["experts"]))
+        lines.append((f"always {name}", [row["experts"][name] for row in rows], colour, f"{marker}--", 1.2))
     for name in data["baselines"]:
         lines.append((f"always {name}", [row["baselines"][name] for row in rows], _GREY, "s:", 1.2))
     for label, values, colour, style, width in lines:
@@ -97,8 +95,7 @@ def _draw_frontier(axes: Any, report: Report) -> None:
     ends = [(overall[name]["mean_ms"], 100 * overall[name]["accuracy"]) for name in data["experts"]]
     axes.plot(*zip(ends[0], ends[-1], strict=True), ":", color=_GREY, lw=1.4, label="random")
     for index, name in enumerate(data["experts"]):
-        marker = "v" if index == 0 else "^" if index == len(ends) - 1 else "D"
-        colour = _GREEN if index == 0 else _RED if index == len(ends) - 1 else _ORANGE
+        colour, marker = _look(index, len(ends))
         axes.plot(*ends[index], marker, color=colour, ms=9, label=f"always {name}")
     for name in data["baselines"]:
         row = overall[name]
@@ -109,6 +106,15 @@ def _draw_frontier(axes: Any, report: Report) -> None:
     axes.set(title="Accuracy against latency", xlim=(0, None))
     axes.grid(alpha=0.3)
     _legend(axes)
+
+
+def _look(index: int, experts: int) -> tuple[str, str]:
+    # An expert's colour and marker, the same in bars, lines and points of both plots.
+    if index == 0:
+        return _GREEN, "v"
+    if index == experts - 1:
+        return _RED, "^"
+    return _BETWEEN[(index - 1) % len(_BETWEEN)], "D"
 
 
 def _legend(axes: Any) -> None:
