@@ -110,7 +110,7 @@ def _print_latency(bundle: Bundle) -> None:
             (name, *(milliseconds(value) for value in (row.mean_ms, row.p50_ms, row.p90_ms, row.p99_ms)))
             for name, row in table.models.items()
         ]
-        where = f"{table.device}, {table.backend} {table.precision}, {table.threads} threads"
+        where = f"{table.device}, {table.backend} {table.precision}, {table.threads} thread{'s' * (table.threads != 1)}"
         print_table(f"latency of one image on {where}", ["model", "mean ms", "p50 ms", "p90 ms", "p99 ms"], rows)
 
 

@@ -241,6 +241,7 @@ def load_config(path: str | Path) -> TrainConfig:
         return TrainConfig.model_validate({**raw, "source": file})
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in e['loc']) or 'config'}: {e['msg']}" for e in error.errors()
+            f"{'.'.join(str(part) for part in e['loc']) or 'config'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
         )
         raise InputError(f"{file}: {problems}") from error

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from trt_moe.errors import InputError
@@ -145,3 +146,16 @@ def test_a_file_that_is_no_config_is_named(tmp_path):
     file.write_text("name: x\nmean: [0.5]\nstd: [0]\nexperts: []")
     with pytest.raises(InputError, match=r"std\.0: .*greater than 0.*experts: "):
         load_config(file)
+
+
+def test_a_message_of_ours_comes_without_pydantics_prefix(raw_config, tmp_path):
+    raw_config["experts"][1]["name"] = raw_config["experts"][0]["name"]
+    file = tmp_path / "twice.yaml"
+    file.write_text(yaml.safe_dump(raw_config))
+    with pytest.raises(InputError, match=r"twice\.yaml: config: names must be unique"):
+        load_config(file)
+
+
+def test_a_temperature_must_be_positive(raw_config):
+    with pytest.raises(ValidationError, match=r"gater\.temperature\.1"):
+        TrainConfig.model_validate({**raw_config, "gater": {**raw_config["gater"], "temperature": [1.0, 0.0]}})
