@@ -37,6 +37,7 @@ from trt_moe.router import Router
 RANDOM = "random"
 IMAGE_CUE = "image_cue"
 CASCADE = "cascade"
+BASELINE_CASCADE = "baseline_cascade"
 VERIFY = "gate_then_verify"
 ORACLE = "oracle"
 
@@ -86,16 +87,14 @@ class _Rivals:
 
     Attributes:
         blend: float64 [K], shares of random experts.
-        cascade_from: the model that the cascade asks first.
-        cascade: confidence below which it hands on.
+        cascades: by key of the report: the model that is asked first, and the confidence below which it hands on.
         cue_from: the model that the image cue chooses, or else the dearest expert.
         cue: routing by the image cue.
         verified: one for each severity.
     """
 
     blend: NDArray[np.float64]
-    cascade_from: str
-    cascade: float
+    cascades: dict[str, tuple[str, float]]
     cue_from: str
     cue: CueRule
     verified: list[Verified]
@@ -171,10 +170,10 @@ def evaluate(
     - image_cue: a cheaper model or the dearest expert by the log Laplacian variance, with one threshold for all
       severities that brings the mean latency to the mixture's. The cue's own time is not counted, and whether low
       or high values go to the dearest expert is picked on these images: both favour it.
-    - cascade: a cheaper model first; the least confident images go on to the dearest, as many as bring
+    - cascade: a cheaper expert first; the least confident images go on to the dearest, as many as bring
       the mean latency (cheaper + share * dearest) to the mixture's. One threshold for all severities.
-      The cheaper model of cue and cascade is the expert or baseline that serves them best on these images, which
-      favours them as well.
+    - baseline_cascade: the same from a baseline, which the mixture does not have.
+      The cheaper model of cue and cascades is the one that serves them best on these images, which favours them too.
     - gate_then_verify: the mixture, whose cheaper experts pass the images that they are unsure of on to the
       dearest. Each half of the images by the rule that is the most accurate on the other half, within the
       mixture's mean latency there.
@@ -210,7 +209,6 @@ class _Evaluation:
         self.experts = tuple(entry.name for entry in self.bundle.experts)
         self.baselines = tuple(entry.name for entry in self.bundle.baselines)
         self.dearest = self.experts[-1]
-        self.cheaper = (*self.experts[:-1], *self.baselines)
         self.relative = np.array([entry.relative_cost for entry in self.bundle.experts])
         self.rule = VerifyRule(router.latency_weight, router.verify_below)
         self.answers = [collect(router, s.images, s.labels, s.severity, progress) for s in sets]
@@ -269,9 +267,8 @@ class _Evaluation:
                 self.all.labels, self._answered(self.all, self.all.predicted), len(self.bundle.class_names)
             ).tolist(),
         }
-        curve = cascade_curve(
-            self.all, rivals.cascade_from, self.dearest, self._mean_ms(rivals.cascade_from), self._mean_ms(self.dearest)
-        )
+        first, _ = rivals.cascades[CASCADE]
+        curve = cascade_curve(self.all, first, self.dearest, self._mean_ms(first), self._mean_ms(self.dearest))
         return Report(data, tuple(points), tuple(rules), tuple(curve))
 
     def _costs(self) -> Costs:
@@ -302,11 +299,13 @@ class _Evaluation:
 
     def _fit_rivals(self, budget: float) -> _Rivals:
         accuracy = np.array([self.all.right(name).mean() for name in self.experts])
-        cheaper_ms = {name: self._mean_ms(name) for name in self.cheaper}
+        dearest_ms = self._mean_ms(self.dearest)
+        cheaper = {CASCADE: self.experts[:-1], BASELINE_CASCADE: self.baselines}
+        cheaper_ms = {key: {name: self._mean_ms(name) for name in names} for key, names in cheaper.items() if names}
         return _Rivals(
             best_blend(self.costs.expert_ms, accuracy, budget).weights,
-            *best_cascade(self.all, cheaper_ms, self.dearest, self._mean_ms(self.dearest), budget),
-            *best_cue(self.all, cheaper_ms, self.dearest, self._mean_ms(self.dearest), budget),
+            {key: best_cascade(self.all, ms, self.dearest, dearest_ms, budget) for key, ms in cheaper_ms.items()},
+            *best_cue(self.all, cheaper_ms[CASCADE], self.dearest, dearest_ms, budget),
             self.verifier.cross_check(self.answers, budget, self.rule.latency_weight),
         )
 
@@ -328,8 +327,14 @@ class _Evaluation:
             RANDOM: float(sum(p * accuracy[name] for p, name in zip(rivals.blend, self.experts, strict=True))),
             IMAGE_CUE: float(rivals.cue.right(part, rivals.cue_from, self.dearest).mean()),
             "image_cue_share": float(rivals.cue.to_dearest(part).mean()),
-            CASCADE: float(cascade_right(part, rivals.cascade_from, self.dearest, rivals.cascade).mean()),
-            "cascade_share": cascade_share(part, rivals.cascade_from, rivals.cascade),
+            **{
+                key: float(cascade_right(part, first, self.dearest, threshold).mean())
+                for key, (first, threshold) in rivals.cascades.items()
+            },
+            **{
+                f"{key}_share": cascade_share(part, first, threshold)
+                for key, (first, threshold) in rivals.cascades.items()
+            },
             VERIFY: float(verified.right.mean()),
             "gate_then_verify_share": float(verified.passed_on.mean()),
             ORACLE: float(self._oracle_right(part).mean()),
@@ -362,13 +367,14 @@ class _Evaluation:
             "cheaper": rivals.cue_from,
             "share_of_dearest": share,
         }
-        share = cascade_share(answers, rivals.cascade_from, rivals.cascade)
-        rows[CASCADE] = {
-            "accuracy": float(cascade_right(answers, rivals.cascade_from, self.dearest, rivals.cascade).mean()),
-            "mean_ms": self._mean_ms(rivals.cascade_from) + share * dearest_ms,
-            "cheaper": rivals.cascade_from,
-            "share_of_dearest": share,
-        }
+        for key, (first, threshold) in rivals.cascades.items():
+            share = cascade_share(answers, first, threshold)
+            rows[key] = {
+                "accuracy": float(cascade_right(answers, first, self.dearest, threshold).mean()),
+                "mean_ms": self._mean_ms(first) + share * dearest_ms,
+                "cheaper": first,
+                "share_of_dearest": share,
+            }
         rows[VERIFY] = {
             "accuracy": float(np.concatenate([part.right for part in rivals.verified]).mean()),
             "mean_ms": float(np.concatenate([part.milliseconds for part in rivals.verified]).mean()),

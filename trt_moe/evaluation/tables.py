@@ -6,7 +6,7 @@ from typing import Any
 
 from trt_moe.bundle.manifest import MIXTURE
 from trt_moe.console import milliseconds, percent, points, print_table, routing_rule, stdout
-from trt_moe.evaluation.evaluate import CASCADE, IMAGE_CUE, ORACLE, RANDOM, VERIFY
+from trt_moe.evaluation.evaluate import BASELINE_CASCADE, CASCADE, IMAGE_CUE, ORACLE, RANDOM, VERIFY
 
 
 def print_report(data: dict[str, Any]) -> None:
@@ -78,7 +78,11 @@ def print_strategies(data: dict[str, Any]) -> None:
     labels |= {
         RANDOM: "random experts, same latency",
         IMAGE_CUE: f"Laplacian variance picks {overall[IMAGE_CUE]['cheaper']} or dearest, same latency",
-        CASCADE: f"confidence cascade from {overall[CASCADE]['cheaper']}, same latency",
+        **{
+            key: f"confidence cascade from {overall[key]['cheaper']}, same latency"
+            for key in (CASCADE, BASELINE_CASCADE)
+            if key in overall
+        },
         VERIFY: "gate, then verify, same latency",
         ORACLE: "oracle (knows the answer)",
     }

@@ -68,9 +68,6 @@ def test_a_router_that_verifies_is_evaluated_as_such(tiny, sets):
         row = data["severities"][str(test_set.severity)]
         assert list(row["share"].values()) == [0, 0, 1]
         assert row["passed_on"] == pytest.approx((tiny.routes(test_set.images, WEIGHT) != 2).mean())
-    # Whoever is unsure pays for two experts.
-    mixture = data["overall"]["mixture"]
-    assert mixture["modelled_ms"] > data["overall"]["expert-2"]["mean_ms"]
 
 
 def test_report_is_complete(report):
@@ -81,7 +78,7 @@ def test_report_is_complete(report):
     assert list(data["severities"]) == ["0", "3"]
     assert set(data["overall"]) == {
         "mixture", "expert-0", "expert-1", "expert-2", "robust-light", "random", "image_cue", "cascade",
-        "gate_then_verify", "oracle",
+        "baseline_cascade", "gate_then_verify", "oracle",
     }  # fmt: skip
     for row in data["overall"].values():
         assert 0 <= row["accuracy"] <= 1
@@ -99,7 +96,7 @@ def test_report_is_complete(report):
 
 def test_severities_add_up_to_the_strategies_over_all(report):
     rows, overall = report.data["severities"].values(), report.data["overall"]
-    for name in ("image_cue", "cascade", "gate_then_verify"):
+    for name in ("image_cue", "cascade", "baseline_cascade", "gate_then_verify"):
         assert np.mean([row[name] for row in rows]) == pytest.approx(overall[name]["accuracy"])
     for name, share in (("image_cue", "share_of_dearest"), ("gate_then_verify", "passed_on")):
         assert np.mean([row[f"{name}_share"] for row in rows]) == pytest.approx(overall[name][share])
@@ -109,8 +106,10 @@ def test_tables_show_every_strategy(report, capsys):
     print_report(report.data)
     text = capsys.readouterr().out
     for words in (
-        "Laplacian variance picks expert-0 or dearest, same latency",
-        "confidence cascade from expert-0, same latency",
+        # Which of two equally good experts comes first is up to their timings.
+        "Laplacian variance picks expert-",
+        "confidence cascade from expert-",
+        "confidence cascade from robust-light, same latency",
         "gate, then verify, same latency",
         "verified",
     ):
