@@ -101,6 +101,11 @@ def prepare(
         raise MissingDependencyError(
             f"building engines needs the packages onnx and onnxruntime ({error}); in the checkout: pip install '.[rtx]'"
         ) from error
+    if spec.precision == "int8" and _reads_old_opset(flavour):
+        raise EngineBuildError(
+            f"{bundle.path}: {entry.name} in int8: {flavour} reads ONNX opset 17, where the scales of int8 cannot be "
+            f"float16; build it in fp16, or with TensorRT {'.'.join(map(str, FIRST_WITH_NEW_OPSET))} or later"
+        )
     start = time.perf_counter()
     try:
         model = onnx.load_from_string(bundle.read(entry))
@@ -157,9 +162,12 @@ def _repeat(model: ModelProto, flavour: Flavour, earlier: Sidecar) -> tuple[Mode
     return (converted, report) if found == earlier.onnx_sha256 else None
 
 
+def _reads_old_opset(flavour: Flavour) -> bool:
+    return not flavour.is_rtx and flavour.release < FIRST_WITH_NEW_OPSET
+
+
 def _readable(model: ModelProto, flavour: Flavour) -> ModelProto:
     """The model in an opset that the flavour's parser reads."""
     from trt_moe.compile.opset import lower
 
-    old = not flavour.is_rtx and flavour.release < FIRST_WITH_NEW_OPSET
-    return lower(model) if old else model
+    return lower(model) if _reads_old_opset(flavour) else model

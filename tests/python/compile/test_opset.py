@@ -4,12 +4,15 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from support.half_models import CLASSES, answers, classifier, image_model  # noqa: E402
+from support.half_models import CLASSES, answers, classifier, image_model, images  # noqa: E402
 from support.tensorrt_operators import READ_BY_TENSORRT_10_1  # noqa: E402
 from trt_moe.bundle import Bundle  # noqa: E402
+from trt_moe.compile.flavour import Flavour  # noqa: E402
 from trt_moe.compile.gate_emulation import emulate  # noqa: E402
 from trt_moe.compile.half import float32_layers, opset_version, prepare, to_half  # noqa: E402
+from trt_moe.compile.int8 import quantize  # noqa: E402
 from trt_moe.compile.opset import lower  # noqa: E402
+from trt_moe.compile.prepare import prepare as prepare_model  # noqa: E402
 from trt_moe.errors import EngineBuildError, InputError  # noqa: E402
 
 
@@ -86,3 +89,14 @@ def test_the_shipped_models_have_operators_of_an_old_parser_only():
 def test_opsets_without_layer_normalization_are_refused():
     with pytest.raises(InputError, match="opset 16; the oldest is 17"):
         lower(classifier(), 16)
+
+
+def test_int8_needs_a_parser_that_reads_float16_scales(spec):
+    bundle = Bundle.load("fashion-mnist")
+    old = Flavour("tensorrt", object(), "10.3.0")
+    int8 = spec.model_copy(update={"precision": "int8"})
+    with pytest.raises(EngineBuildError, match=r"squeezenet in int8: TensorRT 10\.3\.0 reads ONNX opset 17.*10\.13"):
+        prepare_model(bundle, bundle.entry("squeezenet"), int8, old)
+    # The very reason: what int8 makes cannot be expressed there.
+    with pytest.raises(EngineBuildError, match=r"cannot be expressed in opset 17.*float16"):
+        lower(to_half(quantize(classifier(), images())))
