@@ -121,6 +121,12 @@ class Bundle:
         """The gater and the experts: what a router needs."""
         return [self._manifest.gater, *self._manifest.experts]
 
+    @property
+    def corruption(self) -> dict[str, Any]:
+        """Arguments of `trt_moe.data.corrupt` that corrupt as the training did; empty where none is told."""
+        training = self._manifest.training
+        return training.corruption.model_dump() if training else {}
+
     def entry(self, name: str) -> ModelEntry:
         """The gater, expert or baseline called `name`.
 

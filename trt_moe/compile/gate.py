@@ -67,9 +67,7 @@ class Samples:
         """The images; where all of them are clean, five of six are corrupted as the bundle's training does it."""
         if self.severities.any():
             return self.images
-        training = bundle.manifest.training
-        strength = training.corruption.model_dump() if training else {}
-        return corrupt(self.images, np.arange(len(self.images)) % SEVERITIES, **strength)
+        return corrupt(self.images, np.arange(len(self.images)) % SEVERITIES, **bundle.corruption)
 
     def _part(self, start: int) -> Samples:
         labels = None if self.labels is None else self.labels[start::2]

@@ -55,8 +55,8 @@ def samples_digests(bundle: Bundle) -> dict[str, str]:
         BundleError: an image leads out of the bundle, or cannot be read.
     """
     manifest = bundle.manifest
-    corruption = manifest.training.corruption.model_dump() if manifest.training else None
-    seen = hashlib.sha256(json.dumps([manifest.class_names, corruption]).encode())
+    # None, not {}, where nothing is known: engines that are cached stay valid.
+    seen = hashlib.sha256(json.dumps([manifest.class_names, bundle.corruption or None]).encode())
     if manifest.samples is None:
         seen.update(manifest.golden.sha256.encode() if manifest.golden else b"")
     else:

@@ -147,7 +147,7 @@ def make_test_sets(
             continue
         pixels = dataset.images[chosen]
         if not own:
-            pixels = corrupt(pixels, severity, seed, chosen, kind=kind, **_corruption(bundle))
+            pixels = corrupt(pixels, severity, seed, chosen, kind=kind, **bundle.corruption)
         sets.append(TestSet(severity, pixels, labels[chosen], kind))
     if not sets:
         raise DataError(f"{dataset.name} has no images of severity {', '.join(map(str, severities))}")
@@ -437,15 +437,3 @@ def _spread(count: int, most: int | None) -> NDArray[np.int64]:
     if most is None or most >= count:
         return np.arange(count)
     return np.unique(np.linspace(0, count - 1, most).round().astype(np.int64))
-
-
-def _corruption(bundle: Bundle) -> dict[str, Any]:
-    training = bundle.manifest.training
-    if training is None:
-        return {}
-    corruption = training.corruption
-    return {
-        "blur_sigma": corruption.blur_sigma,
-        "noise_sigma": corruption.noise_sigma,
-        "reference_side": corruption.reference_side,
-    }

@@ -20,6 +20,7 @@ from trt_moe.training.routing import (
     cascade_frontier,
     gater_frontier,
     route,
+    verify,
     verify_frontier,
 )
 
@@ -49,14 +50,13 @@ class Rule:
 
     def __str__(self) -> str:
         """What tells it from others."""
-        verify = f", verify below {self.verify_below:g}" if self.verify_below > 0 else ""
-        return f"latency weight {self.latency_weight:g}{verify}"
+        verified = f", verify below {self.verify_below:g}" if self.verify_below > 0 else ""
+        return f"latency weight {self.latency_weight:g}{verified}"
 
     def answered_by(self, outcomes: Outcomes, scores: Floats) -> Ints:
         """Int64 [N]: the expert whose answer is given."""
         routes = route(scores, outcomes.costs, self.latency_weight)
-        unsure = outcomes.confidence[np.arange(len(routes)), routes] < self.verify_below
-        return np.where(unsure, len(outcomes.costs) - 1, routes)
+        return verify(routes, outcomes.confidence, self.verify_below)
 
 
 @dataclass(frozen=True)

@@ -152,8 +152,7 @@ def train_gater(
         return run_epoch(what, model, optimizer, settings, epoch, order, fetch, loss_of, progress)
 
     def check() -> list[str]:
-        # Severities lie one after the other: every n-th image keeps their balance and costs less.
-        some = validation.every(max(1, len(validation.images.labels) // _EPOCH_CHECK_IMAGES))
+        some = validation.thinned(_EPOCH_CHECK_IMAGES)
         routes = route(predict(model, some.images.images), costs, in_training)
         severities = some.images.severities
         return routing_lines(routes, some.right, some.losses, costs, severities, config.latency_weight, names)

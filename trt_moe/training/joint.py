@@ -156,7 +156,7 @@ def _tune(
 
         return run_epoch("joint", network, optimizer, settings, epoch, order, fetch, loss_of, progress, log)
 
-    some = validation.every(max(1, len(validation.images.labels) // _EPOCH_CHECK_IMAGES))
+    some = validation.thinned(_EPOCH_CHECK_IMAGES)
 
     def check() -> list[str]:
         return _rate(*_judge(mixture, config, some), config, costs)[1]

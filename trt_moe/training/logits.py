@@ -52,9 +52,9 @@ class Judged:
         confidence: NDArray[np.float32] = 1 / np.exp(self.logits - self.logits.max(2, keepdims=True)).sum(2)
         return confidence
 
-    def every(self, step: int) -> Judged:
-        """Return every n-th image."""
-        images = self.images
+    def thinned(self, count: int) -> Judged:
+        """Return about `count` of the images, or all of fewer: every n-th, which keeps the balance of severities."""
+        images, step = self.images, max(1, len(self.images.labels) // count)
         return Judged(
             Corrupted(images.images[::step], images.labels[::step], images.severities[::step]), self.logits[::step]
         )
