@@ -1,30 +1,62 @@
 #include "core/job_queue.h"
 
+#include <algorithm>
+
 namespace trt_moe {
 
-std::size_t JobQueue::pop(std::span<Job> batch, const Buckets& buckets, const BatchPolicy& policy) {
-  std::size_t count = 0;
+JobQueue::JobQueue(std::size_t capacity, const std::vector<BatchPolicy>& lines) {
+  for (const BatchPolicy& policy : lines) lines_.push_back({policy, std::vector<Job>(capacity)});
+}
+
+JobQueue::Batch JobQueue::pop(std::span<Job> batch) {
+  Batch taken;
   bool more = false;
   {
     std::unique_lock lock(mutex_);
+    Line* line = nullptr;
     for (;;) {
-      changed_.wait(lock, [this] { return size_ > 0 || closed_; });
-      if (size_ == 0) return 0;
-      if (closed_ || policy.max_wait.count() == 0 || size_ >= buckets.largest() || size_ >= policy.max_batch) break;
-      const Clock::time_point deadline = ring_[head_].request->submitted() + policy.max_wait;
-      if (Clock::now() >= deadline) break;
-      changed_.wait_until(lock, deadline);
+      std::optional<Clock::time_point> next_deadline;
+      line = first_ready(next_deadline);
+      if (line != nullptr) break;
+      if (next_deadline) {
+        changed_.wait_until(lock, *next_deadline);
+      } else if (closed_) {
+        return {};
+      } else {
+        changed_.wait(lock);
+      }
     }
-    // Images that waited for company go together; without a wait, the workers share what is there.
-    const std::size_t workers = policy.max_wait.count() == 0 ? policy.workers : 1;
-    count = next_chunk(size_, workers, policy.max_batch, buckets);
-    for (std::size_t i = 0; i < count; ++i) batch[i] = ring_[(head_ + i) % ring_.size()];
-    head_ = (head_ + count) % ring_.size();
-    size_ -= count;
-    more = size_ > 0;
+    const BatchPolicy& policy = line->policy;
+    // Images that waited for company go together; without a wait, all share what is there.
+    const std::size_t sharers = policy.max_wait.count() == 0 ? policy.sharers : 1;
+    taken.line = static_cast<std::size_t>(line - lines_.data());
+    taken.jobs = next_chunk(line->size, sharers, policy.max_batch, policy.buckets);
+    for (std::size_t i = 0; i < taken.jobs; ++i) batch[i] = line->ring[(line->head + i) % line->ring.size()];
+    line->head = (line->head + taken.jobs) % line->ring.size();
+    line->size -= taken.jobs;
+    waiting_ -= taken.jobs;
+    more = waiting_ > 0;
   }
   if (more) changed_.notify_one();
-  return count;
+  return taken;
+}
+
+JobQueue::Line* JobQueue::first_ready(std::optional<Clock::time_point>& next_deadline) {
+  Line* first = nullptr;
+  for (Line& line : lines_) {
+    if (line.size == 0) continue;
+    const BatchPolicy& policy = line.policy;
+    const bool full = line.size >= policy.buckets.largest() || line.size >= policy.max_batch;
+    if (!closed_ && policy.max_wait.count() > 0 && !full) {
+      const Clock::time_point deadline = line.submitted() + policy.max_wait;
+      if (Clock::now() < deadline) {
+        next_deadline = std::min(next_deadline.value_or(deadline), deadline);
+        continue;
+      }
+    }
+    if (first == nullptr || line.submitted() < first->submitted()) first = &line;
+  }
+  return first;
 }
 
 void JobQueue::close() {

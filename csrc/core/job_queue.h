@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -17,35 +18,72 @@ namespace trt_moe {
 struct Job {
   Request* request = nullptr;
   std::uint32_t index = 0;   // the image within its request
-  Clock::time_point queued;  // when it entered the queue it is in
-  // In earlier queues, and with an expert that was unsure:
+  Clock::time_point queued;  // when it entered the line it is in
+  // In earlier lines, and with an expert that was unsure:
   std::uint64_t waited_ns = 0;
   std::uint64_t gather_ns = 0;
   std::uint64_t expert_ns = 0;
   std::uint64_t scatter_ns = 0;
 };
 
+// How the jobs of one line are batched.
 struct BatchPolicy {
-  std::size_t workers = 1;
+  Buckets buckets{{1}};
+  std::size_t sharers = 1;  // batches that run well side by side
   std::size_t max_batch = 64;
   std::chrono::microseconds max_wait{0};  // for a fuller batch, counted from the image's submission
 };
 
-// First in, first out, with room for `capacity` jobs set aside at construction. The caller keeps within it.
+// What waits for one set of workers: a line for each model that they run. A line is first in, first out, with room for
+// `capacity` jobs set aside at construction; the caller keeps within it.
 class JobQueue {
  public:
-  explicit JobQueue(std::size_t capacity) : ring_(capacity) {}
+  struct Batch {
+    std::size_t line = 0;
+    std::size_t jobs = 0;
+  };
 
-  // Adds make(0) .. make(count - 1), or nothing: false when the queue is closed.
+  JobQueue(std::size_t capacity, const std::vector<BatchPolicy>& lines);
+
+  // Adds make(0) .. make(jobs - 1), or nothing: false when the queue is closed.
   template <typename MakeJob>
-  bool push(std::size_t count, MakeJob&& make) {
+  bool push(std::size_t line, std::size_t jobs, MakeJob&& make) {
+    return add(line, jobs, make, false);
+  }
+
+  // The same by a worker for a job that it holds: a closed queue still takes it.
+  template <typename MakeJob>
+  void pass_on(std::size_t line, std::size_t jobs, MakeJob&& make) {
+    add(line, jobs, make, true);
+  }
+
+  // Moves the next batch into `batch`; blocks while nothing waits. It comes from the line whose first image was
+  // submitted earliest, of equals the first one. No jobs: closed and drained.
+  Batch pop(std::span<Job> batch);
+
+  void close();
+
+ private:
+  struct Line {
+    BatchPolicy policy;
+    std::vector<Job> ring;
+    std::size_t head = 0;
+    std::size_t size = 0;
+
+    Clock::time_point submitted() const { return ring[head].request->submitted(); }
+  };
+
+  template <typename MakeJob>
+  bool add(std::size_t line, std::size_t jobs, MakeJob&& make, bool even_if_closed) {
     {
       const std::lock_guard lock(mutex_);
-      if (closed_) return false;
-      for (std::size_t i = 0; i < count; ++i) ring_[(head_ + size_ + i) % ring_.size()] = make(i);
-      size_ += count;
+      if (closed_ && !even_if_closed) return false;
+      Line& into = lines_[line];
+      for (std::size_t i = 0; i < jobs; ++i) into.ring[(into.head + into.size + i) % into.ring.size()] = make(i);
+      into.size += jobs;
+      waiting_ += jobs;
     }
-    if (count == 1) {
+    if (jobs == 1) {
       changed_.notify_one();
     } else {
       changed_.notify_all();
@@ -53,17 +91,12 @@ class JobQueue {
     return true;
   }
 
-  // Moves the next batch into `batch` and returns its size; blocks while the queue is empty. 0: closed and drained.
-  std::size_t pop(std::span<Job> batch, const Buckets& buckets, const BatchPolicy& policy);
+  Line* first_ready(std::optional<Clock::time_point>& next_deadline);
 
-  void close();
-
- private:
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::vector<Job> ring_;
-  std::size_t head_ = 0;
-  std::size_t size_ = 0;
+  std::vector<Line> lines_;
+  std::size_t waiting_ = 0;  // jobs in all lines
   bool closed_ = false;
 };
 

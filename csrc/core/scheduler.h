@@ -46,8 +46,9 @@ struct SchedulerStats {
   std::size_t in_flight = 0;
 };
 
-// The host-routed plan: one queue and one set of workers for the gater and for each expert. Expert batches
-// form across requests, and an image is complete as soon as its own expert is done. A lone image that meets
+// The host-routed plan: one line of images for the gater and for each expert. Expert batches form across requests,
+// and an image is complete as soon as its own expert is done. Models on a device have workers of their own each, and
+// run side by side there; models on the host share theirs, which take the oldest images first. A lone image that meets
 // an idle scheduler is answered on its caller's thread, with no hand-over. Thread-safe.
 class Scheduler {
  public:
@@ -94,16 +95,21 @@ class Scheduler {
   const ImageShape& input() const noexcept { return input_; }
 
  private:
+  struct Seat;
   struct Worker;
-  struct Station;
+  struct Crew;
+  struct Place {
+    Crew* crew = nullptr;
+    std::size_t line = 0;
+  };
   class Admission;
   class ActivePredict;
   class Speculation;
   struct InlineLane;
   struct RoutedLane;
 
-  void run_gater(Worker& worker, std::size_t count);
-  void run_expert(std::size_t expert, Worker& worker, std::size_t count);
+  void run_gater(Worker& worker, Seat& seat, std::size_t count);
+  void run_expert(std::size_t expert, Worker& worker, Seat& seat, std::size_t count);
   void run_inline(const std::uint8_t* image, const OutputRows& rows, Clock::time_point submitted);
   template <typename Images>
   void run_routed(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)());
@@ -114,9 +120,13 @@ class Scheduler {
   void note(const Failure& failure);
   bool unsure(std::size_t expert, float confidence) const noexcept;
   std::size_t drop_cancelled(std::span<Job> batch);
-  void fill_station(Station& station, const std::shared_ptr<Engine>& engine);
+  const std::shared_ptr<Engine>& engine(std::size_t model) const;
+  void add_crew(const std::vector<std::size_t>& models);
   void start_threads();
-  void stop_station(Station& station);
+  template <typename MakeJob>
+  bool push(std::size_t model, std::size_t jobs, MakeJob&& make);
+  template <typename MakeJob>
+  void pass_on(std::size_t model, std::size_t jobs, MakeJob&& make);
   static Failure bad_logits(const std::string& model);
 
   std::shared_ptr<Engine> gater_;
@@ -136,8 +146,8 @@ class Scheduler {
   Failure lost_failure_;  // written once, before lost_
   std::atomic<bool> lost_{false};
 
-  std::unique_ptr<Station> gate_station_;
-  std::vector<std::unique_ptr<Station>> expert_stations_;
+  std::vector<std::unique_ptr<Crew>> crews_;
+  std::vector<Place> places_;  // of each model: 0 is the gater, k + 1 expert k
   std::unique_ptr<InlineLane> inline_lane_;
   std::unique_ptr<RoutedLane> routed_lane_;  // none: host-routed
 

@@ -51,13 +51,14 @@ struct FakeModel {
   std::function<void(std::span<const std::uint8_t> image, std::span<float> logits)> compute;
   std::vector<std::size_t> buckets{1, 4, 16};
   std::size_t parallel = 2;
+  bool on_host = false;
 };
 
 class FakeEngine final : public Engine {
  public:
   explicit FakeEngine(FakeModel model)
       : model_(std::move(model)),
-        info_{model_.input, model_.outputs, "fp32", "fake", model_.parallel, Buckets(model_.buckets)} {}
+        info_{model_.input, model_.outputs, "fp32", "fake", model_.parallel, Buckets(model_.buckets), model_.on_host} {}
 
   const EngineInfo& info() const override { return info_; }
   std::unique_ptr<Session> open(Lane lane) override { return std::make_unique<FakeSession>(*this, lane); }

@@ -9,7 +9,9 @@ using namespace trt_moe;
 
 namespace {
 
-const Buckets kBuckets({1, 4});
+BatchPolicy policy(std::size_t sharers, std::chrono::microseconds max_wait = {}) {
+  return {Buckets({1, 4}), sharers, 64, max_wait};
+}
 
 Job job_of(Request& request, std::uint32_t index) { return {&request, index, Clock::now(), 0}; }
 
@@ -17,13 +19,13 @@ Job job_of(Request& request, std::uint32_t index) { return {&request, index, Clo
 
 TEST_CASE("jobs come out in the order they went in, past the end of the ring") {
   BlockingRequest request({nullptr, 8, 0}, {}, Clock::now());
-  JobQueue queue(5);
+  JobQueue queue(5, {policy(1)});
   std::vector<Job> batch(4);
   std::vector<std::uint32_t> seen;
   std::uint32_t next = 0;
   for (int round = 0; round < 6; ++round) {
-    REQUIRE(queue.push(4, [&](std::size_t) { return job_of(request, next++); }));
-    REQUIRE(queue.pop(batch, kBuckets, {1, 64, {}}) == 4);
+    REQUIRE(queue.push(0, 4, [&](std::size_t) { return job_of(request, next++); }));
+    REQUIRE(queue.pop(batch).jobs == 4);
     for (const Job& job : batch) seen.push_back(job.index);
   }
   for (std::uint32_t i = 0; i < 24; ++i) CHECK(seen[i] == i);
@@ -31,21 +33,21 @@ TEST_CASE("jobs come out in the order they went in, past the end of the ring") {
 
 TEST_CASE("a closed queue gives what it holds, then 0, and takes nothing") {
   BlockingRequest request({nullptr, 1, 0}, {}, Clock::now());
-  JobQueue queue(4);
+  JobQueue queue(4, {policy(1)});
   std::vector<Job> batch(4);
-  REQUIRE(queue.push(1, [&](std::size_t) { return job_of(request, 7); }));
+  REQUIRE(queue.push(0, 1, [&](std::size_t) { return job_of(request, 7); }));
   queue.close();
-  CHECK_FALSE(queue.push(1, [&](std::size_t) { return job_of(request, 8); }));
-  CHECK(queue.pop(batch, kBuckets, {1, 64, {}}) == 1);
+  CHECK_FALSE(queue.push(0, 1, [&](std::size_t) { return job_of(request, 8); }));
+  CHECK(queue.pop(batch).jobs == 1);
   CHECK(batch[0].index == 7);
-  CHECK(queue.pop(batch, kBuckets, {1, 64, {}}) == 0);
+  CHECK(queue.pop(batch).jobs == 0);
 }
 
 TEST_CASE("closing wakes a waiting worker") {
-  JobQueue queue(4);
+  JobQueue queue(4, {policy(1)});
   std::vector<Job> batch(4);
   std::size_t got = 99;
-  std::thread worker([&] { got = queue.pop(batch, kBuckets, {1, 64, {}}); });
+  std::thread worker([&] { got = queue.pop(batch).jobs; });
   queue.close();
   worker.join();
   CHECK(got == 0);
@@ -53,31 +55,75 @@ TEST_CASE("closing wakes a waiting worker") {
 
 TEST_CASE("with max_wait, a batch waits for company from another thread") {
   BlockingRequest request({nullptr, 4, 0}, {}, Clock::now());
-  JobQueue queue(8);
+  JobQueue queue(8, {policy(2, std::chrono::hours(1))});
   std::vector<Job> batch(4);
-  REQUIRE(queue.push(1, [&](std::size_t) { return job_of(request, 0); }));
+  REQUIRE(queue.push(0, 1, [&](std::size_t) { return job_of(request, 0); }));
   std::size_t got = 0;
   // An hour: the test passes only because the fourth image ends the wait.
-  std::thread worker([&] { got = queue.pop(batch, kBuckets, {2, 64, std::chrono::hours(1)}); });
-  for (std::uint32_t i = 1; i < 4; ++i) REQUIRE(queue.push(1, [&](std::size_t) { return job_of(request, i); }));
+  std::thread worker([&] { got = queue.pop(batch).jobs; });
+  for (std::uint32_t i = 1; i < 4; ++i) REQUIRE(queue.push(0, 1, [&](std::size_t) { return job_of(request, i); }));
   worker.join();
   CHECK(got == 4);
 }
 
 TEST_CASE("with max_wait, an image that waited long enough goes alone") {
   BlockingRequest request({nullptr, 1, 0}, {}, Clock::now() - std::chrono::seconds(10));
-  JobQueue queue(8);
+  JobQueue queue(8, {policy(1, std::chrono::seconds(5))});
   std::vector<Job> batch(4);
-  REQUIRE(queue.push(1, [&](std::size_t) { return job_of(request, 0); }));
-  CHECK(queue.pop(batch, kBuckets, {1, 64, std::chrono::seconds(5)}) == 1);
+  REQUIRE(queue.push(0, 1, [&](std::size_t) { return job_of(request, 0); }));
+  CHECK(queue.pop(batch).jobs == 1);
 }
 
 TEST_CASE("without max_wait, two workers share what is there") {
   BlockingRequest request({nullptr, 8, 0}, {}, Clock::now());
-  JobQueue queue(8);
+  JobQueue queue(8, {policy(2)});
   std::vector<Job> batch(4);
-  REQUIRE(queue.push(6, [&](std::size_t i) { return job_of(request, static_cast<std::uint32_t>(i)); }));
-  CHECK(queue.pop(batch, kBuckets, {2, 64, {}}) == 1);
-  REQUIRE(queue.push(3, [&](std::size_t i) { return job_of(request, static_cast<std::uint32_t>(i)); }));
-  CHECK(queue.pop(batch, kBuckets, {2, 64, {}}) == 4);
+  REQUIRE(queue.push(0, 6, [&](std::size_t i) { return job_of(request, static_cast<std::uint32_t>(i)); }));
+  CHECK(queue.pop(batch).jobs == 1);
+  REQUIRE(queue.push(0, 3, [&](std::size_t i) { return job_of(request, static_cast<std::uint32_t>(i)); }));
+  CHECK(queue.pop(batch).jobs == 4);
+}
+
+TEST_CASE("the line of the oldest image goes first, of equals the first line") {
+  const Clock::time_point now = Clock::now();
+  BlockingRequest old({nullptr, 2, 0}, {}, now - std::chrono::seconds(1));
+  BlockingRequest young({nullptr, 2, 0}, {}, now);
+  JobQueue queue(4, {policy(1), policy(1), policy(1)});
+  std::vector<Job> batch(4);
+  const auto push = [&](std::size_t line, Request& request) {
+    REQUIRE(queue.push(line, 1, [&](std::size_t) { return job_of(request, 0); }));
+  };
+  push(0, young);
+  push(1, young);
+  push(2, old);
+  std::vector<std::size_t> order;
+  for (int i = 0; i < 3; ++i) order.push_back(queue.pop(batch).line);
+  CHECK(order == std::vector<std::size_t>{2, 0, 1});
+}
+
+TEST_CASE("a line that waits for company holds up no other") {
+  BlockingRequest old({nullptr, 1, 0}, {}, Clock::now() - std::chrono::seconds(1));
+  BlockingRequest young({nullptr, 4, 0}, {}, Clock::now());
+  JobQueue queue(4, {policy(1, std::chrono::hours(1)), policy(1, std::chrono::hours(1))});
+  std::vector<Job> batch(4);
+  REQUIRE(queue.push(0, 1, [&](std::size_t) { return job_of(old, 0); }));
+  REQUIRE(queue.push(1, 4, [&](std::size_t i) { return job_of(young, static_cast<std::uint32_t>(i)); }));
+  const JobQueue::Batch taken = queue.pop(batch);
+  CHECK(taken.line == 1);
+  CHECK(taken.jobs == 4);
+}
+
+TEST_CASE("what a worker passes on is taken by a closed queue too") {
+  BlockingRequest request({nullptr, 2, 0}, {}, Clock::now());
+  JobQueue queue(4, {policy(1), policy(1)});
+  std::vector<Job> batch(4);
+  REQUIRE(queue.push(0, 1, [&](std::size_t) { return job_of(request, 0); }));
+  queue.close();
+  REQUIRE(queue.pop(batch).line == 0);
+  queue.pass_on(1, 1, [&](std::size_t) { return job_of(request, 1); });
+  const JobQueue::Batch taken = queue.pop(batch);
+  CHECK(taken.line == 1);
+  CHECK(taken.jobs == 1);
+  CHECK(batch[0].index == 1);
+  CHECK(queue.pop(batch).jobs == 0);
 }

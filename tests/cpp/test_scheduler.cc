@@ -36,10 +36,28 @@ struct Answers {
 struct Rig {
   explicit Rig(SchedulerOptions options = {}) : Rig(options, fake_gater(kShape, 2), fake_expert(kShape, 3, 0)) {}
   Rig(SchedulerOptions options, std::shared_ptr<FakeEngine> gater_engine, std::shared_ptr<FakeEngine> cheap_engine)
+      : Rig(options, std::move(gater_engine), std::move(cheap_engine), fake_expert(kShape, 3, 1)) {}
+  // With models on the host, which share workers: two for each of `parallel`.
+  Rig(SchedulerOptions options, std::size_t parallel)
+      : Rig(options, on_host(testing::gater_model(kShape, 2), parallel),
+            on_host(testing::expert_model(kShape, 3, 0), parallel),
+            on_host(testing::expert_model(kShape, 3, 1), parallel)) {}
+  Rig(SchedulerOptions options, std::shared_ptr<FakeEngine> gater_engine, std::shared_ptr<FakeEngine> cheap_engine,
+      std::shared_ptr<FakeEngine> dear_engine)
       : gater(std::move(gater_engine)),
         cheap(std::move(cheap_engine)),
-        dear(fake_expert(kShape, 3, 1)),
+        dear(std::move(dear_engine)),
         scheduler(gater, {{"cheap", cheap, 0.5F}, {"dear", dear, 1.0F}}, without_warmup(options)) {}
+
+  static std::unique_ptr<Rig> of(bool shared_workers, SchedulerOptions options = {}) {
+    return shared_workers ? std::make_unique<Rig>(options, 1) : std::make_unique<Rig>(options);
+  }
+
+  static std::shared_ptr<FakeEngine> on_host(FakeModel model, std::size_t parallel) {
+    model.parallel = parallel;
+    model.on_host = true;
+    return std::make_shared<FakeEngine>(std::move(model));
+  }
 
   static SchedulerOptions without_warmup(SchedulerOptions options) {
     options.warmup = false;
@@ -159,47 +177,53 @@ TEST_CASE("an unsure expert leaves the image to the dearest one") {
 TEST_CASE("submitted images are verified as well, and a cancelled or failed one is not lost on the way") {
   SchedulerOptions options;
   options.verify_below = 1.0F;
-  Rig rig(options);
-  for (std::uint64_t ticket = 0; ticket < 50; ++ticket) rig.submit(ticket, kDark);
-  for (const auto& [ticket, failure] : rig.collect(50)) CHECK(failure.empty());
-  CHECK(rig.scheduler.stats().images == std::vector<std::uint64_t>{0, 50});
-  CHECK(rig.scheduler.stats().passed_on == std::vector<std::uint64_t>{50, 0});
-  CHECK(rig.scheduler.stats().in_flight == 0);
+  for (const bool shared_workers : {false, true}) {
+    const auto made = Rig::of(shared_workers, options);
+    Rig& rig = *made;
+    for (std::uint64_t ticket = 0; ticket < 50; ++ticket) rig.submit(ticket, kDark);
+    for (const auto& [ticket, failure] : rig.collect(50)) CHECK(failure.empty());
+    CHECK(rig.scheduler.stats().images == std::vector<std::uint64_t>{0, 50});
+    CHECK(rig.scheduler.stats().passed_on == std::vector<std::uint64_t>{50, 0});
+    CHECK(rig.scheduler.stats().in_flight == 0);
 
-  rig.dear->gate.shut();
-  for (std::uint64_t ticket = 0; ticket < 20; ++ticket) rig.submit(ticket, kDark);
-  rig.dear->gate.wait_for_arrivals(1);
-  std::thread closer([&] { rig.scheduler.close(true); });
-  while (!rig.scheduler.closing()) std::this_thread::yield();
-  rig.dear->gate.open();
-  const auto outcomes = rig.collect(20);
-  closer.join();
-  CHECK(outcomes.size() == 20);
+    rig.dear->gate.shut();
+    for (std::uint64_t ticket = 0; ticket < 20; ++ticket) rig.submit(ticket, kDark);
+    rig.dear->gate.wait_for_arrivals(1);
+    std::thread closer([&] { rig.scheduler.close(true); });
+    while (!rig.scheduler.closing()) std::this_thread::yield();
+    rig.dear->gate.open();
+    const auto outcomes = rig.collect(20);
+    closer.join();
+    CHECK(outcomes.size() == 20);
+  }
 }
 
 TEST_CASE("answers are identical alone, in a batch, in turns and from many threads") {
   SchedulerOptions options;
   options.max_batch = 8;
-  Rig rig(options);
-  std::mt19937 random(7);
-  std::vector<std::uint8_t> levels(100);
-  for (auto& level : levels) level = static_cast<std::uint8_t>(random() % 256);
-  const Answers together = rig.predict(levels);
-  std::vector<std::thread> threads;
-  std::atomic<int> different{0};
-  for (int t = 0; t < 8; ++t) {
-    threads.emplace_back([&, t] {
-      for (std::size_t i = static_cast<std::size_t>(t); i < levels.size(); i += 8) {
-        const Answers alone = rig.predict({levels[i]});
-        const bool same = alone.routes[0] == together.routes[i] &&
-                          std::equal(alone.probabilities.begin(), alone.probabilities.end(),
-                                     together.probabilities.begin() + static_cast<std::ptrdiff_t>(3 * i));
-        if (!same) ++different;
-      }
-    });
+  for (const bool shared_workers : {false, true}) {
+    const auto made = Rig::of(shared_workers, options);
+    Rig& rig = *made;
+    std::mt19937 random(7);
+    std::vector<std::uint8_t> levels(100);
+    for (auto& level : levels) level = static_cast<std::uint8_t>(random() % 256);
+    const Answers together = rig.predict(levels);
+    std::vector<std::thread> threads;
+    std::atomic<int> different{0};
+    for (int t = 0; t < 8; ++t) {
+      threads.emplace_back([&, t] {
+        for (std::size_t i = static_cast<std::size_t>(t); i < levels.size(); i += 8) {
+          const Answers alone = rig.predict({levels[i]});
+          const bool same = alone.routes[0] == together.routes[i] &&
+                            std::equal(alone.probabilities.begin(), alone.probabilities.end(),
+                                       together.probabilities.begin() + static_cast<std::ptrdiff_t>(3 * i));
+          if (!same) ++different;
+        }
+      });
+    }
+    for (auto& thread : threads) thread.join();
+    CHECK(different == 0);
   }
-  for (auto& thread : threads) thread.join();
-  CHECK(different == 0);
 }
 
 TEST_CASE("a lone image on an idle scheduler runs on its caller's thread") {
@@ -219,6 +243,29 @@ TEST_CASE("a slow expert does not hold up the images of a fast one") {
   CHECK(first.contains(100));
   rig.dear->gate.open();
   CHECK(rig.collect(6).size() == 6);
+}
+
+TEST_CASE("where workers are shared, one that a slow expert holds leaves the others to fast ones") {
+  Rig rig({}, 1);
+  rig.dear->gate.shut();
+  rig.submit(0, kBright);
+  rig.dear->gate.wait_for_arrivals(1);
+  for (std::uint64_t ticket = 1; ticket <= 8; ++ticket) rig.submit(ticket, kDark);
+  CHECK(rig.collect(8).count(0) == 0);
+  rig.dear->gate.open();
+  CHECK(rig.collect(1).contains(0));
+}
+
+TEST_CASE("where workers are shared, of one request the dearest expert runs first") {
+  Rig rig({}, 1);
+  rig.dear->gate.shut();
+  // Four images fill a bucket of the gater; two bright ones then hold both workers.
+  std::future<Answers> answers =
+      std::async(std::launch::async, [&] { return rig.predict({kDark, kBright, kBright, kDark}); });
+  rig.dear->gate.wait_for_arrivals(2);
+  CHECK(rig.cheap->sizes.empty());
+  rig.dear->gate.open();
+  CHECK(answers.get().routes == std::vector<std::int64_t>{0, 1, 1, 0});
 }
 
 TEST_CASE("expert batches form across requests") {
@@ -290,45 +337,51 @@ TEST_CASE("a full queue refuses, takes nothing and recovers") {
 }
 
 TEST_CASE("closing answers what waits") {
-  Rig rig;
-  rig.dear->gate.shut();
-  for (std::uint64_t ticket = 0; ticket < 20; ++ticket) rig.submit(ticket, kBright);
-  rig.dear->gate.wait_for_arrivals(1);
-  std::thread closer([&] { rig.scheduler.close(false); });
-  rig.dear->gate.open();
-  closer.join();
-  const auto outcomes = rig.collect(20);
-  CHECK(outcomes.size() == 20);
-  for (const auto& [ticket, error] : outcomes) CHECK(error.empty());
-  CHECK(kind_of([&] { rig.predict({kDark}); }) == ErrorKind::kRouterClosed);
-  CHECK(kind_of([&] { rig.submit(99, kDark); }) == ErrorKind::kRouterClosed);
-  CHECK(rig.scheduler.stats().in_flight == 0);
+  for (const bool shared_workers : {false, true}) {
+    const auto made = Rig::of(shared_workers);
+    Rig& rig = *made;
+    rig.dear->gate.shut();
+    for (std::uint64_t ticket = 0; ticket < 20; ++ticket) rig.submit(ticket, kBright);
+    rig.dear->gate.wait_for_arrivals(1);
+    std::thread closer([&] { rig.scheduler.close(false); });
+    rig.dear->gate.open();
+    closer.join();
+    const auto outcomes = rig.collect(20);
+    CHECK(outcomes.size() == 20);
+    for (const auto& [ticket, error] : outcomes) CHECK(error.empty());
+    CHECK(kind_of([&] { rig.predict({kDark}); }) == ErrorKind::kRouterClosed);
+    CHECK(kind_of([&] { rig.submit(99, kDark); }) == ErrorKind::kRouterClosed);
+    CHECK(rig.scheduler.stats().in_flight == 0);
+  }
 }
 
 TEST_CASE("closing with cancel fails what waits, and loses no future") {
-  Rig rig;
-  rig.dear->gate.shut();
-  std::uint64_t accepted = 0;
-  while (accepted < 20) rig.submit(accepted++, kBright);
-  rig.dear->gate.wait_for_arrivals(2);
-  std::thread closer([&] { rig.scheduler.close(true); });
-  try {
-    for (;;) rig.submit(accepted++, kBright);
-  } catch (const Error& error) {
-    // The queue may fill before the other thread closes it.
-    --accepted;
+  for (const bool shared_workers : {false, true}) {
+    const auto made = Rig::of(shared_workers);
+    Rig& rig = *made;
+    rig.dear->gate.shut();
+    std::uint64_t accepted = 0;
+    while (accepted < 20) rig.submit(accepted++, kBright);
+    rig.dear->gate.wait_for_arrivals(2);
+    std::thread closer([&] { rig.scheduler.close(true); });
+    try {
+      for (;;) rig.submit(accepted++, kBright);
+    } catch (const Error& error) {
+      // The queue may fill before the other thread closes it.
+      --accepted;
+    }
+    rig.dear->gate.open();
+    closer.join();
+    const auto outcomes = rig.collect(accepted);
+    CHECK(outcomes.size() == accepted);
+    std::size_t refused = 0;
+    for (const auto& [ticket, error] : outcomes) refused += error.find("closed") != std::string::npos ? 1 : 0;
+    CHECK(refused <= accepted);
+    std::vector<SubmittedRequest*> rest;
+    rig.scheduler.take_completed(rest);
+    CHECK(rest.empty());
+    CHECK(rig.scheduler.stats().in_flight == 0);
   }
-  rig.dear->gate.open();
-  closer.join();
-  const auto outcomes = rig.collect(accepted);
-  CHECK(outcomes.size() == accepted);
-  std::size_t refused = 0;
-  for (const auto& [ticket, error] : outcomes) refused += error.find("closed") != std::string::npos ? 1 : 0;
-  CHECK(refused <= accepted);
-  std::vector<SubmittedRequest*> rest;
-  rig.scheduler.take_completed(rest);
-  CHECK(rest.empty());
-  CHECK(rig.scheduler.stats().in_flight == 0);
 }
 
 TEST_CASE("an image that waits when the router is cancelled gets the closed error") {
@@ -349,16 +402,19 @@ TEST_CASE("an image that waits when the router is cancelled gets the closed erro
 TEST_CASE("closing lets a predict of many parts finish") {
   SchedulerOptions options;
   options.max_batch = 4;
-  Rig rig(options);
-  rig.dear->gate.shut();
-  std::future<Answers> answers =
-      std::async(std::launch::async, [&] { return rig.predict(std::vector<std::uint8_t>(30, kBright)); });
-  rig.dear->gate.wait_for_arrivals(1);
-  std::thread closer([&] { rig.scheduler.close(false); });
-  while (!rig.scheduler.closing()) std::this_thread::yield();
-  rig.dear->gate.open();
-  CHECK(answers.get().routes == std::vector<std::int64_t>(30, 1));
-  closer.join();
+  for (const bool shared_workers : {false, true}) {
+    const auto made = Rig::of(shared_workers, options);
+    Rig& rig = *made;
+    rig.dear->gate.shut();
+    std::future<Answers> answers =
+        std::async(std::launch::async, [&] { return rig.predict(std::vector<std::uint8_t>(30, kBright)); });
+    rig.dear->gate.wait_for_arrivals(1);
+    std::thread closer([&] { rig.scheduler.close(false); });
+    while (!rig.scheduler.closing()) std::this_thread::yield();
+    rig.dear->gate.open();
+    CHECK(answers.get().routes == std::vector<std::int64_t>(30, 1));
+    closer.join();
+  }
 }
 
 TEST_CASE("an error in one part of a large predict ends the whole and leaves nothing behind") {
@@ -373,7 +429,8 @@ TEST_CASE("an error in one part of a large predict ends the whole and leaves not
 
 TEST_CASE("requests that race with close are answered or refused, never lost") {
   for (int round = 0; round < 20; ++round) {
-    Rig rig;
+    const auto made = Rig::of(round % 4 >= 2);
+    Rig& rig = *made;
     std::atomic<int> answered{0};
     std::atomic<int> refused{0};
     std::vector<std::thread> threads;

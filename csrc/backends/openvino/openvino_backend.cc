@@ -203,7 +203,7 @@ class OpenVinoBackend final : public Backend {
       EngineInfo info{
           shape.input, shape.outputs,
           precision,   cpu_name() + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads"),
-          threads,     std::move(buckets)};
+          threads,     std::move(buckets), true};
       return std::make_shared<OpenVinoEngine>(std::move(latency), std::move(throughput), std::move(info));
     } catch (const Error&) {
       throw;
