@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trt_moe.bundle import Bundle
     from trt_moe.images import load_images
     from trt_moe.model import Model
-    from trt_moe.result import Result, ResultRow
+    from trt_moe.result import DeviceResult, Result, ResultRow
     from trt_moe.router import Router
 
 __version__ = "0.1.0"
@@ -30,6 +30,7 @@ __all__ = [
     "BundleError",
     "DataError",
     "DeviceError",
+    "DeviceResult",
     "EngineBuildError",
     "InputError",
     "MissingDependencyError",
@@ -48,6 +49,7 @@ __all__ = [
 # Loaded at first use: `trt-moe doctor` must run, and say why, where the C++ module cannot be loaded.
 _HOME = {
     "Bundle": "trt_moe.bundle",
+    "DeviceResult": "trt_moe.result",
     "Model": "trt_moe.model",
     "Result": "trt_moe.result",
     "ResultRow": "trt_moe.result",

@@ -6,7 +6,8 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['CudaCapture', 'CudaDevice', 'Model', 'Pipeline', 'arena_plan', 'built_backends', 'cpu_name', 'cuda_build', 'cuda_built', 'graph_topology', 'plan_routes', 'route_reference', 'usable_cpus']
+import typing_extensions
+__all__: list[str] = ['CudaCapture', 'CudaDevice', 'DeviceRows', 'Model', 'Pipeline', 'arena_plan', 'built_backends', 'cpu_name', 'cuda_build', 'cuda_built', 'dlpack_capsule', 'graph_topology', 'plan_routes', 'route_reference', 'usable_cpus']
 class Model:
     """
     One model compiled for one device.
@@ -39,6 +40,19 @@ class Model:
     @property
     def threads(self) -> int:
         ...
+class DeviceRows:
+    """
+    Answers on the device, one row an image; addresses there.
+    """
+    @property
+    def gater_logits(self) -> int:
+        ...
+    @property
+    def probabilities(self) -> int:
+        ...
+    @property
+    def routes(self) -> int:
+        ...
 class Pipeline:
     """
     A gater and its experts behind one scheduler.
@@ -47,6 +61,11 @@ class Pipeline:
         ...
     def close(self, cancel_pending: bool) -> None:
         ...
+    def device_rows(self, count: typing.SupportsInt | typing.SupportsIndex) -> DeviceRows:
+        """
+        Memory on the device for predict's `keep`; used again once it is dropped. float32 probabilities [N,C] and
+        gater logits [N,K], int32 routes [N].
+        """
     def input_buffer(self, count: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.uint8]:
         """
         A uint8 [count,H,W,C] array; predict of it, or of its first images, needs no copy on the host where the
@@ -57,11 +76,12 @@ class Pipeline:
         """
         Bytes on the device and page-locked on the host, by model; its own weights not counted.
         """
-    def predict(self, images: numpy.ndarray) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]:
+    def predict(self, images: numpy.ndarray, keep: DeviceRows | None = None) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]:
         """
-        (probabilities float32 [N,C], gater logits float32 [N,K], routes int64 [N], latency_ms float32 [N]).
+        (probabilities float32 [N,C], gater logits float32 [N,K], routes int64 [N], latency_ms float32 [N]). `keep`:
+        device_rows(N), which get the answers too.
         """
-    def predict_device(self, address: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]:
+    def predict_device(self, address: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex, keep: DeviceRows | None = None) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]:
         """
         predict for `count` uint8 [H,W,C] images, densely packed at an address of the models' CUDA device. They are
         read after the work that is on `stream` now: a CUDA stream, 1 (the legacy default), 2 (the thread's) or 0
@@ -197,6 +217,11 @@ def cuda_build() -> str:
 def cuda_built() -> bool:
     """
     Whether this build has the CUDA backend.
+    """
+def dlpack_capsule(address: typing.SupportsInt | typing.SupportsIndex, shape: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], dtype: str, device: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], owner: typing.Any) -> typing_extensions.CapsuleType:
+    """
+    A DLPack capsule of a C-contiguous tensor that is complete; `owner` lives until its consumer lets go.
+    dtype: "float32" or "int32". device: (type, id) as DLPack numbers them.
     """
 def graph_topology(buckets: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], conditionals: str) -> list[tuple[str, list[int], int, int, int, int]]:
     """

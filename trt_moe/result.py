@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from trt_moe.cuda.device_array import DeviceArray
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,31 @@ class Result:
     def __iter__(self) -> Iterator[ResultRow]:
         """The answers image by image."""
         return (self[index] for index in range(len(self)))
+
+
+@dataclass(frozen=True)
+class DeviceResult:
+    """The answers for a batch of N images on the GPU, in input order, complete when `predict` returns.
+
+    Attributes:
+        probabilities: float32 [N, classes], softmax of the routed expert's logits.
+        experts: int32 [N], index of the expert that answered, cheapest first.
+        gater_logits: float32 [N, experts], the gater's scores before the latency weight.
+        latency_ms: float32 [N] on the host, milliseconds from the call to each image's answer.
+        class_names: name of every class.
+        expert_names: name of every expert.
+    """
+
+    probabilities: DeviceArray
+    experts: DeviceArray
+    gater_logits: DeviceArray
+    latency_ms: NDArray[np.float32]
+    class_names: list[str]
+    expert_names: list[str]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.experts)
 
 
 def join(results: Sequence[Result]) -> Result:

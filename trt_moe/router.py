@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from trt_moe.errors import DeviceError, InputError, TrtMoeError
 from trt_moe.golden import check_golden, noise_images, same_in_any_batch
 from trt_moe.inputs import as_image, as_images
 from trt_moe.model import Model
-from trt_moe.result import Result, ResultRow, join
+from trt_moe.result import DeviceResult, Result, ResultRow, join
 
 if TYPE_CHECKING:
     from trt_moe.cuda.load import CudaModels
@@ -192,33 +192,76 @@ class Router:
         self._pipeline.verify_below = probability
         self._verify_below = probability
 
-    def predict(self, batch: Any) -> Result:
+    @overload
+    def predict(self, batch: Any, *, device_output: Literal[False] = False) -> Result: ...
+    @overload
+    def predict(self, batch: Any, *, device_output: Literal[True]) -> DeviceResult: ...
+
+    def predict(self, batch: Any, *, device_output: bool = False) -> Result | DeviceResult:
         """Classify a batch of images; blocks until all are answered.
 
         Args:
             batch: uint8 [N, H, W, C] array, list of uint8 [H, W, C] arrays, or a DLPack tensor on the CPU. On the
                 GPU also what lies there, by DLPack or `__cuda_array_interface__`: the router's work then waits for
                 the producer's stream, on the device.
+            device_output: leave the answers on the GPU, for torch or cupy to go on with. Needs the device-routed plan
+                and no verification.
 
         Raises:
-            InputError: wrong dtype, rank or size, or an empty batch.
+            InputError: wrong dtype, rank or size, an empty batch, or answers that cannot stay on the GPU.
             QueueFullError: no room for it now; nothing was taken.
             RouterClosedError: the router was closed.
             ModelOutputError: a model gave logits that are not finite for one of the images.
         """
+        if device_output:
+            self._check_stays_on_device()
         found = None
         if self._cuda is not None and not isinstance(batch, np.ndarray):
             found = self._cuda.on_device(batch, self._pipeline.input_stream)
         if found is not None:
-            answers = self._pipeline.predict_device(found.address, found.count, found.stream)
+            keep = self._pipeline.device_rows(found.count) if device_output else None
+            answers = self._pipeline.predict_device(found.address, found.count, found.stream, keep)
         else:
-            answers = self._pipeline.predict(as_images(batch, self._bundle.input_shape))
+            images = as_images(batch, self._bundle.input_shape)
+            # An empty batch is predict's to refuse.
+            keep = self._pipeline.device_rows(len(images)) if device_output and len(images) else None
+            answers = self._pipeline.predict(images, keep)
         probabilities, gater_logits, experts, latency_ms = answers
+        if keep is not None:
+            return self._device_result(keep, latency_ms)
         return Result(
             probabilities,
             experts,
             latency_ms,
             gater_logits,
+            self._completions.class_names,
+            self._completions.expert_names,
+        )
+
+    def _check_stays_on_device(self) -> None:
+        if self.plan != "device-routed":
+            raise InputError(
+                f"device_output=True needs the device-routed plan, and this router is {self.plan}: {self.plan_reason}; "
+                "leave it out"
+            )
+        if self._verify_below > 0:
+            raise InputError(
+                f"device_output=True, but answers below {self._verify_below} are verified, which takes images through "
+                "the host; set router.verify_below = 0, or leave it out"
+            )
+
+    def _device_result(self, rows: _core.DeviceRows, latency_ms: NDArray[np.float32]) -> DeviceResult:
+        from trt_moe.cuda.device import ORDINAL
+        from trt_moe.cuda.device_array import DeviceArray
+        from trt_moe.cuda.dlpack import CUDA_DEVICES
+
+        images, classes, experts = len(latency_ms), len(self._bundle.class_names), len(self.expert_names)
+        device = (CUDA_DEVICES[0], ORDINAL)
+        return DeviceResult(
+            DeviceArray(rows.probabilities, (images, classes), "float32", device, rows),
+            DeviceArray(rows.routes, (images,), "int32", device, rows),
+            DeviceArray(rows.gater_logits, (images, experts), "float32", device, rows),
+            latency_ms,
             self._completions.class_names,
             self._completions.expert_names,
         )

@@ -14,7 +14,8 @@ namespace trt_moe {
 
 namespace {
 
-Answers predict_device(Pipeline& self, std::uintptr_t address, std::size_t count, std::uintptr_t stream) {
+Answers predict_device(Pipeline& self, std::uintptr_t address, std::size_t count, std::uintptr_t stream,
+                       const std::optional<cuda::DeviceOutputs::Rows>& keep) {
   if (!self.device_input || address == 0 || count == 0) {
     throw Error(ErrorKind::kInput, "found " + std::to_string(count) + " images at device address " +
                                        std::to_string(address) + (self.device_input ? "" : " for models on the CPU") +
@@ -23,16 +24,27 @@ Answers predict_device(Pipeline& self, std::uintptr_t address, std::size_t count
   const DeviceImages images{address, count, self.input().bytes(), stream};
   AnswerArrays answers(self, count);
   const OutputRows rows = answers.rows();
+  const DeviceRows* const kept = kept_rows(keep, count);
   {
     const py::gil_scoped_release release;
-    if (self.takes_device_images()) {
-      self.predict(images, rows, &check_signals);
+    if (self.images_stay_on_device()) {
+      self.predict(images, rows, &check_signals, kept);
     } else {
-      self.device_input->on_host(
-          images, [&](ImageBatchView view) { static_cast<Scheduler&>(self).predict(view, rows, &check_signals); });
+      self.device_input->on_host(images, [&](ImageBatchView view) {
+        static_cast<Scheduler&>(self).predict(view, rows, &check_signals, kept);
+      });
     }
   }
   return answers.take();
+}
+
+cuda::DeviceOutputs::Rows device_rows(const Pipeline& self, std::size_t count) {
+  if (!self.device_outputs || count == 0) {
+    throw Error(ErrorKind::kInput, "rows for " + std::to_string(count) + " answers were asked for" +
+                                       (self.device_outputs ? "" : " of models on the CPU") +
+                                       "; expected at least one, on the models' CUDA device");
+  }
+  return self.device_outputs->take(count);
 }
 
 py::array_t<std::uint8_t> input_buffer(const Pipeline& self, std::size_t count) {
@@ -63,6 +75,13 @@ std::map<std::string, std::map<std::string, std::size_t>> memory(const Pipeline&
 
 }  // namespace
 
+const DeviceRows* kept_rows(const std::optional<cuda::DeviceOutputs::Rows>& keep, std::size_t images) {
+  if (!keep) return nullptr;
+  if (keep->images == images) return &keep->rows;
+  throw Error(ErrorKind::kInput, "there are rows for " + std::to_string(keep->images) + " answers and " +
+                                     std::to_string(images) + " images; expected as many");
+}
+
 void choose_routing(Pipeline& pipeline, const std::shared_ptr<Engine>& gater,
                     const std::vector<std::shared_ptr<Engine>>& experts, bool device_routed) {
   std::vector<std::shared_ptr<Engine>> models{gater};
@@ -71,7 +90,9 @@ void choose_routing(Pipeline& pipeline, const std::shared_ptr<Engine>& gater,
     if (auto captured = std::dynamic_pointer_cast<cuda::GraphEngine>(model)) pipeline.captured.push_back(captured);
   }
   if (!pipeline.captured.empty()) {
-    pipeline.device_input = std::make_unique<cuda::DeviceInput>(pipeline.captured.front()->device());
+    const auto& device = pipeline.captured.front()->device();
+    pipeline.device_input = std::make_unique<cuda::DeviceInput>(device);
+    pipeline.device_outputs = std::make_unique<cuda::DeviceOutputs>(device, pipeline.experts(), pipeline.classes());
   }
   if (!device_routed) {
     pipeline.routing.reason =
@@ -82,13 +103,25 @@ void choose_routing(Pipeline& pipeline, const std::shared_ptr<Engine>& gater,
   if (pipeline.routing.plan) pipeline.use(pipeline.routing.plan);
 }
 
+void register_device_rows(py::module_& module) {
+  using Rows = cuda::DeviceOutputs::Rows;
+  py::class_<Rows>(module, "DeviceRows", "Answers on the device, one row an image; addresses there.")
+      .def_property_readonly("probabilities", [](const Rows& self) { return self.rows.probabilities; })
+      .def_property_readonly("gater_logits", [](const Rows& self) { return self.rows.gater_logits; })
+      .def_property_readonly("routes", [](const Rows& self) { return self.rows.routes; });
+}
+
 void register_device_pipeline(py::class_<Pipeline>& pipeline) {
   pipeline
       .def("predict_device", &predict_device, py::arg("address"), py::arg("count"), py::arg("stream"),
+           py::arg("keep") = py::none(),
            "predict for `count` uint8 [H,W,C] images, densely packed at an address of the models' CUDA device. They "
            "are\n"
            "read after the work that is on `stream` now: a CUDA stream, 1 (the legacy default), 2 (the thread's) or 0\n"
            "(they are complete). A pipeline that routes or verifies on the host copies them there first.")
+      .def("device_rows", &device_rows, py::arg("count"),
+           "Memory on the device for predict's `keep`; used again once it is dropped. float32 probabilities [N,C] and\n"
+           "gater logits [N,K], int32 routes [N].")
       .def("input_buffer", &input_buffer, py::arg("count"),
            "A uint8 [count,H,W,C] array; predict of it, or of its first images, needs no copy on the host where the\n"
            "pipeline routes on the device, and none at all where host and device share memory. One a pipeline: a\n"

@@ -15,13 +15,14 @@ namespace {
 
 using Completed = py::typing::Tuple<py::int_, py::object, py::array_t<float>, py::array_t<float>, py::int_, py::float_>;
 
-Answers predict(Pipeline& self, const py::array& images) {
+Answers predict(Pipeline& self, const py::array& images, const std::optional<cuda::DeviceOutputs::Rows>& keep) {
   const ImageBatchView view = image_batch(images, self.input());
+  const DeviceRows* const kept = kept_rows(keep, view.count);
   AnswerArrays answers(self, view.count);
   const OutputRows rows = answers.rows();
   {
     const py::gil_scoped_release release;
-    self.predict(view, rows, &check_signals);
+    self.predict(view, rows, &check_signals, kept);
   }
   return answers.take();
 }
@@ -95,6 +96,7 @@ void check_signals() {
 }
 
 void register_pipeline(py::module_& module) {
+  register_device_rows(module);
   py::class_<Pipeline> pipeline(module, "Pipeline", "A gater and its experts behind one scheduler.");
   pipeline
       .def(py::init([](const std::shared_ptr<ModelRunner>& gater,
@@ -119,8 +121,10 @@ void register_pipeline(py::module_& module) {
            py::arg("gater"), py::arg("experts"), py::kw_only(), py::arg("names"), py::arg("costs"),
            py::arg("latency_weight"), py::arg("verify_below"), py::arg("max_batch"), py::arg("max_wait_us"),
            py::arg("max_queue"), py::arg("warmup"), py::arg("device_routed") = false, py::arg("speculate") = false)
-      .def("predict", &predict, py::arg("images"),
-           "(probabilities float32 [N,C], gater logits float32 [N,K], routes int64 [N], latency_ms float32 [N]).")
+      .def("predict", &predict, py::arg("images"), py::arg("keep") = py::none(),
+           "(probabilities float32 [N,C], gater logits float32 [N,K], routes int64 [N], latency_ms float32 [N]). "
+           "`keep`:\n"
+           "device_rows(N), which get the answers too.")
       .def(
           "submit",
           [](Pipeline& self, std::uint64_t ticket, const py::array& image) {

@@ -5,10 +5,12 @@
 #include <pybind11/typing.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "backends/cuda/device_input.h"
+#include "backends/cuda/device_output.h"
 #include "backends/cuda/device_routed_plan.h"
 #include "backends/cuda/graph_engine.h"
 #include "core/scheduler.h"
@@ -23,6 +25,7 @@ class Pipeline final : public Scheduler {
   cuda::Routing routing;
   std::vector<std::shared_ptr<cuda::GraphEngine>> captured;  // those of its models that are on a device
   std::unique_ptr<cuda::DeviceInput> device_input;           // none on the CPU
+  std::unique_ptr<cuda::DeviceOutputs> device_outputs;       // none on the CPU
 };
 
 using Answers = pybind11::typing::Tuple<pybind11::array_t<float>, pybind11::array_t<float>,
@@ -40,6 +43,9 @@ struct AnswerArrays {
   pybind11::array_t<float> latency_ms;
 };
 
+// Where `images` answers are kept on the device, if anywhere. Throws Error(kInput) when they do not fit.
+const DeviceRows* kept_rows(const std::optional<cuda::DeviceOutputs::Rows>& keep, std::size_t images);
+
 // Called without the GIL while a caller waits, so that Ctrl-C reaches Python.
 void check_signals();
 
@@ -47,7 +53,8 @@ void check_signals();
 void choose_routing(Pipeline& pipeline, const std::shared_ptr<Engine>& gater,
                     const std::vector<std::shared_ptr<Engine>>& experts, bool device_routed);
 
-// What only pipelines on a CUDA device do.
+// What only pipelines on a CUDA device do. Before the pipeline's own methods, whose signatures name `DeviceRows`.
+void register_device_rows(pybind11::module_& module);
 void register_device_pipeline(pybind11::class_<Pipeline>& pipeline);
 
 }  // namespace trt_moe

@@ -63,9 +63,12 @@ class RoutedPlan {
  public:
   virtual ~RoutedPlan() = default;
   virtual std::size_t capacity() const = 0;  // most images of one run
-  // Routes as choose_route does. The rows are good until the next run.
-  virtual RoutedRows run(ImageBatchView images, std::span<const float> costs, float latency_weight) = 0;
-  virtual RoutedRows run(const DeviceImages& images, std::span<const float> costs, float latency_weight) = 0;
+  // Routes as choose_route does. The rows are good until the next run. keep: where they are written on the device as
+  // well, before this returns; may be null.
+  virtual RoutedRows run(ImageBatchView images, std::span<const float> costs, float latency_weight,
+                         const DeviceRows* keep) = 0;
+  virtual RoutedRows run(const DeviceImages& images, std::span<const float> costs, float latency_weight,
+                         const DeviceRows* keep) = 0;
 };
 
 struct EngineOptions {

@@ -65,6 +65,11 @@ void add_one(std::atomic<std::uint64_t>& counter) {
   counter.store(counter.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
 }
 
+Error not_on_device(const std::string& what) {
+  return {ErrorKind::kInput,
+          "the " + what + " are to stay on the device, but images are routed or verified on the host"};
+}
+
 Error error_of(const Failure& failure) { return {failure.kind, failure.message}; }
 
 }  // namespace
@@ -326,19 +331,20 @@ Failure Scheduler::bad_logits(const std::string& model) {
                                        "ONNX file is broken: train or export the bundle again"};
 }
 
-void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*poll)()) {
+void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep) {
   const Clock::time_point submitted = Clock::now();
+  if (keep != nullptr && !images_stay_on_device()) throw not_on_device("answers");
   const std::size_t places = std::min({images.count, options_.max_batch, options_.max_queue});
   // Counted before the admission looks whether we are closing: close() sees this call, or it is refused.
   const ActivePredict active(active_predicts_);
   const Admission admission(*this, places);
   const bool on_device = routes_on_device();
-  const bool inline_first = !on_device || inline_lane_->speculative != nullptr;
+  const bool inline_first = !on_device || (inline_lane_->speculative != nullptr && keep == nullptr);
   if (images.count == 1 && admission.was_idle() && inline_first) {
     const std::unique_lock lane(inline_lane_->mutex, std::try_to_lock);
     if (lane.owns_lock()) return run_inline(images.data, rows, submitted);
   }
-  if (on_device) return run_routed(images, rows, submitted, poll);
+  if (on_device) return run_routed(images, rows, submitted, poll, keep);
   // More images than places go through in two alternating parts, so that the workers never run dry between them.
   const std::size_t part = images.count <= places ? images.count : std::max<std::size_t>(1, places / 2);
   std::array<std::optional<BlockingRequest>, 2> parts;
@@ -370,15 +376,12 @@ void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*po
   }
 }
 
-void Scheduler::predict(const DeviceImages& images, const OutputRows& rows, void (*poll)()) {
+void Scheduler::predict(const DeviceImages& images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep) {
   const Clock::time_point submitted = Clock::now();
-  if (!takes_device_images()) {
-    throw Error(ErrorKind::kInput,
-                "the images are on a device, but they are routed or verified on the host: copy them there");
-  }
+  if (!images_stay_on_device()) throw not_on_device("images");
   const ActivePredict active(active_predicts_);
   const Admission admission(*this, std::min({images.count, options_.max_batch, options_.max_queue}));
-  run_routed(images, rows, submitted, poll);
+  run_routed(images, rows, submitted, poll, keep);
 }
 
 void Scheduler::submit(std::uint64_t ticket, const std::uint8_t* image) {
@@ -466,8 +469,8 @@ void Scheduler::use(std::shared_ptr<RoutedPlan> plan) {
   if (options_.warmup) {
     const std::vector<std::uint8_t> black(plan->capacity() * input_.bytes());
     const ImageBatchView images{black.data(), plan->capacity(), input_.bytes()};
-    plan->run(images.part(0, 1), costs_, latency_weight());
-    plan->run(images, costs_, latency_weight());
+    plan->run(images.part(0, 1), costs_, latency_weight(), nullptr);
+    plan->run(images, costs_, latency_weight(), nullptr);
   }
   routed_lane_ = std::make_unique<RoutedLane>();
   routed_lane_->unsure.reserve(plan->capacity());
@@ -479,21 +482,24 @@ void Scheduler::use(std::shared_ptr<RoutedPlan> plan) {
 }
 
 template <typename Images>
-void Scheduler::run_routed(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)()) {
+void Scheduler::run_routed(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)(),
+                           const DeviceRows* keep) {
   const std::size_t part = std::min(routed_lane_->plan->capacity(), options_.max_batch);
   for (std::size_t begin = 0; begin < images.count; begin += part) {
     if (begin > 0 && poll != nullptr) poll();
     const std::size_t count = std::min(part, images.count - begin);
+    DeviceRows kept;
+    if (keep != nullptr) kept = keep->part(begin, classes_, experts_.size());
     run_routed_part(images.part(begin, count),
                     {rows.probabilities + begin * classes_, rows.gater_logits + begin * experts_.size(),
                      rows.routes + begin, rows.latency_ms + begin},
-                    submitted, poll);
+                    submitted, poll, keep == nullptr ? nullptr : &kept);
   }
 }
 
 template <typename Images>
 void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Clock::time_point submitted,
-                                void (*poll)()) {
+                                void (*poll)(), const DeviceRows* keep) {
   RoutedLane& lane = *routed_lane_;
   // An expert's queue takes images of the host only.
   constexpr bool kVerifies = std::is_same_v<Images, ImageBatchView>;
@@ -503,7 +509,7 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Cl
     if (cancel_pending_.load(std::memory_order_relaxed)) throw error_of(closed_failure());
     const Clock::time_point start = Clock::now();
     try {
-      const RoutedRows answers = lane.plan->run(images, costs_, latency_weight());
+      const RoutedRows answers = lane.plan->run(images, costs_, latency_weight(), keep);
       check_rows(answers);
       std::copy(answers.routes.begin(), answers.routes.end(), rows.routes);
       std::copy(answers.gater_logits.begin(), answers.gater_logits.end(), rows.gater_logits);
@@ -521,7 +527,7 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Cl
       if (!lane.ran[expert]) add_one(lane.batches[expert]);
       lane.ran[expert] = true;
       const float* const row = rows.probabilities + i * classes_;
-      if (kVerifies && unsure(expert, *std::max_element(row, row + classes_))) {
+      if (kVerifies && keep == nullptr && unsure(expert, *std::max_element(row, row + classes_))) {
         lane.unsure.push_back(static_cast<std::uint32_t>(i));
         add_one(lane.passed_on[expert]);
         continue;

@@ -63,12 +63,14 @@ class Scheduler {
   void use(std::shared_ptr<RoutedPlan> plan);
 
   // Answers every image or throws: Error(kQueueFull) with nothing taken, Error(kRouterClosed), Error(kModelOutput).
-  // Of more than max_batch images, max_batch are under way at a time. `poll`: see BlockingRequest::wait.
-  void predict(ImageBatchView images, const OutputRows& rows, void (*poll)());
-  // The same for images on the device, in place; Error(kInput) unless it takes them.
-  void predict(const DeviceImages& images, const OutputRows& rows, void (*poll)());
+  // Of more than max_batch images, max_batch are under way at a time. `poll`: see BlockingRequest::wait. `keep`: where
+  // the answers are written on the device as well; Error(kInput) unless images stay there.
+  void predict(ImageBatchView images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep = nullptr);
+  // The same for images on the device, in place; Error(kInput) unless images stay there.
+  void predict(const DeviceImages& images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep = nullptr);
   bool routes_on_device() const noexcept { return routed_lane_ != nullptr; }
-  bool takes_device_images() const noexcept { return routes_on_device() && verify_below() <= 0.0F; }
+  // Routed there, and not verified: that takes the images through the host.
+  bool images_stay_on_device() const noexcept { return routes_on_device() && verify_below() <= 0.0F; }
 
   // Takes a copy of one image; its answer comes out of take_completed under `ticket`.
   void submit(std::uint64_t ticket, const std::uint8_t* image);
@@ -112,9 +114,11 @@ class Scheduler {
   void run_expert(std::size_t expert, Worker& worker, Seat& seat, std::size_t count);
   void run_inline(const std::uint8_t* image, const OutputRows& rows, Clock::time_point submitted);
   template <typename Images>
-  void run_routed(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)());
+  void run_routed(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)(),
+                  const DeviceRows* keep);
   template <typename Images>
-  void run_routed_part(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)());
+  void run_routed_part(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)(),
+                       const DeviceRows* keep);
   void check_rows(const RoutedRows& answers) const;
   // Of a failed run: a device that is lost closes the scheduler, and fails all that waits.
   void note(const Failure& failure);

@@ -39,4 +39,16 @@ struct DeviceImages {
   }
 };
 
+// Where answers go in a device's memory, one row an image; borrowed.
+struct DeviceRows {
+  std::uintptr_t probabilities = 0;  // float32 [images, classes]
+  std::uintptr_t gater_logits = 0;   // float32 [images, experts]
+  std::uintptr_t routes = 0;         // int32 [images]
+
+  DeviceRows part(std::size_t begin, std::size_t classes, std::size_t experts) const noexcept {
+    return {probabilities + begin * classes * sizeof(float), gater_logits + begin * experts * sizeof(float),
+            routes + begin * sizeof(std::int32_t)};
+  }
+};
+
 }  // namespace trt_moe

@@ -1,11 +1,14 @@
 // The device-routed plan, on a device that interprets its graph.
 #include <doctest/doctest.h>
 
+#include <cstring>
+#include <optional>
 #include <random>
 #include <thread>
 #include <vector>
 
 #include "backends/cuda/device_input.h"
+#include "backends/cuda/device_output.h"
 #include "backends/cuda/device_routed_plan.h"
 #include "core/error.h"
 #include "core/scheduler.h"
@@ -334,6 +337,81 @@ TEST_CASE("images on the device come to the host where the host routes or verifi
   device.scheduler.set_verify_below(0.9F);
   check(device, 3);
   CHECK(device.scheduler.stats().passed_on[0] > 0);
+}
+
+TEST_CASE("answers stay on the device where they are asked to") {
+  const std::vector<std::uint8_t> levels = some_levels(21, 9);
+  std::vector<std::uint8_t> images;
+  for (const std::uint8_t level : levels) images.insert(images.end(), kShape.bytes(), level);
+  for (const bool integrated : {false, true}) {
+    Rig rig(FakeStreamDevice::some_gpu(13000, 13000, integrated));
+    rig.route_on_device();
+    cuda::DeviceOutputs outputs(rig.device, kExperts, kClasses);
+    const auto there = rig.device->allocate(cuda::MemoryKind::kDevice, images.size());
+    std::memcpy(reinterpret_cast<void*>(there->device()), images.data(), images.size());
+    for (const bool images_there : {false, true}) {
+      // Of 21 images, 16 go through at a time.
+      const cuda::DeviceOutputs::Rows kept = outputs.take(levels.size());
+      Answers answers(levels.size());
+      if (images_there) {
+        rig.scheduler.predict(DeviceImages{there->device(), levels.size(), kShape.bytes(), 0}, answers.rows(), nullptr,
+                              &kept.rows);
+      } else {
+        rig.scheduler.predict({images.data(), levels.size(), kShape.bytes()}, answers.rows(), nullptr, &kept.rows);
+      }
+      const auto found = [](std::uintptr_t address, auto example, std::size_t count) {
+        const auto* first = reinterpret_cast<const decltype(example)*>(address);
+        return std::vector<decltype(example)>(first, first + count);
+      };
+      const auto routes = found(kept.rows.routes, std::int32_t{}, levels.size());
+      CHECK(std::vector<std::int64_t>(routes.begin(), routes.end()) == answers.routes);
+      CHECK(found(kept.rows.gater_logits, 0.0F, levels.size() * kExperts) == answers.gater);
+      CHECK(found(kept.rows.probabilities, 0.0F, levels.size() * kClasses) == answers.probabilities);
+      check_same(answers, rig.predict(levels));
+    }
+  }
+}
+
+TEST_CASE("answers cannot stay on the device where the host routes or verifies") {
+  const std::vector<std::uint8_t> image(kShape.bytes());
+  const auto refused = [&](Rig& rig) {
+    Answers answers(1);
+    cuda::DeviceOutputs outputs(rig.device, kExperts, kClasses);
+    const cuda::DeviceOutputs::Rows kept = outputs.take(1);
+    const Failure failure = failure_of(
+        [&] { rig.scheduler.predict({image.data(), 1, kShape.bytes()}, answers.rows(), nullptr, &kept.rows); });
+    CHECK(failure.kind == ErrorKind::kInput);
+    CHECK(failure.message.find("the answers are to stay on the device") != std::string::npos);
+    CHECK(rig.scheduler.stats().in_flight == 0);
+  };
+  Rig host;
+  refused(host);
+  Rig device;
+  device.route_on_device();
+  device.scheduler.set_verify_below(0.9F);
+  refused(device);
+}
+
+TEST_CASE("memory of answers is used again once nobody holds it, and outlives what gave it") {
+  Rig rig;
+  const int before = rig.device->state()->objects;
+  auto outputs = std::make_unique<cuda::DeviceOutputs>(rig.device, kExperts, kClasses);
+  std::optional<cuda::DeviceOutputs::Rows> first = outputs->take(8);
+  const std::uintptr_t address = first->rows.routes;
+  const cuda::DeviceOutputs::Rows second = outputs->take(8);
+  CHECK(second.rows.routes != address);
+  first.reset();
+  CHECK(outputs->take(4).rows.routes == address);
+  CHECK(outputs->take(100).rows.routes != 0);
+  // The one that was too small made way for a larger one.
+  CHECK(rig.device->state()->objects == before + 2);
+  outputs.reset();
+  CHECK(rig.device->state()->objects == before + 2);
+  rig.device->faults().allocations = 0;
+  cuda::DeviceOutputs none(rig.device, kExperts, kClasses);
+  const Failure failure = failure_of([&] { none.take(8); });
+  CHECK(failure.kind == ErrorKind::kDevice);
+  CHECK(failure.message.find("answers on the device: needs") != std::string::npos);
 }
 
 TEST_CASE("logits that are not finite are an error on the device too") {

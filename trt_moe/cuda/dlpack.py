@@ -1,4 +1,7 @@
-"""DLPack capsules taken apart, as https://dmlc.github.io/dlpack describes them; numpy reads those of the CPU only."""
+"""DLPack capsules taken apart, as https://dmlc.github.io/dlpack describes them; numpy reads those of the CPU only.
+
+Those that the package gives are made by the core, `_core.dlpack_capsule`.
+"""
 
 from __future__ import annotations
 

@@ -134,6 +134,15 @@ void DeviceRoutedPlan::write_control(const RoutedLayout& layout, std::size_t ima
   std::memcpy(block + layout.costs, costs.data(), costs.size_bytes());
 }
 
+void DeviceRoutedPlan::launch(const Slot& slot, std::size_t images, const DeviceRows* keep) {
+  slot.exec->launch(*stream_);
+  if (keep == nullptr) return;
+  const std::uintptr_t out = device_out_ ? device_out_->device() : host_out_->device();
+  stream_->copy(keep->routes, out, images * sizeof(std::int32_t));
+  stream_->copy(keep->gater_logits, out + slot.layout.gater_logits, images * experts_.size() * sizeof(float));
+  stream_->copy(keep->probabilities, out + slot.layout.probabilities, images * classes_ * sizeof(float));
+}
+
 // Called by one thread at a time.
 void DeviceRoutedPlan::wait() {
   const auto start = std::chrono::steady_clock::now();
@@ -147,20 +156,20 @@ RoutedRows DeviceRoutedPlan::rows(const RoutedLayout& layout, std::size_t images
           part<float>(out, layout.probabilities, images * classes_)};
 }
 
-RoutedRows DeviceRoutedPlan::run(ImageBatchView images, std::span<const float> costs, float latency_weight) {
+RoutedRows DeviceRoutedPlan::run(ImageBatchView images, std::span<const float> costs, float latency_weight,
+                                 const DeviceRows* keep) {
   const Slot& slot = slots_[buckets_.holding(images.count)];
   const AllModels models(mutexes_);
   write_control(slot.layout, images.count, costs, latency_weight);
   // The images may be others of the input itself.
   if (images.data != input().data()) std::memmove(input().data(), images.data, images.count * images.image_bytes);
-  on_device(*device_, kName, [&] {
-    slot.exec->launch(*stream_);
-    wait();
-  });
+  enqueue_on(*device_, kName, *stream_, [&] { launch(slot, images.count, keep); });
+  on_device(*device_, kName, [&] { wait(); });
   return rows(slot.layout, images.count);
 }
 
-RoutedRows DeviceRoutedPlan::run(const DeviceImages& images, std::span<const float> costs, float latency_weight) {
+RoutedRows DeviceRoutedPlan::run(const DeviceImages& images, std::span<const float> costs, float latency_weight,
+                                 const DeviceRows* keep) {
   const AllModels models(mutexes_);
   // Where the block is mapped nothing is copied in, and the graphs for images from the host do for these too.
   if (host_in_ && device_slots_.empty()) device_slots_ = make_slots(true);
@@ -169,7 +178,7 @@ RoutedRows DeviceRoutedPlan::run(const DeviceImages& images, std::span<const flo
   enqueue_on(*device_, kName, *stream_, [&] {
     if (images.stream != 0) stream_->wait_for(images.stream);
     stream_->copy(gater_->memory().input(), images.address, images.count * images.image_bytes);
-    slot.exec->launch(*stream_);
+    launch(slot, images.count, keep);
   });
   on_device(*device_, kName, [&] { wait(); });
   return rows(slot.layout, images.count);
@@ -206,7 +215,7 @@ Routing choose_routing(const std::shared_ptr<Engine>& gater, const std::vector<s
         models.front(), std::vector<std::shared_ptr<GraphEngine>>(models.begin() + 1, models.end()));
     // A driver may take a graph and still refuse to launch it: known now, the host can route in its place.
     const std::vector<std::uint8_t> black(models.front()->info().input.bytes());
-    plan->run(ImageBatchView{black.data(), 1, black.size()}, std::vector<float>(experts.size()), 0.0F);
+    plan->run(ImageBatchView{black.data(), 1, black.size()}, std::vector<float>(experts.size()), 0.0F, nullptr);
     const char* const nodes = info.conditionals == Conditionals::kSwitch ? "SWITCH" : "IF";
     return {std::move(plan), std::string("conditional graphs with ") + nodes + " nodes (" + versions + ")"};
   } catch (const Error& error) {

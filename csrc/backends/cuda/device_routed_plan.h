@@ -27,8 +27,10 @@ class DeviceRoutedPlan final : public RoutedPlan {
   DeviceRoutedPlan(std::shared_ptr<GraphEngine> gater, std::vector<std::shared_ptr<GraphEngine>> experts);
 
   std::size_t capacity() const override { return buckets_.largest(); }
-  RoutedRows run(ImageBatchView images, std::span<const float> costs, float latency_weight) override;
-  RoutedRows run(const DeviceImages& images, std::span<const float> costs, float latency_weight) override;
+  RoutedRows run(ImageBatchView images, std::span<const float> costs, float latency_weight,
+                 const DeviceRows* keep) override;
+  RoutedRows run(const DeviceImages& images, std::span<const float> costs, float latency_weight,
+                 const DeviceRows* keep) override;
 
   // uint8 [capacity, H, W, C] where images may be written in place; a run on any other images overwrites it.
   std::span<std::uint8_t> input() const noexcept;
@@ -48,6 +50,7 @@ class DeviceRoutedPlan final : public RoutedPlan {
   std::byte* block_in() const noexcept { return host_in_ ? host_in_->host() : gater_->memory().mapped(); }
   void write_control(const RoutedLayout& layout, std::size_t images, std::span<const float> costs,
                      float latency_weight) const;
+  void launch(const Slot& slot, std::size_t images, const DeviceRows* keep);
   void wait();
   RoutedRows rows(const RoutedLayout& layout, std::size_t images) const;
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.support.tiny_bundle import TinyBundle, write_tiny_bundle
-from trt_moe import Router, _core, router
+from trt_moe import DeviceResult, Router, _core, router
 from trt_moe.cuda.interop import DeviceImages
 from trt_moe.errors import DeviceError, InputError
 
@@ -39,13 +39,16 @@ class FakePipeline:
         self.models, self.options = [gater, *experts], options
         self.calls: list[Any] = []
 
-    def predict(self, images: Any) -> Any:
-        self.calls.append(("predict", images.shape))
+    def predict(self, images: Any, keep: Any) -> Any:
+        self.calls.append(("predict", images.shape, keep))
         return self._answers(len(images))
 
-    def predict_device(self, address: int, count: int, stream: int) -> Any:
-        self.calls.append(("predict_device", address, count, stream))
+    def predict_device(self, address: int, count: int, stream: int, keep: Any) -> Any:
+        self.calls.append(("predict_device", address, count, stream, keep))
         return self._answers(count)
+
+    def device_rows(self, count: int) -> Any:
+        return SimpleNamespace(probabilities=0x100, gater_logits=0x200, routes=0x300, images=count)
 
     def input_buffer(self, images: int) -> Any:
         return f"buffer of {images}"
@@ -100,10 +103,49 @@ def test_images_go_where_they_are(gpu: None, tiny: TinyBundle) -> None:
         opened.predict(SimpleNamespace(address=0xABC))
         opened.predict([tiny.grey(0)[0]])
         assert pipeline(opened).calls == [
-            ("predict", (2, 8, 8, 1)),
-            ("predict_device", 0xABC, 2, 0x77),
-            ("predict", (1, 8, 8, 1)),
+            ("predict", (2, 8, 8, 1), None),
+            ("predict_device", 0xABC, 2, 0x77, None),
+            ("predict", (1, 8, 8, 1), None),
         ]
+
+
+def test_answers_stay_on_the_gpu(gpu: None, tiny: TinyBundle) -> None:
+    with Router(tiny.path, device="cuda", check=False) as opened:
+        for batch in (tiny.grey(0, 2), SimpleNamespace(address=0xABC)):
+            result = opened.predict(batch, device_output=True)
+            assert isinstance(result, DeviceResult)
+            assert len(result) == 2
+            assert result.latency_ms.tolist() == [1.0, 1.0]
+            kept = pipeline(opened).calls[-1][-1]
+            assert kept.images == 2
+            arrays = (result.probabilities, result.gater_logits, result.experts)
+            assert [each.address for each in arrays] == [0x100, 0x200, 0x300]
+            classes, experts = len(result.class_names), len(result.expert_names)
+            assert [each.shape for each in arrays] == [(2, classes), (2, experts), (2,)]
+            assert [each.dtype for each in arrays] == ["float32", "float32", "int32"]
+            assert {each.device for each in arrays} == {(2, 0)}
+
+
+def test_answers_that_cannot_stay_on_the_gpu(gpu: None, tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Router(tiny.path, device="cuda", check=False, verify_below=0.5) as opened:
+        with pytest.raises(InputError, match=r"answers below 0\.5 are verified, .*set router.verify_below = 0"):
+            opened.predict(tiny.grey(0), device_output=True)
+        opened.verify_below = 0
+        opened.predict(tiny.grey(0), device_output=True)
+    monkeypatch.setattr(FakePipeline, "plan", "host-routed")
+    with (
+        Router(tiny.path, device="cuda", check=False) as opened,
+        pytest.raises(InputError, match="this router is host-routed: the driver has SWITCH nodes; leave it out"),
+    ):
+        opened.predict(tiny.grey(0), device_output=True)
+
+
+def test_answers_cannot_stay_on_a_gpu_that_is_not_there(tiny: TinyBundle) -> None:
+    with (
+        Router(tiny.path, device="cpu") as opened,
+        pytest.raises(InputError, match="host-routed: the models run on the CPU; leave it out"),
+    ):
+        opened.predict(tiny.grey(0), device_output=True)
 
 
 def test_options_reach_the_models(gpu: None, tiny: TinyBundle) -> None:

@@ -39,6 +39,21 @@ def test_images_may_change_once_predict_returned(router: Router, tiny: TinyBundl
         check(router.predict(batch), tiny, images)
 
 
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_answers_stay_on_the_gpu(router: Router, tiny: TinyBundle, count: int) -> None:
+    if router.plan != "device-routed":
+        pytest.skip(f"host-routed: {router.plan_reason}")
+    images = tiny.random(count, seed=count)
+    expected = router.predict(images)
+    for batch in (images, torch.from_numpy(images).cuda()):
+        result = router.predict(batch, device_output=True)
+        probabilities = torch.from_dlpack(result.probabilities)
+        assert probabilities.is_cuda
+        assert probabilities.cpu().numpy().tolist() == expected.probabilities.tolist()
+        assert torch.from_dlpack(result.experts).tolist() == expected.experts.tolist()
+        assert torch.as_tensor(result.gater_logits, device="cuda").cpu().tolist() == expected.gater_logits.tolist()
+
+
 def test_torch_tensors_that_do_not_fit(router: Router, tiny: TinyBundle) -> None:
     images = torch.from_numpy(tiny.random(4)).cuda()
     for wrong, words in (

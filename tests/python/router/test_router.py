@@ -306,6 +306,7 @@ def test_a_callback_that_fails_costs_no_other_future_its_answer(tiny: TinyBundle
             with contextlib.suppress(SystemExit):  # where the image was answered already
                 future.add_done_callback(leave)
             assert router.submit(tiny.grey(20)[0]).result(timeout=30).expert == 0
+            assert future.result(timeout=30).expert == 0
         assert router.stats()["in_flight"] == 0
 
 

@@ -1,0 +1,63 @@
+#include "backends/cuda/device_output.h"
+
+#include <algorithm>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "backends/cuda/graph_engine.h"
+#include "backends/cuda/plan/align.h"
+
+namespace trt_moe::cuda {
+
+namespace {
+constexpr const char* kName = "answers on the device";
+}
+
+class DeviceOutputs::Pool {
+ public:
+  explicit Pool(std::shared_ptr<StreamDevice> device) : device_(std::move(device)) {}
+
+  std::unique_ptr<Buffer> take(std::size_t bytes) {
+    {
+      const std::lock_guard lock(mutex_);
+      const auto fits =
+          std::find_if(idle_.begin(), idle_.end(), [&](const auto& each) { return each->size() >= bytes; });
+      if (fits != idle_.end()) {
+        std::unique_ptr<Buffer> buffer = std::move(*fits);
+        idle_.erase(fits);
+        return buffer;
+      }
+      // One that is too small will be for later batches too; the list stays as short as many are held at a time.
+      if (!idle_.empty()) idle_.pop_back();
+    }
+    return allocate_for(*device_, kName, MemoryKind::kDevice, bytes);
+  }
+
+  void give_back(std::unique_ptr<Buffer> buffer) {
+    const std::lock_guard lock(mutex_);
+    idle_.push_back(std::move(buffer));
+  }
+
+ private:
+  std::shared_ptr<StreamDevice> device_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Buffer>> idle_;
+};
+
+DeviceOutputs::DeviceOutputs(std::shared_ptr<StreamDevice> device, std::size_t experts, std::size_t classes)
+    : pool_(std::make_shared<Pool>(std::move(device))), experts_(experts), classes_(classes) {}
+
+DeviceOutputs::Rows DeviceOutputs::take(std::size_t images) {
+  const std::size_t gater_logits = aligned(images * sizeof(std::int32_t));
+  const std::size_t probabilities = gater_logits + aligned(images * experts_ * sizeof(float));
+  std::unique_ptr<Buffer> buffer = pool_->take(probabilities + images * classes_ * sizeof(float));
+  const std::uintptr_t start = buffer->device();
+  return {{start + probabilities, start + gater_logits, start},
+          images,
+          std::shared_ptr<void>(buffer.release(), [pool = pool_](void* held) {
+            pool->give_back(std::unique_ptr<Buffer>(static_cast<Buffer*>(held)));
+          })};
+}
+
+}  // namespace trt_moe::cuda
