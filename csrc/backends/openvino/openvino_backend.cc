@@ -146,6 +146,7 @@ std::pair<double, double> compare(ov::CompiledModel& first, ov::CompiledModel& s
   return {seconds[0][middle], seconds[1][middle]};
 }
 
+// With one stream a run is on the caller's thread, with several it is handed over to a thread of OpenVINO's.
 ov::AnyMap properties(const EngineOptions& options, std::size_t threads, std::size_t streams) {
   ov::AnyMap map{ov::inference_num_threads(static_cast<int>(threads)), ov::num_streams(static_cast<int>(streams)),
                  // Several compiled models run at once here; pinned, they would all sit on the same cores.
@@ -181,19 +182,22 @@ class OpenVinoBackend final : public Backend {
     try {
       const std::shared_ptr<ov::Model> model = core_.read_model(onnx, ov::Tensor());
       const ModelShape shape = check_model(model);
-      const auto compile = [&](std::size_t batch, std::size_t streams) {
+      const auto compile = [&](std::size_t batch, std::size_t threads_of_all, std::size_t streams) {
         const std::shared_ptr<ov::Model> sized = model->clone();
         sized->reshape(ov::PartialShape{static_cast<std::int64_t>(batch), static_cast<std::int64_t>(shape.input.height),
                                         static_cast<std::int64_t>(shape.input.width),
                                         static_cast<std::int64_t>(shape.input.channels)});
-        return core_.compile_model(sized, "CPU", properties(options, threads, streams));
+        return core_.compile_model(sized, "CPU", properties(options, threads_of_all, streams));
       };
-      ov::CompiledModel latency = compile(1, 1);
+      ov::CompiledModel latency = compile(1, threads, 1);
       std::map<std::size_t, ov::CompiledModel> throughput;
-      for (const std::size_t bucket : buckets.sizes()) throughput.emplace(bucket, compile(bucket, threads));
-      // A throughput session has one thread. A small model loses more by waking others than they help it.
-      const auto [all_threads, one_thread] = compare(latency, throughput.at(1));
-      if (one_thread <= kWorthMoreThreads * all_threads) latency = throughput.at(1);
+      for (const std::size_t bucket : buckets.sizes()) throughput.emplace(bucket, compile(bucket, threads, threads));
+      if (threads > 1) {
+        // A small model loses more by waking other threads than they help it.
+        ov::CompiledModel alone = compile(1, 1, 1);
+        const auto [all_threads, one_thread] = compare(latency, alone);
+        if (one_thread <= kWorthMoreThreads * all_threads) latency = alone;
+      }
       const std::string precision = precision_name(latency.get_property(ov::hint::inference_precision));
       if (options.precision != "auto" && precision != options.precision) {
         throw Error(ErrorKind::kEngineBuild, "precision " + options.precision +
@@ -203,7 +207,8 @@ class OpenVinoBackend final : public Backend {
       EngineInfo info{
           shape.input, shape.outputs,
           precision,   cpu_name() + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads"),
-          threads,     std::move(buckets), true};
+          threads,     std::move(buckets),
+          true};
       return std::make_shared<OpenVinoEngine>(std::move(latency), std::move(throughput), std::move(info));
     } catch (const Error&) {
       throw;
