@@ -1,0 +1,198 @@
+// The CUDA kernels' own code, on the CPU; see cuda_on_host/cuda_runtime_api.h.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "backends/cuda/kernels.h"
+#include "backends/cuda/plan/route_reference.h"
+
+using namespace trt_moe::cuda;
+
+namespace {
+
+constexpr std::int32_t kUntouched = -77;
+
+template <typename Arguments>
+void run(const KernelLaunch& kernel, const Arguments& arguments) {
+  on_host::launch(kernel.function, kernel.grid, kernel.block, arguments);
+}
+
+struct RouteCase {
+  std::size_t capacity;
+  std::int32_t images;
+  std::vector<float> logits;  // of all `capacity` images
+  std::vector<float> costs;
+  float weight;
+  std::vector<std::vector<std::size_t>> buckets;
+  bool switches;
+};
+
+// Compares everything that the kernel writes with its twin, and what it must not write with what was there.
+void check_route(const RouteCase& given) {
+  const std::size_t experts = given.costs.size();
+  std::vector<float> gater_logits(given.logits.size(), kUntouched);
+  std::vector<std::int32_t> routes(given.capacity, kUntouched);
+  std::vector<std::int32_t> rows(experts * given.capacity, kUntouched);
+  std::vector<std::int32_t> counts(experts, kUntouched);
+  RouteArguments arguments;
+  arguments.images = &given.images;
+  arguments.weight = &given.weight;
+  arguments.costs = given.costs.data();
+  arguments.logits = given.logits.data();
+  arguments.gater_logits = gater_logits.data();
+  arguments.routes = routes.data();
+  arguments.rows = rows.data();
+  arguments.counts = counts.data();
+  arguments.capacity = static_cast<std::int32_t>(given.capacity);
+  arguments.experts = static_cast<std::int32_t>(experts);
+  arguments.switches = given.switches;
+  std::uint16_t body = 0;
+  for (std::size_t expert = 0; expert < experts; ++expert) {
+    arguments.first_body[expert] = body;
+    for (const std::size_t bucket : given.buckets[expert])
+      arguments.bucket[body++] = static_cast<std::uint16_t>(bucket);
+  }
+  arguments.first_body[experts] = body;
+  for (std::size_t i = 0; i < kMaxBodies; ++i) arguments.handles[i] = 1000 + i;
+  on_host::conditionals().set.clear();
+  run(route_kernel(arguments), arguments);
+
+  const auto images = static_cast<std::size_t>(std::min(given.images, arguments.capacity));
+  const RoutedBatch expected = route_reference(std::span(given.logits).first(images * experts), given.costs,
+                                               given.weight, given.capacity, given.buckets);
+  CHECK(counts == expected.counts);
+  for (std::size_t image = 0; image < given.capacity; ++image) {
+    CHECK(routes[image] == (image < images ? expected.routes[image] : kUntouched));
+  }
+  for (std::size_t i = 0; i < gater_logits.size(); ++i) {
+    const float found = i < images * experts ? given.logits[i] : static_cast<float>(kUntouched);
+    CHECK((gater_logits[i] == found || (std::isnan(gater_logits[i]) && std::isnan(found))));
+  }
+  const auto& set = on_host::conditionals().set;
+  CHECK(set.size() == (given.switches ? experts : body));
+  for (const auto& [handle, conditional] : set) {
+    CHECK(conditional.times == 1);
+    CHECK(conditional.thread == 0);
+  }
+  for (std::size_t expert = 0; expert < experts; ++expert) {
+    for (std::size_t i = 0; i < given.capacity; ++i) {
+      const bool listed = i < static_cast<std::size_t>(counts[expert]);
+      CHECK(rows[expert * given.capacity + i] == (listed ? expected.rows[expert * given.capacity + i] : kUntouched));
+    }
+    const auto chosen = static_cast<unsigned>(expected.buckets[expert]);
+    if (given.switches) {
+      CHECK(set.at(1000 + expert).value == chosen);
+      continue;
+    }
+    for (unsigned i = 0; i < given.buckets[expert].size(); ++i) {
+      CHECK(set.at(1000 + arguments.first_body[expert] + i).value == (i == chosen ? 1U : 0U));
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("the route kernel does what its twin does") {
+  std::mt19937 random(5);
+  const auto up_to = [&](std::size_t most) { return std::uniform_int_distribution<std::size_t>(1, most)(random); };
+  for (int round = 0; round < 30; ++round) {
+    RouteCase given;
+    const std::size_t experts = up_to(5);
+    given.capacity = up_to(70);
+    given.images = static_cast<std::int32_t>(up_to(given.capacity));
+    given.weight = static_cast<float>(up_to(3)) - 1.0F;
+    given.switches = round % 2 == 0;
+    for (std::size_t expert = 0; expert < experts; ++expert) {
+      given.costs.push_back(static_cast<float>(up_to(4)) / 4.0F);
+      given.buckets.push_back({1});
+      if (given.capacity > 4) given.buckets.back().push_back(4);
+      if (given.capacity > 1) given.buckets.back().push_back(given.capacity);
+    }
+    // Quarters tie often; some are not finite.
+    for (std::size_t i = 0; i < given.capacity * experts; ++i) {
+      const float values[] = {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()};
+      given.logits.push_back(up_to(40) <= 2 ? values[i % 2] : static_cast<float>(up_to(8)) / 4.0F);
+    }
+    CAPTURE(round);
+    check_route(given);
+  }
+}
+
+TEST_CASE("the route kernel takes as many images and experts as it has room for, and no more images than that") {
+  RouteCase many{kMaxImages, kMaxImages, {}, {0.0F, 1.0F}, 0.5F, {{1, kMaxImages}, {1, 32, kMaxImages}}, true};
+  for (std::size_t i = 0; i < kMaxImages * 2; ++i) many.logits.push_back(static_cast<float>(i * 7 % 5));
+  check_route(many);
+  RouteCase wide{3, 3, {}, std::vector<float>(kMaxExperts), 0.0F, {}, false};
+  for (std::size_t i = 0; i < 3 * kMaxExperts; ++i) wide.logits.push_back(static_cast<float>(i * 11 % 64));
+  wide.buckets.assign(kMaxExperts, {1, 2, 3});
+  check_route(wide);
+  check_route({2, 9, {1.0F, 0.0F, 0.0F, 1.0F}, {0.0F, 0.0F}, 0.0F, {{2}, {1, 2}}, true});
+}
+
+TEST_CASE("the gather kernel copies the listed images, in wide units where they are aligned") {
+  for (const std::size_t bytes : {1U, 7U, 16U, 784U, 4800U}) {
+    constexpr std::size_t kImages = 5;
+    constexpr std::size_t kRows = 4;
+    std::vector<uint4> aligned_images((kImages * bytes + sizeof(uint4)) / sizeof(uint4));
+    auto* const images = reinterpret_cast<std::uint8_t*>(aligned_images.data());
+    for (std::size_t i = 0; i < kImages * bytes; ++i) images[i] = static_cast<std::uint8_t>(i * 31 + i / 256);
+    std::vector<uint4> aligned_input((kRows * bytes + sizeof(uint4)) / sizeof(uint4));
+    auto* const input = reinterpret_cast<std::uint8_t*>(aligned_input.data());
+    const std::vector<std::int32_t> rows{4, 0, 3, 99};  // past the count, what an earlier batch left
+    const std::int32_t count = 3;
+    const GatherArguments arguments{images, input, rows.data(), &count, bytes};
+    run(gather_kernel(arguments, kRows), arguments);
+    CAPTURE(bytes);
+    for (std::size_t slot = 0; slot < 3; ++slot) {
+      CHECK(std::equal(input + slot * bytes, input + (slot + 1) * bytes,
+                       images + static_cast<std::size_t>(rows[slot]) * bytes));
+    }
+    CHECK(std::all_of(input + 3 * bytes, input + 4 * bytes, [](std::uint8_t value) { return value == 0; }));
+  }
+}
+
+TEST_CASE("the scatter kernel writes each image's softmax, or NaN where a logit is not finite") {
+  std::mt19937 random(6);
+  std::normal_distribution<float> normal(0.0F, 5.0F);
+  for (const std::size_t classes : {1U, 2U, 10U, 33U, 300U, 1000U}) {
+    constexpr std::size_t kCapacity = 6;
+    std::vector<float> logits(4 * classes);
+    for (float& logit : logits) logit = normal(random);
+    logits[2 * classes + classes / 2] = std::numeric_limits<float>::infinity();
+    std::vector<float> probabilities(kCapacity * classes, kUntouched);
+    const std::vector<std::int32_t> rows{5, 1, 2, 99};
+    const std::int32_t count = 3;
+    const ScatterArguments arguments{logits.data(), probabilities.data(), rows.data(), &count, classes};
+    run(scatter_kernel(arguments, 4), arguments);
+    CAPTURE(classes);
+    for (std::size_t slot = 0; slot < 2; ++slot) {
+      const float* const from = logits.data() + slot * classes;
+      const float* const to = probabilities.data() + static_cast<std::size_t>(rows[slot]) * classes;
+      double sum = 0;
+      for (std::size_t i = 0; i < classes; ++i) sum += std::exp(static_cast<double>(from[i]));
+      for (std::size_t i = 0; i < classes; ++i) {
+        CHECK(to[i] == doctest::Approx(std::exp(static_cast<double>(from[i])) / sum).epsilon(1e-5));
+      }
+    }
+    for (std::size_t i = 0; i < classes; ++i) CHECK(std::isnan(probabilities[2 * classes + i]));
+    for (const std::size_t image : {0U, 3U, 4U}) {
+      for (std::size_t i = 0; i < classes; ++i) CHECK(probabilities[image * classes + i] == kUntouched);
+    }
+  }
+}
+
+TEST_CASE("every kernel is among those that a device loads beforehand") {
+  const auto all = all_kernels();
+  const auto known = [&](const void* function) { return std::find(all.begin(), all.end(), function) != all.end(); };
+  CHECK(known(route_kernel({}).function));
+  CHECK(known(gather_kernel({}, 1).function));
+  GatherArguments odd;
+  odd.image_bytes = 7;
+  CHECK(known(gather_kernel(odd, 1).function));
+  CHECK(known(scatter_kernel({}, 1).function));
+}
