@@ -69,6 +69,7 @@ std::map<std::string, std::map<std::string, std::size_t>> memory(const Pipeline&
     report[name] = {{"device", use.device}, {"pinned", use.pinned}};
   };
   for (const auto& model : self.captured) add(model->name(), model->memory_use());
+  if (self.device_outputs) add("answers on the device", self.device_outputs->memory_use());
   if (self.routing.plan) add("device-routed plan", self.routing.plan->memory_use());
   return report;
 }
@@ -119,7 +120,7 @@ void register_device_pipeline(py::class_<Pipeline>& pipeline) {
            "are\n"
            "read after the work that is on `stream` now: a CUDA stream, 1 (the legacy default), 2 (the thread's) or 0\n"
            "(they are complete). A pipeline that routes or verifies on the host copies them there first.")
-      .def("device_rows", &device_rows, py::arg("count"),
+      .def("device_rows", &device_rows, py::arg("count"), py::call_guard<py::gil_scoped_release>(),
            "Memory on the device for predict's `keep`; used again once it is dropped. float32 probabilities [N,C] and\n"
            "gater logits [N,K], int32 routes [N].")
       .def("input_buffer", &input_buffer, py::arg("count"),

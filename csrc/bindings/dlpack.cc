@@ -51,8 +51,9 @@ struct Exported {
   py::object owner;
 };
 
-// Called by whoever consumed the capsule, on any thread.
+// Called by whoever consumed the capsule, on any thread, and perhaps when there is no Python any more.
 void release(DlManagedTensor* managed) {
+  if (Py_IsInitialized() == 0) return;
   const py::gil_scoped_acquire acquire;
   delete static_cast<Exported*>(managed->context);
 }

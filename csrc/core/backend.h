@@ -23,7 +23,7 @@ struct EngineInfo {
   std::string device;        // for people: "AMD EPYC, 2 threads"
   std::size_t parallel = 1;  // how many throughput sessions the device runs well side by side
   Buckets buckets{{1}};      // batch sizes of a throughput session; a latency session takes one image
-  bool on_host = false;      // it computes on the threads that run it
+  bool on_host = false;      // it computes on the host's CPUs
 };
 
 // One thread at a time uses a session. It owns its buffers for as long as it lives.

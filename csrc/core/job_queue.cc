@@ -48,13 +48,13 @@ JobQueue::Line* JobQueue::first_ready(std::optional<Clock::time_point>& next_dea
     const BatchPolicy& policy = line.policy;
     const bool full = line.size >= policy.buckets.largest() || line.size >= policy.max_batch;
     if (!closed_ && policy.max_wait.count() > 0 && !full) {
-      const Clock::time_point deadline = line.submitted() + policy.max_wait;
+      const Clock::time_point deadline = line.first().request->submitted() + policy.max_wait;
       if (Clock::now() < deadline) {
         next_deadline = std::min(next_deadline.value_or(deadline), deadline);
         continue;
       }
     }
-    if (first == nullptr || line.submitted() < first->submitted()) first = &line;
+    if (first == nullptr || line.first().entered < first->first().entered) first = &line;
   }
   return first;
 }

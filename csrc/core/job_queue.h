@@ -17,8 +17,9 @@ namespace trt_moe {
 // One image on its way through the models.
 struct Job {
   Request* request = nullptr;
-  std::uint32_t index = 0;   // the image within its request
-  Clock::time_point queued;  // when it entered the line it is in
+  std::uint32_t index = 0;    // the image within its request
+  Clock::time_point entered;  // when it entered the first line; a large request hands in its images bit by bit
+  Clock::time_point queued;   // when it entered the line it is in
   // In earlier lines, and with an expert that was unsure:
   std::uint64_t waited_ns = 0;
   std::uint64_t gather_ns = 0;
@@ -57,8 +58,8 @@ class JobQueue {
     add(line, jobs, make, true);
   }
 
-  // Moves the next batch into `batch`; blocks while nothing waits. It comes from the line whose first image was
-  // submitted earliest, of equals the first one. No jobs: closed and drained.
+  // Moves the next batch into `batch`; blocks while nothing waits, or all that waits does so for company. The batch
+  // comes from the line whose first job entered earliest, of equals from the first line. No jobs: closed and drained.
   Batch pop(std::span<Job> batch);
 
   void close();
@@ -70,7 +71,7 @@ class JobQueue {
     std::size_t head = 0;
     std::size_t size = 0;
 
-    Clock::time_point submitted() const { return ring[head].request->submitted(); }
+    const Job& first() const { return ring[head]; }
   };
 
   template <typename MakeJob>

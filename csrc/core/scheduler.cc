@@ -278,8 +278,8 @@ void Scheduler::add_crew(const std::vector<std::size_t>& models) {
   }
   const std::size_t workers = gater_->info().on_host ? kHostWorkersPerCpu * at_once : at_once;
   Crew& crew = *crews_.emplace_back(std::make_unique<Crew>(options_.max_queue, lines, models));
-  places_.resize(experts_.size() + 1);
-  for (std::size_t line = 0; line < models.size(); ++line) places_[models[line]] = {&crew, line};
+  line_of_.resize(experts_.size() + 1);
+  for (std::size_t line = 0; line < models.size(); ++line) line_of_[models[line]] = {&crew, line};
   for (std::size_t i = 0; i < workers; ++i) {
     Worker& worker = *crew.workers.emplace_back(std::make_unique<Worker>());
     worker.batch.resize(largest);
@@ -317,12 +317,12 @@ Scheduler::~Scheduler() { close(true); }
 
 template <typename MakeJob>
 bool Scheduler::push(std::size_t model, std::size_t jobs, MakeJob&& make) {
-  return places_[model].crew->queue.push(places_[model].line, jobs, make);
+  return line_of_[model].crew->queue.push(line_of_[model].line, jobs, make);
 }
 
 template <typename MakeJob>
 void Scheduler::pass_on(std::size_t model, std::size_t jobs, MakeJob&& make) {
-  places_[model].crew->queue.pass_on(places_[model].line, jobs, make);
+  line_of_[model].crew->queue.pass_on(line_of_[model].line, jobs, make);
 }
 
 Failure Scheduler::bad_logits(const std::string& model) {
@@ -359,7 +359,7 @@ void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*po
                                  rows.routes + begin, rows.latency_ms + begin},
                       submitted);
       const Clock::time_point queued = Clock::now();
-      const auto job = [&](std::size_t i) { return Job{&*request, static_cast<std::uint32_t>(i), queued, 0}; };
+      const auto job = [&](std::size_t i) { return Job{&*request, static_cast<std::uint32_t>(i), queued, queued}; };
       if (!push(0, count, job)) {
         request.reset();
         throw error_of(closed_failure());
@@ -399,7 +399,7 @@ void Scheduler::submit(std::uint64_t ticket, const std::uint8_t* image) {
     }
   }
   request->start(ticket, image, completed_);
-  if (!push(0, 1, [&](std::size_t) { return Job{request, 0, request->submitted(), 0}; })) {
+  if (!push(0, 1, [&](std::size_t) { return Job{request, 0, request->submitted(), request->submitted()}; })) {
     const std::lock_guard lock(spare_mutex_);
     spare_.push_back(request);
     throw error_of(closed_failure());
@@ -484,7 +484,8 @@ void Scheduler::use(std::shared_ptr<RoutedPlan> plan) {
 template <typename Images>
 void Scheduler::run_routed(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)(),
                            const DeviceRows* keep) {
-  const std::size_t part = std::min(routed_lane_->plan->capacity(), options_.max_batch);
+  // What is verified waits in a line, which has room for max_queue.
+  const std::size_t part = std::min({routed_lane_->plan->capacity(), options_.max_batch, options_.max_queue});
   for (std::size_t begin = 0; begin < images.count; begin += part) {
     if (begin > 0 && poll != nullptr) poll();
     const std::size_t count = std::min(part, images.count - begin);
@@ -541,7 +542,7 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Cl
       if (!lane.unsure.empty()) {
         verified.emplace(images, rows, submitted);
         for (std::size_t i = lane.unsure.size(); i < images.count; ++i) verified->complete_one();
-        const auto job = [&](std::size_t i) { return Job{&*verified, lane.unsure[i], done}; };
+        const auto job = [&](std::size_t i) { return Job{&*verified, lane.unsure[i], done, done}; };
         if (!push(experts_.size(), lane.unsure.size(), job)) throw error_of(closed_failure());
       }
     }

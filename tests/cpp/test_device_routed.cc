@@ -253,6 +253,18 @@ TEST_CASE("what is routed on the device is verified as on the host") {
   }
 }
 
+TEST_CASE("no more is verified at a time than may wait") {
+  SchedulerOptions options;
+  options.max_queue = 4;
+  Rig device(FakeStreamDevice::some_gpu(), options);
+  device.route_on_device();
+  Rig host;
+  for (Rig* rig : {&device, &host}) rig->scheduler.set_verify_below(1.1F);
+  const std::vector<std::uint8_t> levels = some_levels(16, 12);
+  check_same(device.predict(levels), host.predict(levels));
+  CHECK(device.scheduler.stats().images == host.scheduler.stats().images);
+}
+
 TEST_CASE("images written in place give the same answers") {
   for (const bool integrated : {false, true}) {
     Rig rig(FakeStreamDevice::some_gpu(13000, 13000, integrated));
@@ -405,6 +417,7 @@ TEST_CASE("memory of answers is used again once nobody holds it, and outlives wh
   CHECK(outputs->take(100).rows.routes != 0);
   // The one that was too small made way for a larger one.
   CHECK(rig.device->state()->objects == before + 2);
+  CHECK(outputs->memory_use().device > 100 * kClasses * sizeof(float));
   outputs.reset();
   CHECK(rig.device->state()->objects == before + 2);
   rig.device->faults().allocations = 0;

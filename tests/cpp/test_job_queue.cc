@@ -13,7 +13,7 @@ BatchPolicy policy(std::size_t sharers, std::chrono::microseconds max_wait = {})
   return {Buckets({1, 4}), sharers, 64, max_wait};
 }
 
-Job job_of(Request& request, std::uint32_t index) { return {&request, index, Clock::now(), 0}; }
+Job job_of(Request& request, std::uint32_t index) { return {&request, index, request.submitted(), Clock::now()}; }
 
 }  // namespace
 
@@ -99,6 +99,57 @@ TEST_CASE("the line of the oldest image goes first, of equals the first line") {
   std::vector<std::size_t> order;
   for (int i = 0; i < 3; ++i) order.push_back(queue.pop(batch).line);
   CHECK(order == std::vector<std::size_t>{2, 0, 1});
+}
+
+TEST_CASE("a late part of an old request waits for younger images that entered before it") {
+  const Clock::time_point now = Clock::now();
+  BlockingRequest bulk({nullptr, 9, 0}, {}, now - std::chrono::seconds(9));
+  BlockingRequest lone({nullptr, 1, 0}, {}, now - std::chrono::seconds(2));
+  JobQueue queue(4, {policy(1), policy(1)});
+  std::vector<Job> batch(4);
+  REQUIRE(queue.push(0, 1, [&](std::size_t) { return Job{&bulk, 8, now - std::chrono::seconds(1), now}; }));
+  REQUIRE(queue.push(1, 1, [&](std::size_t) { return Job{&lone, 0, now - std::chrono::seconds(2), now}; }));
+  CHECK(queue.pop(batch).line == 1);
+  CHECK(queue.pop(batch).line == 0);
+}
+
+TEST_CASE("a worker that sleeps until one line is due wakes for another") {
+  BlockingRequest young({nullptr, 1, 0}, {}, Clock::now());
+  BlockingRequest overdue({nullptr, 2, 0}, {}, Clock::now() - std::chrono::hours(2));
+  JobQueue queue(4, {policy(1, std::chrono::hours(1)), policy(1, std::chrono::hours(1))});
+  REQUIRE(queue.push(0, 1, [&](std::size_t) { return job_of(young, 0); }));
+  std::vector<std::size_t> lines(2, 99);
+  std::vector<std::thread> workers;
+  for (std::size_t worker = 0; worker < 2; ++worker) {
+    workers.emplace_back([&, worker] {
+      std::vector<Job> batch(4);
+      lines[worker] = queue.pop(batch).line;
+    });
+  }
+  // Asleep or not yet, each must find one.
+  for (std::uint32_t i = 0; i < 2; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    REQUIRE(queue.push(1, 1, [&](std::size_t) { return job_of(overdue, i); }));
+  }
+  for (std::thread& worker : workers) worker.join();
+  CHECK(lines == std::vector<std::size_t>{1, 1});
+}
+
+TEST_CASE("what one worker leaves when its wait is over, another one takes") {
+  BlockingRequest request({nullptr, 2, 0}, {}, Clock::now());
+  JobQueue queue(4, {policy(1, std::chrono::milliseconds(200))});
+  std::vector<std::size_t> jobs(2);
+  std::vector<std::thread> workers;
+  for (std::size_t worker = 0; worker < 2; ++worker) {
+    workers.emplace_back([&, worker] {
+      std::vector<Job> batch(4);
+      jobs[worker] = queue.pop(batch).jobs;
+    });
+  }
+  // Two images fill no bucket of four, and go one by one.
+  for (std::uint32_t i = 0; i < 2; ++i) REQUIRE(queue.push(0, 1, [&](std::size_t) { return job_of(request, i); }));
+  for (std::thread& worker : workers) worker.join();
+  CHECK(jobs == std::vector<std::size_t>{1, 1});
 }
 
 TEST_CASE("a line that waits for company holds up no other") {

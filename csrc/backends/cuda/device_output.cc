@@ -5,7 +5,6 @@
 #include <utility>
 #include <vector>
 
-#include "backends/cuda/graph_engine.h"
 #include "backends/cuda/plan/align.h"
 
 namespace trt_moe::cuda {
@@ -19,6 +18,7 @@ class DeviceOutputs::Pool {
   explicit Pool(std::shared_ptr<StreamDevice> device) : device_(std::move(device)) {}
 
   std::unique_ptr<Buffer> take(std::size_t bytes) {
+    std::unique_ptr<Buffer> too_small;  // freed without the lock: that waits for the device
     {
       const std::lock_guard lock(mutex_);
       const auto fits =
@@ -29,9 +29,17 @@ class DeviceOutputs::Pool {
         return buffer;
       }
       // One that is too small will be for later batches too; the list stays as short as many are held at a time.
-      if (!idle_.empty()) idle_.pop_back();
+      if (!idle_.empty()) {
+        too_small = std::move(idle_.back());
+        idle_.pop_back();
+        bytes_ -= too_small->size();
+      }
     }
-    return allocate_for(*device_, kName, MemoryKind::kDevice, bytes);
+    too_small.reset();
+    std::unique_ptr<Buffer> buffer = allocate_for(*device_, kName, MemoryKind::kDevice, bytes);
+    const std::lock_guard lock(mutex_);
+    bytes_ += buffer->size();
+    return buffer;
   }
 
   void give_back(std::unique_ptr<Buffer> buffer) {
@@ -39,14 +47,22 @@ class DeviceOutputs::Pool {
     idle_.push_back(std::move(buffer));
   }
 
+  std::size_t bytes() {
+    const std::lock_guard lock(mutex_);
+    return bytes_;
+  }
+
  private:
   std::shared_ptr<StreamDevice> device_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Buffer>> idle_;
+  std::size_t bytes_ = 0;
 };
 
 DeviceOutputs::DeviceOutputs(std::shared_ptr<StreamDevice> device, std::size_t experts, std::size_t classes)
     : pool_(std::make_shared<Pool>(std::move(device))), experts_(experts), classes_(classes) {}
+
+MemoryUse DeviceOutputs::memory_use() const { return {pool_->bytes(), 0}; }
 
 DeviceOutputs::Rows DeviceOutputs::take(std::size_t images) {
   const std::size_t gater_logits = aligned(images * sizeof(std::int32_t));

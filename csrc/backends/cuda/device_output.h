@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "backends/cuda/graph_engine.h"
 #include "backends/cuda/stream_device.h"
 #include "core/tensor_view.h"
 
@@ -22,6 +23,7 @@ class DeviceOutputs {
     std::shared_ptr<void> memory;
   };
   Rows take(std::size_t images);
+  MemoryUse memory_use() const;  // held by callers, and waiting to be used again
 
  private:
   class Pool;

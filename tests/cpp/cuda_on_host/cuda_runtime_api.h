@@ -7,6 +7,8 @@
 #include <bit>
 #include <cmath>
 #include <cstddef>
+#include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -38,8 +40,17 @@ constexpr unsigned kLanes = 32;
 
 struct Warp {
   std::barrier<> together{kLanes};
+  std::atomic<int> ended{0};
   bool votes[kLanes] = {};
   float values[kLanes] = {};
+
+  // All lanes, as the mask of every call here says; on a GPU it is undefined what comes of one that has ended.
+  void meet() {
+    together.arrive_and_wait();
+    if (ended == 0) return;
+    std::fputs("a lane of the warp has ended, and the others wait for it\n", stderr);
+    std::abort();
+  }
 };
 
 struct Block {
@@ -99,7 +110,7 @@ inline bool __syncthreads_and(bool holds) {
 inline unsigned __ballot_sync(unsigned, bool vote) {
   on_host::Warp& warp = *on_host::warp;
   warp.votes[threadIdx.x % on_host::kLanes] = vote;
-  warp.together.arrive_and_wait();
+  warp.meet();
   unsigned votes = 0;
   for (unsigned lane = 0; lane < on_host::kLanes; ++lane) votes |= warp.votes[lane] ? 1U << lane : 0U;
   warp.together.arrive_and_wait();
@@ -110,7 +121,7 @@ inline float __shfl_xor_sync(unsigned, float value, unsigned distance) {
   on_host::Warp& warp = *on_host::warp;
   const unsigned lane = threadIdx.x % on_host::kLanes;
   warp.values[lane] = value;
-  warp.together.arrive_and_wait();
+  warp.meet();
   const float other = warp.values[lane ^ distance];
   warp.together.arrive_and_wait();
   return other;
@@ -141,6 +152,7 @@ void launch(const void* function, dim3 grid, dim3 threads, const Arguments& argu
           blockDim = threads;
           kernel(arguments);
           // A thread that has ended is waited for no more.
+          ++warp->ended;
           warp->together.arrive_and_drop();
           shared.together.arrive_and_drop();
         });
