@@ -182,21 +182,21 @@ class OpenVinoBackend final : public Backend {
     try {
       const std::shared_ptr<ov::Model> model = core_.read_model(onnx, ov::Tensor());
       const ModelShape shape = check_model(model);
-      const auto compile = [&](std::size_t batch, std::size_t threads_of_all, std::size_t streams) {
+      const auto compile = [&](std::size_t batch, std::size_t for_threads, std::size_t streams) {
         const std::shared_ptr<ov::Model> sized = model->clone();
         sized->reshape(ov::PartialShape{static_cast<std::int64_t>(batch), static_cast<std::int64_t>(shape.input.height),
                                         static_cast<std::int64_t>(shape.input.width),
                                         static_cast<std::int64_t>(shape.input.channels)});
-        return core_.compile_model(sized, "CPU", properties(options, threads_of_all, streams));
+        return core_.compile_model(sized, "CPU", properties(options, for_threads, streams));
       };
-      ov::CompiledModel latency = compile(1, threads, 1);
       std::map<std::size_t, ov::CompiledModel> throughput;
       for (const std::size_t bucket : buckets.sizes()) throughput.emplace(bucket, compile(bucket, threads, threads));
+      ov::CompiledModel latency = threads == 1 ? throughput.at(1) : compile(1, 1, 1);
       if (threads > 1) {
         // A small model loses more by waking other threads than they help it.
-        ov::CompiledModel alone = compile(1, 1, 1);
-        const auto [all_threads, one_thread] = compare(latency, alone);
-        if (one_thread <= kWorthMoreThreads * all_threads) latency = alone;
+        ov::CompiledModel shared = compile(1, threads, 1);
+        const auto [all_threads, one_thread] = compare(shared, latency);
+        if (one_thread > kWorthMoreThreads * all_threads) latency = shared;
       }
       const std::string precision = precision_name(latency.get_property(ov::hint::inference_precision));
       if (options.precision != "auto" && precision != options.precision) {
