@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['CudaCapture', 'CudaDevice', 'DeviceRows', 'Model', 'Pipeline', 'arena_plan', 'built_backends', 'cpu_name', 'cuda_build', 'cuda_built', 'dlpack_capsule', 'graph_topology', 'plan_routes', 'route_reference', 'usable_cpus']
+__all__: list[str] = ['CudaCapture', 'CudaDevice', 'DeviceRows', 'Model', 'Pipeline', 'arena_plan', 'built_backends', 'cpu_name', 'cuda_build', 'cuda_built', 'dlpack_capsule', 'graph_topology', 'plan_routes', 'read_dlpack', 'route_reference', 'usable_cpus']
 class Model:
     """
     One model compiled for one device.
@@ -232,6 +232,11 @@ def plan_routes(logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
     """
     The expert index of each image, int64 [images]: argmax_k(logits[k] - latency_weight * costs[k]), ties to the
     lower index; -1 where a logit is not finite.
+    """
+def read_dlpack(capsule: typing.Any) -> tuple[int, str, list[int], list[int] | None]:
+    """
+    (address, dtype such as "uint8", shape, strides in elements or None: C-contiguous) of what `__dlpack__`
+    gave, which is not consumed: it must live for as long as the tensor is used.
     """
 def route_reference(logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], costs: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], latency_weight: typing.SupportsFloat | typing.SupportsIndex, capacity: typing.SupportsInt | typing.SupportsIndex, buckets: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]]) -> tuple[list[int], list[int], list[int], list[int]]:
     """

@@ -1,9 +1,12 @@
-// DLPack capsules made, as https://dmlc.github.io/dlpack describes them; trt_moe/cuda/dlpack.py takes them apart.
+// DLPack capsules, made and read as https://dmlc.github.io/dlpack describes them.
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <iterator>
 #include <memory>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -90,6 +93,29 @@ py::capsule dlpack_capsule(std::uintptr_t address, std::vector<std::int64_t> sha
   return capsule;
 }
 
+std::string name_of(const DlType& type) {
+  static const char* const names[] = {"int", "uint", "float", nullptr, "bfloat", "complex", "bool"};
+  const bool known = type.code < std::size(names) && names[type.code] != nullptr;
+  std::string name = known ? names[type.code] : "type " + std::to_string(type.code) + " of ";
+  name += std::to_string(type.bits);
+  return type.lanes == 1 ? name : name + "x" + std::to_string(type.lanes);
+}
+
+using Extents = std::vector<std::int64_t>;
+
+std::tuple<std::uintptr_t, std::string, Extents, std::optional<Extents>> read_dlpack(const py::object& capsule) {
+  if (PyCapsule_IsValid(capsule.ptr(), kUnused) == 0) {
+    throw Error(ErrorKind::kInput, "__dlpack__ gave " + py::repr(capsule).cast<std::string>() +
+                                       "; expected an unused capsule called '" + kUnused + "'");
+  }
+  const auto& tensor = static_cast<const DlManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), kUnused))->tensor;
+  const auto extents = [&](const std::int64_t* first) { return Extents(first, first + tensor.dimensions); };
+  std::optional<Extents> strides;
+  if (tensor.strides != nullptr) strides = extents(tensor.strides);
+  return {reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset, name_of(tensor.type),
+          extents(tensor.shape), std::move(strides)};
+}
+
 }  // namespace
 
 void register_dlpack(py::module_& module) {
@@ -97,6 +123,10 @@ void register_dlpack(py::module_& module) {
              py::arg("device"), py::arg("owner"),
              "A DLPack capsule of a C-contiguous tensor that is complete; `owner` lives until its consumer lets go.\n"
              "dtype: \"float32\" or \"int32\". device: (type, id) as DLPack numbers them.");
+  module.def(
+      "read_dlpack", &read_dlpack, py::arg("capsule"),
+      "(address, dtype such as \"uint8\", shape, strides in elements or None: C-contiguous) of what `__dlpack__`\n"
+      "gave, which is not consumed: it must live for as long as the tensor is used.");
 }
 
 }  // namespace trt_moe
