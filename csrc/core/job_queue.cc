@@ -34,8 +34,7 @@ JobQueue::Batch JobQueue::pop(std::span<Job> batch) {
     for (std::size_t i = 0; i < taken.jobs; ++i) batch[i] = line->ring[(line->head + i) % line->ring.size()];
     line->head = (line->head + taken.jobs) % line->ring.size();
     line->size -= taken.jobs;
-    waiting_ -= taken.jobs;
-    more = waiting_ > 0;
+    more = std::any_of(lines_.begin(), lines_.end(), [](const Line& each) { return each.size > 0; });
   }
   if (more) changed_.notify_one();
   return taken;

@@ -82,7 +82,6 @@ class JobQueue {
       Line& into = lines_[line];
       for (std::size_t i = 0; i < jobs; ++i) into.ring[(into.head + into.size + i) % into.ring.size()] = make(i);
       into.size += jobs;
-      waiting_ += jobs;
     }
     if (jobs == 1) {
       changed_.notify_one();
@@ -97,7 +96,6 @@ class JobQueue {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<Line> lines_;
-  std::size_t waiting_ = 0;  // jobs in all lines
   bool closed_ = false;
 };
 

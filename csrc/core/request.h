@@ -22,6 +22,10 @@ struct OutputRows {
   float* gater_logits = nullptr;   // [images * experts]
   std::int64_t* routes = nullptr;  // [images]
   float* latency_ms = nullptr;     // [images], from `submitted` to done
+
+  OutputRows part(std::size_t begin, std::size_t classes, std::size_t experts) const noexcept {
+    return {probabilities + begin * classes, gater_logits + begin * experts, routes + begin, latency_ms + begin};
+  }
 };
 
 // Images that are answered together. Workers complete each image exactly once, with an answer or an error;

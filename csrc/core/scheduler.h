@@ -49,8 +49,8 @@ struct SchedulerStats {
 // The host-routed plan: one line of images for the gater and for each expert. Expert batches form across requests,
 // and an image is complete as soon as its own expert is done. Models on a device have workers of their own each, and
 // run side by side there; models on the host share theirs, which go where the first image waits longest since it
-// entered. A lone image that meets
-// an idle scheduler is answered on its caller's thread, with no hand-over. Thread-safe.
+// entered. A lone image that meets an idle scheduler is answered on its caller's thread, with no hand-over.
+// Thread-safe.
 class Scheduler {
  public:
   // Throws Error(kInput) when the engines do not fit each other.
@@ -152,7 +152,7 @@ class Scheduler {
   std::atomic<bool> lost_{false};
 
   std::vector<std::unique_ptr<Crew>> crews_;
-  std::vector<CrewLine> line_of_;  // of each model: 0 is the gater, k + 1 expert k
+  std::vector<CrewLine> line_of_;  // by model: of the gater, then of each expert
   std::unique_ptr<InlineLane> inline_lane_;
   std::unique_ptr<RoutedLane> routed_lane_;  // none: host-routed
 

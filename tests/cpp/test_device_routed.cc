@@ -66,9 +66,14 @@ struct Rig {
     scheduler.use(routing.plan);
   }
 
+  static std::vector<std::uint8_t> pixels(const std::vector<std::uint8_t>& levels) {
+    std::vector<std::uint8_t> all;
+    for (const std::uint8_t level : levels) all.insert(all.end(), kShape.bytes(), level);
+    return all;
+  }
+
   Answers predict(const std::vector<std::uint8_t>& levels, void (*poll)() = nullptr) {
-    std::vector<std::uint8_t> images;
-    for (const std::uint8_t level : levels) images.insert(images.end(), kShape.bytes(), level);
+    const std::vector<std::uint8_t> images = pixels(levels);
     Answers answers(levels.size());
     scheduler.predict({images.data(), levels.size(), kShape.bytes()}, answers.rows(), poll);
     return answers;
@@ -353,8 +358,7 @@ TEST_CASE("images on the device come to the host where the host routes or verifi
 
 TEST_CASE("answers stay on the device where they are asked to") {
   const std::vector<std::uint8_t> levels = some_levels(21, 9);
-  std::vector<std::uint8_t> images;
-  for (const std::uint8_t level : levels) images.insert(images.end(), kShape.bytes(), level);
+  const std::vector<std::uint8_t> images = Rig::pixels(levels);
   for (const bool integrated : {false, true}) {
     Rig rig(FakeStreamDevice::some_gpu(13000, 13000, integrated));
     rig.route_on_device();

@@ -49,8 +49,9 @@ struct Rig {
         dear(std::move(dear_engine)),
         scheduler(gater, {{"cheap", cheap, 0.5F}, {"dear", dear, 1.0F}}, without_warmup(options)) {}
 
-  static std::unique_ptr<Rig> of(bool shared_workers, SchedulerOptions options = {}) {
-    return shared_workers ? std::make_unique<Rig>(options, 1) : std::make_unique<Rig>(options);
+  static Rig of(bool shared_workers, SchedulerOptions options = {}) {
+    if (shared_workers) return Rig(options, 1);
+    return Rig(options);
   }
 
   static std::shared_ptr<FakeEngine> on_host(FakeModel model, std::size_t parallel) {
@@ -178,8 +179,7 @@ TEST_CASE("submitted images are verified as well, and a cancelled or failed one 
   SchedulerOptions options;
   options.verify_below = 1.0F;
   for (const bool shared_workers : {false, true}) {
-    const auto made = Rig::of(shared_workers, options);
-    Rig& rig = *made;
+    Rig rig = Rig::of(shared_workers, options);
     for (std::uint64_t ticket = 0; ticket < 50; ++ticket) rig.submit(ticket, kDark);
     for (const auto& [ticket, failure] : rig.collect(50)) CHECK(failure.empty());
     CHECK(rig.scheduler.stats().images == std::vector<std::uint64_t>{0, 50});
@@ -202,8 +202,7 @@ TEST_CASE("answers are identical alone, in a batch, in turns and from many threa
   SchedulerOptions options;
   options.max_batch = 8;
   for (const bool shared_workers : {false, true}) {
-    const auto made = Rig::of(shared_workers, options);
-    Rig& rig = *made;
+    Rig rig = Rig::of(shared_workers, options);
     std::mt19937 random(7);
     std::vector<std::uint8_t> levels(100);
     for (auto& level : levels) level = static_cast<std::uint8_t>(random() % 256);
@@ -338,8 +337,7 @@ TEST_CASE("a full queue refuses, takes nothing and recovers") {
 
 TEST_CASE("closing answers what waits") {
   for (const bool shared_workers : {false, true}) {
-    const auto made = Rig::of(shared_workers);
-    Rig& rig = *made;
+    Rig rig = Rig::of(shared_workers);
     rig.dear->gate.shut();
     for (std::uint64_t ticket = 0; ticket < 20; ++ticket) rig.submit(ticket, kBright);
     rig.dear->gate.wait_for_arrivals(1);
@@ -357,8 +355,7 @@ TEST_CASE("closing answers what waits") {
 
 TEST_CASE("closing with cancel fails what waits, and loses no future") {
   for (const bool shared_workers : {false, true}) {
-    const auto made = Rig::of(shared_workers);
-    Rig& rig = *made;
+    Rig rig = Rig::of(shared_workers);
     rig.dear->gate.shut();
     std::uint64_t accepted = 0;
     while (accepted < 20) rig.submit(accepted++, kBright);
@@ -403,8 +400,7 @@ TEST_CASE("closing lets a predict of many parts finish") {
   SchedulerOptions options;
   options.max_batch = 4;
   for (const bool shared_workers : {false, true}) {
-    const auto made = Rig::of(shared_workers, options);
-    Rig& rig = *made;
+    Rig rig = Rig::of(shared_workers, options);
     rig.dear->gate.shut();
     std::future<Answers> answers =
         std::async(std::launch::async, [&] { return rig.predict(std::vector<std::uint8_t>(30, kBright)); });
@@ -429,8 +425,7 @@ TEST_CASE("an error in one part of a large predict ends the whole and leaves not
 
 TEST_CASE("requests that race with close are answered or refused, never lost") {
   for (int round = 0; round < 20; ++round) {
-    const auto made = Rig::of(round % 4 >= 2);
-    Rig& rig = *made;
+    Rig rig = Rig::of(round % 4 >= 2);
     std::atomic<int> answered{0};
     std::atomic<int> refused{0};
     std::vector<std::thread> threads;

@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "backends/cuda/plan/align.h"
+#include "backends/cuda/plan/routed_graph.h"
 
 namespace trt_moe::cuda {
 
@@ -65,11 +65,10 @@ DeviceOutputs::DeviceOutputs(std::shared_ptr<StreamDevice> device, std::size_t e
 MemoryUse DeviceOutputs::memory_use() const { return {pool_->bytes(), 0}; }
 
 DeviceOutputs::Rows DeviceOutputs::take(std::size_t images) {
-  const std::size_t gater_logits = aligned(images * sizeof(std::int32_t));
-  const std::size_t probabilities = gater_logits + aligned(images * experts_ * sizeof(float));
-  std::unique_ptr<Buffer> buffer = pool_->take(probabilities + images * classes_ * sizeof(float));
+  const RoutedLayout layout = routed_layout(images, experts_, classes_, 0);
+  std::unique_ptr<Buffer> buffer = pool_->take(layout.out_bytes);
   const std::uintptr_t start = buffer->device();
-  return {{start + probabilities, start + gater_logits, start},
+  return {{start + layout.probabilities, start + layout.gater_logits, start},
           images,
           std::shared_ptr<void>(buffer.release(), [pool = pool_](void* held) {
             pool->give_back(std::unique_ptr<Buffer>(static_cast<Buffer*>(held)));

@@ -115,7 +115,7 @@ RoutedGraph DeviceRoutedPlan::graph_for(std::size_t bucket, const RoutedLayout& 
   graph.host_in = host_in_ ? reinterpret_cast<std::uintptr_t>(host_in_->host()) : graph.device_in;
   graph.rows = lists_->device();
   graph.counts = lists_->device() + aligned(capacity() * experts_.size() * sizeof(std::int32_t));
-  graph.device_out = device_out_ ? device_out_->device() : host_out_->device();
+  graph.device_out = block_out();
   graph.host_out = device_out_ ? reinterpret_cast<std::uintptr_t>(host_out_->host()) : graph.device_out;
   return graph;
 }
@@ -137,20 +137,17 @@ void DeviceRoutedPlan::write_control(const RoutedLayout& layout, std::size_t ima
 void DeviceRoutedPlan::launch(const Slot& slot, std::size_t images, const DeviceRows* keep) {
   slot.exec->launch(*stream_);
   if (keep == nullptr) return;
-  const std::uintptr_t out = device_out_ ? device_out_->device() : host_out_->device();
+  const std::uintptr_t out = block_out();
   stream_->copy(keep->routes, out, images * sizeof(std::int32_t));
   stream_->copy(keep->gater_logits, out + slot.layout.gater_logits, images * experts_.size() * sizeof(float));
   stream_->copy(keep->probabilities, out + slot.layout.probabilities, images * classes_ * sizeof(float));
 }
 
 // Called by one thread at a time.
-void DeviceRoutedPlan::wait() {
+RoutedRows DeviceRoutedPlan::finish(const RoutedLayout& layout, std::size_t images) {
   const auto start = std::chrono::steady_clock::now();
-  stream_->synchronize();
+  on_device(*device_, kName, [&] { stream_->synchronize(); });
   waited_.store(waited() + (std::chrono::steady_clock::now() - start), std::memory_order_relaxed);
-}
-
-RoutedRows DeviceRoutedPlan::rows(const RoutedLayout& layout, std::size_t images) const {
   const std::byte* const out = host_out_->host();
   return {part<std::int32_t>(out, 0, images), part<float>(out, layout.gater_logits, images * experts_.size()),
           part<float>(out, layout.probabilities, images * classes_)};
@@ -164,8 +161,7 @@ RoutedRows DeviceRoutedPlan::run(ImageBatchView images, std::span<const float> c
   // The images may be others of the input itself.
   if (images.data != input().data()) std::memmove(input().data(), images.data, images.count * images.image_bytes);
   enqueue_on(*device_, kName, *stream_, [&] { launch(slot, images.count, keep); });
-  on_device(*device_, kName, [&] { wait(); });
-  return rows(slot.layout, images.count);
+  return finish(slot.layout, images.count);
 }
 
 RoutedRows DeviceRoutedPlan::run(const DeviceImages& images, std::span<const float> costs, float latency_weight,
@@ -180,8 +176,7 @@ RoutedRows DeviceRoutedPlan::run(const DeviceImages& images, std::span<const flo
     stream_->copy(gater_->memory().input(), images.address, images.count * images.image_bytes);
     launch(slot, images.count, keep);
   });
-  on_device(*device_, kName, [&] { wait(); });
-  return rows(slot.layout, images.count);
+  return finish(slot.layout, images.count);
 }
 
 MemoryUse DeviceRoutedPlan::memory_use() const noexcept {

@@ -48,11 +48,11 @@ class DeviceRoutedPlan final : public RoutedPlan {
   std::vector<Slot> make_slots(bool images_on_device) const;
   RoutedGraph graph_for(std::size_t bucket, const RoutedLayout& layout) const;
   std::byte* block_in() const noexcept { return host_in_ ? host_in_->host() : gater_->memory().mapped(); }
+  std::uintptr_t block_out() const noexcept { return device_out_ ? device_out_->device() : host_out_->device(); }
   void write_control(const RoutedLayout& layout, std::size_t images, std::span<const float> costs,
                      float latency_weight) const;
   void launch(const Slot& slot, std::size_t images, const DeviceRows* keep);
-  void wait();
-  RoutedRows rows(const RoutedLayout& layout, std::size_t images) const;
+  RoutedRows finish(const RoutedLayout& layout, std::size_t images);
 
   std::shared_ptr<GraphEngine> gater_;
   std::vector<std::shared_ptr<GraphEngine>> experts_;
