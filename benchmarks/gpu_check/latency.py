@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_check.goals import BARE, BATCH, HOST, OURS, SPECULATING
+from benchmarks.gpu_check.goals import ALONE, BARE, BATCH, HOST, LARGE, OURS, SPECULATING
 from benchmarks.gpu_check.mixture import DEAREST, EXPERTS, GATER, WEIGHTS, make_mixture
 from benchmarks.gpu_check.parts import Work
 from benchmarks.gpu_check.pycuda_loop import open_loop
@@ -19,7 +19,7 @@ from benchmarks.gpu_check.turns import Timed, take_turns, wall
 from trt_moe import Router
 
 ROUNDS = 1000
-BATCH_OF_8 = (4, 2, 2)
+BATCH_OF_8, BATCH_OF_32 = (4, 2, 2), (16, 8, 8)
 """Images for each expert."""
 _SPARE_S = 5.0
 """For closing."""
@@ -43,7 +43,7 @@ def run(work: Work) -> dict[str, Any]:
         if loop is not None:
             calls["tensorrt + pycuda loop"] = loop.predict
         batches = {name: mixture.images[k : k + 1] for k, name in enumerate(EXPERTS)}
-        batches[BATCH] = mixture.batch(BATCH_OF_8)
+        batches |= {BATCH: mixture.batch(BATCH_OF_8), LARGE: mixture.batch(BATCH_OF_32)}
         cases: dict[str, Any] = {}
         found = {
             "engines": routers.engines,
@@ -61,7 +61,10 @@ def run(work: Work) -> dict[str, Any]:
             contenders: dict[str, Timed] = {
                 label: wall(lambda call=call, batch=batch: call(batch))  # type: ignore[misc]
                 for label, call in calls.items()
+                if name != LARGE or label in (OURS, HOST)
             }
+            if name == LARGE:
+                contenders[ALONE] = wall(lambda batch=batch: host.model(DEAREST).logits(batch))  # type: ignore[misc]
             if name in EXPERTS:
                 contenders |= _bare(host, name, batch[0])
             cases[name] = take_turns(contenders, ROUNDS, (work.left - _SPARE_S) / to_come)

@@ -49,7 +49,7 @@ inline void check_routed_graph(const cuda::RoutedGraph& graph) {
       case NodeKind::kIf: return NodeKind::kRoute;
       case NodeKind::kExpert: return NodeKind::kGather;
       case NodeKind::kScatter: return NodeKind::kExpert;
-      case NodeKind::kCopyOut: return NodeKind::kJoin;
+      case NodeKind::kCopyOut: return NodeKind::kSwitch;
       default: return kind;
     }
   };
@@ -57,8 +57,8 @@ inline void check_routed_graph(const cuda::RoutedGraph& graph) {
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     bool found = source(nodes[i].kind) == nodes[i].kind;
     for (std::size_t j = 0; j < nodes.size(); ++j) {
-      const bool reads = nodes[i].kind == NodeKind::kJoin ? is_conditional(nodes[j].kind)
-                                                          : nodes[j].kind == source(nodes[i].kind) && j != i;
+      const bool reads = nodes[i].kind == NodeKind::kCopyOut ? is_conditional(nodes[j].kind)
+                                                             : nodes[j].kind == source(nodes[i].kind) && j != i;
       if (!reads || nodes[j].parent != nodes[i].parent || nodes[j].body != nodes[i].body) continue;
       demand(waits_for(nodes, i, j), "a node does not wait for what it reads");
       found = true;
@@ -66,8 +66,10 @@ inline void check_routed_graph(const cuda::RoutedGraph& graph) {
     demand(found, "nothing writes what a node reads");
     if (nodes[i].kind == NodeKind::kGather || nodes[i].kind == NodeKind::kExpert ||
         nodes[i].kind == NodeKind::kScatter) {
-      demand(nodes[i].parent >= 0 && is_conditional(nodes.at(static_cast<std::size_t>(nodes[i].parent)).kind) &&
-                 nodes[static_cast<std::size_t>(nodes[i].parent)].expert == nodes[i].expert,
+      demand(nodes[i].parent >= 0, "expert work outside a conditional");
+      const cuda::Node& parent = nodes.at(static_cast<std::size_t>(nodes[i].parent));
+      const bool over_experts = parent.kind == NodeKind::kSwitch && parent.expert < 0;
+      demand(is_conditional(parent.kind) && (over_experts ? nodes[i].body : parent.expert) == nodes[i].expert,
              "expert work outside its expert's conditional");
     }
     if (nodes[i].kind == NodeKind::kScatter) scatters.emplace(nodes[i].expert, nodes[i].bucket);
@@ -119,14 +121,13 @@ class RoutedGraphRun {
       case cuda::NodeKind::kCopyIn: copy(graph_.device_in, graph_.host_in, graph_.layout.in_bytes); break;
       case cuda::NodeKind::kGater: run_graph_(*graph_.gater.graph); break;
       case cuda::NodeKind::kRoute: route(); break;
-      case cuda::NodeKind::kSwitch: run(static_cast<int>(index), taken(node)); break;
+      case cuda::NodeKind::kSwitch: run(static_cast<int>(index), node.expert < 0 ? first_route() : taken(node)); break;
       case cuda::NodeKind::kIf:
         if (taken(node) == node.bucket) run(static_cast<int>(index), 0);
         break;
       case cuda::NodeKind::kGather: gather(node); break;
       case cuda::NodeKind::kExpert: run_graph_(*model(node).graph); break;
       case cuda::NodeKind::kScatter: scatter(node); break;
-      case cuda::NodeKind::kJoin: break;
       case cuda::NodeKind::kCopyOut: copy(graph_.host_out, graph_.device_out, graph_.layout.out_bytes); break;
     }
   }
@@ -138,6 +139,7 @@ class RoutedGraphRun {
   const cuda::CapturedModel& model(const cuda::Node& node) const {
     return graph_.experts[static_cast<std::size_t>(node.expert)][static_cast<std::size_t>(node.bucket)];
   }
+  int first_route() const { return *at<std::int32_t>(graph_.device_out); }
   int taken(const cuda::Node& node) const { return buckets_.at(static_cast<std::size_t>(node.expert)); }
   std::size_t rows_of(const cuda::Node& node) const {
     return static_cast<std::size_t>(at<std::int32_t>(graph_.counts)[node.expert]);

@@ -33,10 +33,26 @@ TEST_CASE("one SWITCH an expert, with a body for each of its buckets") {
       {NodeKind::kGather, {}, 7, 1, 1, 1},
       {NodeKind::kExpert, {11}, 7, 1, 1, 1},
       {NodeKind::kScatter, {12}, 7, 1, 1, 1},
-      {NodeKind::kJoin, {3, 7}},
-      {NodeKind::kCopyOut, {14}},
+      {NodeKind::kCopyOut, {3, 7}},
   };
-  CHECK(graph_topology({1, 2}, Conditionals::kSwitch) == expected);
+  CHECK(graph_topology({1, 2}, 2, Conditionals::kSwitch) == expected);
+}
+
+TEST_CASE("for a single image one SWITCH, with a body for each expert") {
+  const std::vector<Node> expected{
+      {NodeKind::kCopyIn, {}},
+      {NodeKind::kGater, {0}},
+      {NodeKind::kRoute, {1}},
+      {NodeKind::kSwitch, {2}, -1, -1, -1, -1},
+      {NodeKind::kGather, {}, 3, 0, 0, 0},
+      {NodeKind::kExpert, {4}, 3, 0, 0, 0},
+      {NodeKind::kScatter, {5}, 3, 0, 0, 0},
+      {NodeKind::kGather, {}, 3, 1, 1, 0},
+      {NodeKind::kExpert, {7}, 3, 1, 1, 0},
+      {NodeKind::kScatter, {8}, 3, 1, 1, 0},
+      {NodeKind::kCopyOut, {3}},
+  };
+  CHECK(graph_topology({1, 1}, 1, Conditionals::kSwitch) == expected);
 }
 
 TEST_CASE("one IF an expert and bucket where there is no SWITCH") {
@@ -52,16 +68,15 @@ TEST_CASE("one IF an expert and bucket where there is no SWITCH") {
       {NodeKind::kGather, {}, 7, 0, 0, 1},
       {NodeKind::kExpert, {8}, 7, 0, 0, 1},
       {NodeKind::kScatter, {9}, 7, 0, 0, 1},
-      {NodeKind::kJoin, {3, 7}},
-      {NodeKind::kCopyOut, {11}},
+      {NodeKind::kCopyOut, {3, 7}},
   };
-  CHECK(graph_topology({2}, Conditionals::kIf) == expected);
+  CHECK(graph_topology({2}, 2, Conditionals::kIf) == expected);
 }
 
 TEST_CASE("no graph without experts, buckets or conditional nodes") {
-  CHECK_THROWS_AS(graph_topology({}, Conditionals::kSwitch), Error);
-  CHECK_THROWS_AS(graph_topology({1, 0}, Conditionals::kIf), Error);
-  CHECK_THROWS_WITH_AS(graph_topology({1}, Conditionals::kNone), doctest::Contains("conditional"), Error);
+  CHECK_THROWS_AS(graph_topology({}, 1, Conditionals::kSwitch), Error);
+  CHECK_THROWS_AS(graph_topology({1, 0}, 1, Conditionals::kIf), Error);
+  CHECK_THROWS_WITH_AS(graph_topology({1}, 1, Conditionals::kNone), doctest::Contains("conditional"), Error);
 }
 
 TEST_CASE("the parts of the blocks lie one after the other, at multiples of 256 bytes") {

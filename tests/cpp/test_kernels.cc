@@ -29,7 +29,7 @@ struct RouteCase {
   std::vector<float> costs;
   float weight;
   std::vector<std::vector<std::size_t>> buckets;
-  bool switches;
+  Handles kind;
 };
 
 // Compares everything that the kernel writes with its twin, and what it must not write with what was there.
@@ -50,7 +50,7 @@ void check_route(const RouteCase& given) {
   arguments.counts = counts.data();
   arguments.capacity = static_cast<std::int32_t>(given.capacity);
   arguments.experts = static_cast<std::int32_t>(experts);
-  arguments.switches = given.switches;
+  arguments.kind = given.kind;
   std::uint16_t body = 0;
   for (std::size_t expert = 0; expert < experts; ++expert) {
     arguments.first_body[expert] = body;
@@ -74,18 +74,23 @@ void check_route(const RouteCase& given) {
     CHECK((gater_logits[i] == found || (std::isnan(gater_logits[i]) && std::isnan(found))));
   }
   const auto& set = on_host::conditionals().set;
-  CHECK(set.size() == (given.switches ? experts : body));
+  CHECK(set.size() == (given.kind == Handles::kOneSwitch ? 1U : given.kind == Handles::kSwitches ? experts : body));
   for (const auto& [handle, conditional] : set) {
     CHECK(conditional.times == 1);
     CHECK(conditional.thread == 0);
+  }
+  if (given.kind == Handles::kOneSwitch) {
+    const std::int32_t first = images > 0 ? expected.routes[0] : -1;
+    CHECK(set.at(1000).value == static_cast<unsigned>(first < 0 ? static_cast<std::int32_t>(experts) : first));
   }
   for (std::size_t expert = 0; expert < experts; ++expert) {
     for (std::size_t i = 0; i < given.capacity; ++i) {
       const bool listed = i < static_cast<std::size_t>(counts[expert]);
       CHECK(rows[expert * given.capacity + i] == (listed ? expected.rows[expert * given.capacity + i] : kUntouched));
     }
+    if (given.kind == Handles::kOneSwitch) continue;
     const auto chosen = static_cast<unsigned>(expected.buckets[expert]);
-    if (given.switches) {
+    if (given.kind == Handles::kSwitches) {
       CHECK(set.at(1000 + expert).value == chosen);
       continue;
     }
@@ -106,7 +111,7 @@ TEST_CASE("the route kernel does what its twin does") {
     given.capacity = up_to(70);
     given.images = static_cast<std::int32_t>(up_to(given.capacity));
     given.weight = static_cast<float>(up_to(3)) - 1.0F;
-    given.switches = round % 2 == 0;
+    given.kind = round % 2 == 0 ? Handles::kSwitches : Handles::kIfs;
     for (std::size_t expert = 0; expert < experts; ++expert) {
       given.costs.push_back(static_cast<float>(up_to(4)) / 4.0F);
       given.buckets.push_back({1});
@@ -124,14 +129,22 @@ TEST_CASE("the route kernel does what its twin does") {
 }
 
 TEST_CASE("the route kernel takes as many images and experts as it has room for, and no more images than that") {
-  RouteCase many{kMaxImages, kMaxImages, {}, {0.0F, 1.0F}, 0.5F, {{1, kMaxImages}, {1, 32, kMaxImages}}, true};
+  RouteCase many{kMaxImages,        kMaxImages, {}, {0.0F, 1.0F}, 0.5F, {{1, kMaxImages}, {1, 32, kMaxImages}},
+                 Handles::kSwitches};
   for (std::size_t i = 0; i < kMaxImages * 2; ++i) many.logits.push_back(static_cast<float>(i * 7 % 5));
   check_route(many);
-  RouteCase wide{3, 3, {}, std::vector<float>(kMaxExperts), 0.0F, {}, false};
+  RouteCase wide{3, 3, {}, std::vector<float>(kMaxExperts), 0.0F, {}, Handles::kIfs};
   for (std::size_t i = 0; i < 3 * kMaxExperts; ++i) wide.logits.push_back(static_cast<float>(i * 11 % 64));
   wide.buckets.assign(kMaxExperts, {1, 2, 3});
   check_route(wide);
-  check_route({2, 9, {1.0F, 0.0F, 0.0F, 1.0F}, {0.0F, 0.0F}, 0.0F, {{2}, {1, 2}}, true});
+  check_route({2, 9, {1.0F, 0.0F, 0.0F, 1.0F}, {0.0F, 0.0F}, 0.0F, {{2}, {1, 2}}, Handles::kSwitches});
+}
+
+TEST_CASE("the route kernel sets one handle for a single image: to its expert, or to none") {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const std::vector<float>& logits : {std::vector<float>{0.0F, 2.0F, 1.0F}, {3.0F, 2.0F, 1.0F}, {0.0F, nan, 1.0F}})
+    check_route({1, 1, logits, {0.0F, 0.5F, 1.0F}, 1.0F, {{1}, {1}, {1}}, Handles::kOneSwitch});
+  check_route({1, 0, {0.0F, 2.0F, 1.0F}, {0.0F, 0.5F, 1.0F}, 1.0F, {{1}, {1}, {1}}, Handles::kOneSwitch});
 }
 
 TEST_CASE("the gather kernel copies the listed images, in wide units where they are aligned") {

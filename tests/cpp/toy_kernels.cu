@@ -48,6 +48,12 @@ void enqueue_slow_write(std::uintptr_t stream, std::uintptr_t target, float valu
   expect_launched();
 }
 
+void enqueue_kernel(std::uintptr_t stream, const cuda::KernelLaunch& launch, const void* arguments) {
+  void* pointers[] = {const_cast<void*>(arguments)};
+  if (cudaLaunchKernel(launch.function, launch.grid, launch.block, pointers, 0, at<CUstream_st>(stream)) != cudaSuccess)
+    expect_launched();
+}
+
 void enqueue_illegal_write(std::uintptr_t stream) {
   illegal_write<<<1, 1, 0, at<CUstream_st>(stream)>>>(at<float>(16));
   expect_launched();

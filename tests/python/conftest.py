@@ -1,10 +1,14 @@
-"""Makes `support` (tests/support) importable and Ctrl-C work in child processes, however pytest is started."""
+"""Makes `support` (tests/support) importable, trains on the CPU, and lets Ctrl-C work in child processes."""
 
+import os
 import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# Tests of training compare bits, which the kernels of a GPU do not repeat.
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 # In the background of a script this process ignores Ctrl-C, and its children would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

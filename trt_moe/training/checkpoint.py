@@ -114,4 +114,9 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors:
         # A name may be the prefix of a longer one (block.1 and block.1.weight): its keys hold a dot.
         state = {key: value for key, value in state.items() if "." not in key}
         if state:
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+            optimizer.state[parameter] = {key: _placed_like(parameter, value) for key, value in state.items()}
+
+
+def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """On the parameter's device, and in its memory format: the fused optimizer of CUDA refuses any other."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.to(parameter.device)

@@ -27,7 +27,6 @@ const char* text(NodeKind kind) {
     case NodeKind::kGather: return "gather";
     case NodeKind::kExpert: return "model";
     case NodeKind::kScatter: return "scatter";
-    case NodeKind::kJoin: return "join";
     case NodeKind::kCopyOut: return "copy out";
   }
   return "node";
@@ -129,14 +128,16 @@ void Builder::make_route_arguments() {
   route_.first_body[routed_.experts.size()] = body;
   for (const Node& node : routed_.topology) {
     if (node.kind != NodeKind::kSwitch && node.kind != NodeKind::kIf) continue;
-    route_.switches = node.kind == NodeKind::kSwitch;
+    route_.kind = node.kind == NodeKind::kIf ? Handles::kIfs
+                  : node.expert < 0          ? Handles::kOneSwitch
+                                             : Handles::kSwitches;
     // The route kernel sets every handle in every run, so that none needs a default.
     TRT_MOE_CUDA_CHECK(scope_, cudaGraphConditionalHandleCreate(&handle(node), graph_, 0, 0));
   }
 }
 
 cudaGraphConditionalHandle& Builder::handle(const Node& node) {
-  if (node.kind == NodeKind::kSwitch) return route_.handles[node.expert];
+  if (node.kind == NodeKind::kSwitch) return route_.handles[std::max(node.expert, 0)];
   return route_.handles[route_.first_body[node.expert] + node.bucket];
 }
 
@@ -162,14 +163,14 @@ cudaGraphNode_t Builder::add(const Node& node) {
     }
     case NodeKind::kSwitch: {
 #if CUDART_VERSION >= 12080
-      const auto expert = static_cast<std::size_t>(node.expert);
-      return add_conditional(node, cudaGraphCondTypeSwitch, routed_.experts.at(expert).size());
+      const std::size_t bodies =
+          node.expert < 0 ? routed_.experts.size() : routed_.experts.at(static_cast<std::size_t>(node.expert)).size();
+      return add_conditional(node, cudaGraphCondTypeSwitch, bodies);
 #else
       throw Error(ErrorKind::kDevice, "SWITCH nodes need a build with CUDA 12.8 or newer");
 #endif
     }
     case NodeKind::kIf: return add_conditional(node, cudaGraphCondTypeIf, 1);
-    case NodeKind::kJoin: return add_empty();
   }
   throw Error(ErrorKind::kDevice, "a device-routed graph has a node of an unknown kind");
 }

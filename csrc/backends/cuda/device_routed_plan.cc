@@ -107,7 +107,7 @@ RoutedGraph DeviceRoutedPlan::graph_for(std::size_t bucket, const RoutedLayout& 
     for (std::size_t i = 0; i <= last; ++i) captured.push_back(expert->captured(i));
     counts.push_back(captured.size());
   }
-  graph.topology = graph_topology(counts, device_->info().conditionals);
+  graph.topology = graph_topology(counts, graph.gater.bucket, device_->info().conditionals);
   graph.classes = classes_;
   graph.image_bytes = gater_->info().input.bytes();
   graph.layout = layout;

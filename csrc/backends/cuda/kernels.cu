@@ -41,7 +41,7 @@ __device__ void set_bodies(const RouteArguments& a, int expert, int count) {
     chosen = 0;
     while (chosen < bodies && a.bucket[first + chosen] < count) ++chosen;
   }
-  if (a.switches) {
+  if (a.kind == Handles::kSwitches) {
     cudaGraphSetConditional(a.handles[expert], static_cast<unsigned>(chosen));
   } else {
     for (int body = 0; body < bodies; ++body)
@@ -80,6 +80,11 @@ __global__ void __launch_bounds__(kMaxRouteThreads) route(const __grid_constant_
   }
   __syncthreads();
   if (thread != 0) return;
+  if (a.kind == Handles::kOneSwitch) {
+    const bool routed = images > 0 && chosen[0] >= 0;
+    cudaGraphSetConditional(a.handles[0], static_cast<unsigned>(routed ? chosen[0] : a.experts));
+    return;
+  }
   for (int expert = 0; expert < a.experts; ++expert) set_bodies(a, expert, counts[expert]);
 }
 

@@ -13,6 +13,13 @@ inline constexpr std::size_t kMaxImages = 1024;  // in one batch
 inline constexpr std::size_t kMaxExperts = 64;
 inline constexpr std::size_t kMaxBodies = 384;  // buckets of all experts together
 
+// Which conditional handles the route kernel sets.
+enum class Handles : std::uint8_t {
+  kSwitches,   // handles[expert]: to the index of a bucket, or to their number for none
+  kIfs,        // handles[body]: to 1 or 0
+  kOneSwitch,  // handles[0], of a batch of one: to the index of its expert, or to their number for none
+};
+
 // What the kernels take by value. All addresses are the device's.
 
 struct RouteArguments {
@@ -26,10 +33,9 @@ struct RouteArguments {
   std::int32_t* counts = nullptr;        // [experts]
   std::int32_t capacity = 0;
   std::int32_t experts = 0;
-  bool switches = false;
+  Handles kind = Handles::kIfs;
   std::uint16_t first_body[kMaxExperts + 1] = {};  // expert e has the bodies first_body[e] .. first_body[e + 1]
   std::uint16_t bucket[kMaxBodies] = {};           // the batch size of each body, ascending per expert
-  // SWITCH: handles[expert], set to the index of a body, or to their number for none. IF: handles[body].
   cudaGraphConditionalHandle handles[kMaxBodies] = {};
 };
 static_assert(sizeof(RouteArguments) <= 4096, "what any driver lets a kernel take");

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.gpu_check import compiled, device_tests, idle, latency, mixture, parity, routers, sanitizer
-from benchmarks.gpu_check.goals import BATCH, goals
+from benchmarks.gpu_check.goals import BATCH, LARGE, goals
 from benchmarks.gpu_check.mixture import CLASSES, EXPERTS, GATER, Mixture
 from benchmarks.gpu_check.parts import CHECKOUT, Work
 from benchmarks.gpu_check.torch_routing import TorchRouting
@@ -153,7 +153,7 @@ def test_latencies_and_their_goals(made: Mixture, tmp_path: Path, monkeypatch: p
     json.dumps(results)
     # What the GPU is waited for is not the host's.
     assert results["latency"]["host_us"]["p50_us"] < 0
-    assert set(results["latency"]["milliseconds"]) == {*EXPERTS, BATCH}
+    assert set(results["latency"]["milliseconds"]) == {*EXPERTS, BATCH, LARGE}
     single = results["latency"]["milliseconds"]["deit-small"]
     assert single["bare gater + bare expert"]["p50_ms"] == pytest.approx(0.02)
     assert single["our device-routed plan"]["rounds"] == 5
@@ -161,6 +161,9 @@ def test_latencies_and_their_goals(made: Mixture, tmp_path: Path, monkeypatch: p
     rows = {row[0]: row[1] for row in goals(results)}
     assert float(rows["torch.compile, routed in Python over ours, batch 8, p50, worst"]) > 0
     assert rows["tensorrt + pycuda loop over ours, batch 1, p50, worst"] == "not measured"
+    large = results["latency"]["milliseconds"][LARGE]
+    assert set(large) == {"our device-routed plan", "our host-routed plan", "DeiT-S alone"}
+    assert float(rows["the same of a batch of 32, half of it to the cheapest, p50"]) > 0
 
 
 def test_what_was_timed_is_kept_where_a_later_batch_fails(
@@ -222,7 +225,7 @@ def test_the_kernels_under_each_sanitizer(
     assert found["memcheck"]["clean"] is False
     assert found["racecheck"]["clean"] is None and "did not end in" in found["racecheck"]["printed"]
     text = (CHECKOUT / "tests/cpp/test_cuda_device.cc").read_text()
-    for case in sanitizer._CASES.split(","):
+    for case in ",".join(sanitizer._CASES.values()).split(","):
         assert f'TEST_CASE("{case.removesuffix("*")}' in text
     assert f'TEST_CASE("{device_tests._LOST[1].partition("=")[2].removesuffix("*")}' in text
 
@@ -233,8 +236,8 @@ def test_engines_are_chosen_by_the_probe(tmp_path: Path, made: Mixture, monkeypa
     monkeypatch.setattr(routers, "Router", lambda bundle, **options: (bundle, options))
     work = Work(tmp_path, 60, "part")
     for probe, engines, bundle in (
-        (None, "torch", "bundle without files"),
-        ({"works": False, "said": "Hopper is not supported"}, "torch", "bundle without files"),
+        (None, "torch.compile", "bundle without files"),
+        ({"works": False, "said": "Hopper is not supported"}, "torch.compile", "bundle without files"),
         ({"works": True, "said": "it ran"}, "TensorRT", f"bundle in {tmp_path / 'mixture'}"),
     ):
         if probe is not None:

@@ -70,16 +70,24 @@ def test_a_router_outlives_the_references_to_its_modules(tiny: TinyBundle) -> No
     torch.cuda.synchronize()
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenetv3_small_100", "deit_tiny_patch16_224"])
-def test_a_real_network_in_half(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [
+        ("squeezenet1_1", False),
+        ("squeezenet1_1", True),
+        ("mobilenetv3_small_100", False),
+        ("deit_tiny_patch16_224", False),
+    ],
+)
+def test_a_real_network_in_half(name: str, compiled: bool) -> None:
     torch.manual_seed(0)
     network = create_expert(name, num_classes=5, image_size=224)
     model = ImageModel(network, (224, 224), (224, 224), [0.5] * 3, [0.5] * 3).eval()
     half = HalfModel(model).cuda()
     images = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), np.uint8)
     captured = capture_model(
-        TorchSource(half), open_device(), name=name, input_shape=(224, 224, 3), outputs=5, buckets=(1, 4),
-        precision="fp16",
+        TorchSource(torch.compile(half) if compiled else half), open_device(), name=name, input_shape=(224, 224, 3),
+        outputs=5, buckets=(1, 2, 4), precision="fp16",
     )  # fmt: skip
     with torch.inference_mode():
         eager = half(torch.from_numpy(images).cuda()).cpu().numpy()

@@ -19,7 +19,8 @@ void add_body(std::vector<Node>& nodes, std::size_t parent, int body, int expert
 
 }  // namespace
 
-std::vector<Node> graph_topology(const std::vector<std::size_t>& buckets, Conditionals conditionals) {
+std::vector<Node> graph_topology(const std::vector<std::size_t>& buckets, std::size_t capacity,
+                                 Conditionals conditionals) {
   if (buckets.empty() || std::find(buckets.begin(), buckets.end(), 0U) != buckets.end()) {
     throw Error(ErrorKind::kInput, "a device-routed graph needs at least one expert, and of each at least one bucket");
   }
@@ -34,7 +35,15 @@ std::vector<Node> graph_topology(const std::vector<std::size_t>& buckets, Condit
     ends.push_back(nodes.size() - 1);
     return nodes.size() - 1;
   };
-  for (int expert = 0; expert < static_cast<int>(buckets.size()); ++expert) {
+  const int experts = static_cast<int>(buckets.size());
+  if (capacity == 1 && conditionals == Conditionals::kSwitch) {
+    // Conditionals cost time whatever they choose, and a single image needs no more than one.
+    const std::size_t parent = add_conditional(NodeKind::kSwitch, -1, -1);
+    for (int expert = 0; expert < experts; ++expert) add_body(nodes, parent, expert, expert, 0);
+    nodes.push_back({NodeKind::kCopyOut, ends});
+    return nodes;
+  }
+  for (int expert = 0; expert < experts; ++expert) {
     const int count = static_cast<int>(buckets[static_cast<std::size_t>(expert)]);
     if (conditionals == Conditionals::kSwitch) {
       const std::size_t parent = add_conditional(NodeKind::kSwitch, expert, -1);
@@ -45,8 +54,7 @@ std::vector<Node> graph_topology(const std::vector<std::size_t>& buckets, Condit
       }
     }
   }
-  nodes.push_back({NodeKind::kJoin, ends});
-  nodes.push_back({NodeKind::kCopyOut, {nodes.size() - 1}});
+  nodes.push_back({NodeKind::kCopyOut, ends});
   return nodes;
 }
 

@@ -9,10 +9,10 @@ namespace trt_moe::cuda {
 enum class Conditionals {
   kNone,    // before CUDA 12.4
   kIf,      // CUDA 12.4 to 12.7: one IF per expert and bucket
-  kSwitch,  // from CUDA 12.8: one SWITCH per expert over its buckets
+  kSwitch,  // from CUDA 12.8: one SWITCH per expert over its buckets, or for a single image one over the experts
 };
 
-enum class NodeKind { kCopyIn, kGater, kRoute, kSwitch, kIf, kGather, kExpert, kScatter, kJoin, kCopyOut };
+enum class NodeKind { kCopyIn, kGater, kRoute, kSwitch, kIf, kGather, kExpert, kScatter, kCopyOut };
 
 // One node of the device-routed graph. Nodes of a conditional's body name it as their parent.
 struct Node {
@@ -20,15 +20,17 @@ struct Node {
   std::vector<std::size_t> after;  // indices of nodes in the same graph or body
   int parent = -1;                 // index of the conditional node whose body holds it, -1: the graph itself
   int body = -1;                   // which body of that conditional
-  int expert = -1;
-  int bucket = -1;  // index into the expert's buckets
+  int expert = -1;                 // of a SWITCH over the experts: -1
+  int bucket = -1;                 // index into the expert's buckets
 
   bool operator==(const Node&) const = default;
 };
 
-// Which node depends on which: copy in, gater, route, per expert a conditional (with gather, expert, scatter
-// in its bodies), join, copy out. A node comes after those that it waits for, and after its parent. Pure.
-// buckets: how many each expert has. Throws Error(kInput) on no experts, an expert with none, or kNone.
-std::vector<Node> graph_topology(const std::vector<std::size_t>& buckets, Conditionals conditionals);
+// Which node depends on which: copy in, gater, route, conditionals (with gather, expert, scatter in their bodies), copy
+// out. A node comes after those that it waits for, and after its parent. Pure.
+// buckets: how many each expert has. capacity: images that fit; a single one takes an expert's first bucket.
+// Throws Error(kInput) on no experts, an expert with no bucket, or kNone.
+std::vector<Node> graph_topology(const std::vector<std::size_t>& buckets, std::size_t capacity,
+                                 Conditionals conditionals);
 
 }  // namespace trt_moe::cuda

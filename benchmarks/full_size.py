@@ -1,0 +1,214 @@
+"""Trains a mixture at full size (224 px, DeiT-S) on a GPU, and evaluates it there through the router.
+
+python -m benchmarks.full_size CONFIG --data DIR [--checkpoints DIR] [--out benchmarks/results] [--quick]
+
+The models are captured from torch, so that a GPU will do for which there is no TensorRT. What is trained already is
+not trained again. --quick tries it out: few images, one epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.tables import percentiles
+from trt_moe import Bundle, Router
+from trt_moe.bundle import InputSpec, Manifest, ModelEntry
+from trt_moe.bundle.writer import write_bytes
+from trt_moe.console import note, print_table
+from trt_moe.cuda.capture import capture_model
+from trt_moe.cuda.device import open_device
+from trt_moe.cuda.torch_source import HalfModel, TorchSource
+from trt_moe.data import EVALUATION_SEED, Dataset, load_dataset
+from trt_moe.evaluation import evaluate, make_test_sets
+from trt_moe.evaluation.tables import print_report
+from trt_moe.models import ImageModel
+from trt_moe.training.config import TrainConfig, load_config
+from trt_moe.training.experts import Shape, predict, train_experts
+from trt_moe.training.gater import build_gater, train_gaters
+from trt_moe.training.logits import judge_parts
+from trt_moe.training.splits import Part, every_severity, split
+
+GATER = "gater"
+ROUNDS, WARMUP = 300, 50
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.full_size", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--checkpoints", type=Path, default=Path("runs"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    device = open_device().info
+    config = load_config(options.config).model_copy(update={"checkpoints": options.checkpoints})
+    training, test = (load_dataset(options.data, part, config.image_shape) for part in ("train", "test"))
+    if options.quick:
+        config, test = quick(config), first(test, 500)
+    start = time.perf_counter()
+    mixture = Trained(config, training, test)
+    took = time.perf_counter() - start
+    with Router(mixture.bundle, device="cuda", modules=mixture.halves(), check=False) as router:
+        sets = make_test_sets(test, mixture.bundle)
+        report = evaluate(router, sets, test.name, latency_images=50 if options.quick else 500)
+        plan = f"{router.plan}: {router.plan_reason}"
+    data = {
+        "command": f"python -m benchmarks.full_size {options.config} --data DIR" + " --quick" * options.quick,
+        "gpu": device,
+        "torch": torch.__version__,
+        "plan": plan,
+        "trained_in_s": round(took, 1),
+        "epochs": {entry.name: entry.epochs for entry in config.classifiers()},
+        "bare_models_ms": mixture.timings,
+        "robust_light": mixture.baselines(test),
+        "evaluation": report.data,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_bytes(options.out / "full_size.json", (json.dumps(data, indent=1) + "\n").encode())
+    print_report(report.data)
+    rows = [[name, *(f"{value:.3f}" for value in row.values())] for name, row in mixture.timings.items()]
+    print_table("bare models at batch 1, ms", ["model", "mean", "p50", "p90", "p99"], rows)
+    note(f"{device['name']}, {plan}; trained in {took:.0f} s; baselines: {data['robust_light']}")
+
+
+def quick(config: TrainConfig) -> TrainConfig:
+    def once(entries: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(entry.model_copy(update={"epochs": 1}) for entry in entries)
+
+    return config.model_copy(
+        update={
+            "name": f"{config.name}-quick",
+            "splits": config.splits.model_copy(update={"experts": 5000, "gater": 2000, "validation": 500}),
+            "teachers": once(config.teachers),
+            "experts": once(config.experts),
+            "baselines": once(config.baselines),
+            "gater": config.gater.model_copy(update={"epochs": 1, "seeds": (0,)}),
+        }
+    )
+
+
+def first(data: Dataset, count: int) -> Dataset:
+    return replace(data, images=data.images[:count], labels=data.labels[:count])
+
+
+class Trained:
+    """The trained models, timed on the GPU, with their routing costs.
+
+    Attributes:
+        config: with its experts cheapest first.
+        timings: milliseconds of every captured model on single images.
+        bundle: for `Router(modules=...)`, which reads no file of it.
+    """
+
+    def __init__(self, config: TrainConfig, training: Dataset, test: Dataset) -> None:
+        height, width, channels = training.images.shape[1:]
+        shape = Shape(height, width, channels, len(training.class_names))
+        folder = config.checkpoints / config.name
+        parts = split(training, config.splits)
+        models = train_experts(config, parts, shape, folder, log=note)
+        kept = [entry.name for entry in (*config.experts, *config.baselines)]
+        self.timings = time_bare({GATER: build_gater(config, shape), **{name: models[name] for name in kept}}, test)
+        dearest = max(self.timings[entry.name]["mean_ms"] for entry in config.experts)
+        costs = {name: row["mean_ms"] / dearest for name, row in self.timings.items()}
+        self.config = config.model_copy(
+            update={"experts": tuple(sorted(config.experts, key=lambda entry: costs[entry.name]))}
+        )
+        judged = judge_parts(self.config, models, parts, folder, note)
+        weights = np.array([costs[entry.name] for entry in self.config.experts])
+        gater = train_gaters(self.config, shape, *judged, weights, folder, log=note)[0].model
+        self.models = {name: models[name] for name in kept} | {GATER: gater}
+        self.bundle = Bundle(Path(config.name), manifest(self.config, shape, training.class_names, self.models, costs))
+
+    def halves(self) -> dict[str, HalfModel]:
+        """Gater and experts, as the router runs them."""
+        return {name: HalfModel(self.models[name]) for name in (GATER, *(entry.name for entry in self.config.experts))}
+
+    def baselines(self, test: Dataset) -> dict[str, Any]:
+        """Accuracy at each severity, and latency."""
+        everything = every_severity(
+            Part(test.images, test.labels, np.arange(len(test))), self.config.corruption, EVALUATION_SEED
+        )
+        rows = {}
+        for entry in self.config.baselines:
+            logits = predict(HalfModel(self.models[entry.name]).cuda(), everything.images)
+            right = logits.argmax(1) == everything.labels
+            by_severity = [float(right[everything.severities == s].mean()) for s in range(len(entry.severities))]
+            rows[entry.name] = {
+                "accuracy": float(right.mean()),
+                "by_severity": by_severity,
+                "mean_ms": self.timings[entry.name]["mean_ms"],
+            }
+        return rows
+
+
+def time_bare(models: dict[str, ImageModel], test: Dataset) -> dict[str, dict[str, float]]:
+    """Captured, on single images, in turns."""
+    device = open_device()
+    captured = {
+        name: capture_model(
+            TorchSource(HalfModel(model)),
+            device,
+            name=name,
+            input_shape=test.images.shape[1:],
+            outputs=outputs_of(model, test),
+            buckets=(1,),
+            precision="fp16",
+        )
+        for name, model in models.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in captured}
+    order = np.random.default_rng(0)
+    for turn in range(WARMUP + ROUNDS):
+        image = test.images[turn % len(test.images)]
+        for name in order.permutation(list(captured)):
+            times[name].append(float(captured[name].time(image, 1, 0)[0]))
+    return {name: percentiles(values[WARMUP:]) for name, values in times.items()}
+
+
+def outputs_of(model: ImageModel, test: Dataset) -> int:
+    logits: NDArray[np.float32] = predict(model, test.images[:1])
+    return logits.shape[1]
+
+
+def manifest(
+    config: TrainConfig,
+    shape: Shape,
+    class_names: tuple[str, ...],
+    models: dict[str, ImageModel],
+    costs: dict[str, float],
+) -> Manifest:
+    def entry(name: str, architecture: str) -> ModelEntry:
+        model = models[name]
+        return ModelEntry(
+            name=name,
+            file=f"{name}.onnx",
+            sha256="0" * 64,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            architecture=architecture,
+            graph_size=list(model.graph_size),
+            relative_cost=costs[name],
+        )
+
+    return Manifest(
+        name=config.name,
+        class_names=list(class_names),
+        input=InputSpec(height=shape.height, width=shape.width, channels=shape.channels),
+        latency_weight=config.latency_weight,
+        gater=entry(GATER, "SqueezeNetLight"),
+        experts=[entry(each.name, each.model) for each in config.experts],
+    )
+
+
+if __name__ == "__main__":
+    main()
