@@ -2,8 +2,8 @@
 
 python -m benchmarks.full_size CONFIG --data DIR [--checkpoints DIR] [--out benchmarks/results] [--quick]
 
-The models are captured from torch, so that a GPU will do for which there is no TensorRT. What is trained already is
-not trained again. --quick tries it out: few images, one epoch.
+The models are what torch compiles, captured, so that a GPU will do for which there is no TensorRT. What is trained
+already is not trained again. --quick tries it out: few images, one epoch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.tables import percentiles
 from trt_moe import Bundle, Router
@@ -59,7 +58,7 @@ def main() -> None:
     start = time.perf_counter()
     mixture = Trained(config, training, test)
     took = time.perf_counter() - start
-    with Router(mixture.bundle, device="cuda", modules=mixture.halves(), check=False) as router:
+    with Router(mixture.bundle, device="cuda", modules=mixture.compiled, check=False) as router:
         sets = make_test_sets(test, mixture.bundle)
         report = evaluate(router, sets, test.name, latency_images=50 if options.quick else 500)
         plan = f"{router.plan}: {router.plan_reason}"
@@ -107,7 +106,8 @@ class Trained:
 
     Attributes:
         config: with its experts cheapest first.
-        timings: milliseconds of every captured model on single images.
+        compiled: gater and experts as they are captured.
+        timings: their milliseconds on single images.
         bundle: for `Router(modules=...)`, which reads no file of it.
     """
 
@@ -117,8 +117,10 @@ class Trained:
         folder = config.checkpoints / config.name
         parts = split(training, config.splits)
         models = train_experts(config, parts, shape, folder, log=note)
-        kept = [entry.name for entry in (*config.experts, *config.baselines)]
-        self.timings = time_bare({GATER: build_gater(config, shape), **{name: models[name] for name in kept}}, test)
+        names = [entry.name for entry in config.experts]
+        halves = {name: HalfModel(models[name]) for name in names} | {GATER: HalfModel(build_gater(config, shape))}
+        self.compiled = {name: torch.compile(half) for name, half in halves.items()}
+        self.timings = time_bare(self.compiled, shape, test)
         dearest = max(self.timings[entry.name]["mean_ms"] for entry in config.experts)
         costs = {name: row["mean_ms"] / dearest for name, row in self.timings.items()}
         self.config = config.model_copy(
@@ -127,15 +129,12 @@ class Trained:
         judged = judge_parts(self.config, models, parts, folder, note)
         weights = np.array([costs[entry.name] for entry in self.config.experts])
         gater = train_gaters(self.config, shape, *judged, weights, folder, log=note)[0].model
-        self.models = {name: models[name] for name in kept} | {GATER: gater}
+        halves[GATER].load_state_dict(HalfModel(gater).state_dict())  # timed before it was trained
+        self.models = {**models, GATER: gater}
         self.bundle = Bundle(Path(config.name), manifest(self.config, shape, training.class_names, self.models, costs))
 
-    def halves(self) -> dict[str, HalfModel]:
-        """Gater and experts, as the router runs them."""
-        return {name: HalfModel(self.models[name]) for name in (GATER, *(entry.name for entry in self.config.experts))}
-
     def baselines(self, test: Dataset) -> dict[str, Any]:
-        """Accuracy at each severity, and latency."""
+        """Accuracy at each severity."""
         everything = every_severity(
             Part(test.images, test.labels, np.arange(len(test))), self.config.corruption, EVALUATION_SEED
         )
@@ -144,28 +143,24 @@ class Trained:
             logits = predict(HalfModel(self.models[entry.name]).cuda(), everything.images)
             right = logits.argmax(1) == everything.labels
             by_severity = [float(right[everything.severities == s].mean()) for s in range(len(entry.severities))]
-            rows[entry.name] = {
-                "accuracy": float(right.mean()),
-                "by_severity": by_severity,
-                "mean_ms": self.timings[entry.name]["mean_ms"],
-            }
+            rows[entry.name] = {"accuracy": float(right.mean()), "by_severity": by_severity}
         return rows
 
 
-def time_bare(models: dict[str, ImageModel], test: Dataset) -> dict[str, dict[str, float]]:
+def time_bare(modules: dict[str, Any], shape: Shape, test: Dataset) -> dict[str, dict[str, float]]:
     """Captured, on single images, in turns."""
     device = open_device()
     captured = {
         name: capture_model(
-            TorchSource(HalfModel(model)),
+            TorchSource(module),
             device,
             name=name,
-            input_shape=test.images.shape[1:],
-            outputs=outputs_of(model, test),
+            input_shape=(shape.height, shape.width, shape.channels),
+            outputs=len(modules) - 1 if name == GATER else shape.classes,
             buckets=(1,),
             precision="fp16",
         )
-        for name, model in models.items()
+        for name, module in modules.items()
     }
     times: dict[str, list[float]] = {name: [] for name in captured}
     order = np.random.default_rng(0)
@@ -174,11 +169,6 @@ def time_bare(models: dict[str, ImageModel], test: Dataset) -> dict[str, dict[st
         for name in order.permutation(list(captured)):
             times[name].append(float(captured[name].time(image, 1, 0)[0]))
     return {name: percentiles(values[WARMUP:]) for name, values in times.items()}
-
-
-def outputs_of(model: ImageModel, test: Dataset) -> int:
-    logits: NDArray[np.float32] = predict(model, test.images[:1])
-    return logits.shape[1]
 
 
 def manifest(

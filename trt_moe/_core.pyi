@@ -223,9 +223,9 @@ def dlpack_capsule(address: typing.SupportsInt | typing.SupportsIndex, shape: co
     A DLPack capsule of a C-contiguous tensor that is complete; `owner` lives until its consumer lets go.
     dtype: "float32" or "int32". device: (type, id) as DLPack numbers them.
     """
-def graph_topology(buckets: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], conditionals: str) -> list[tuple[str, list[int], int, int, int, int]]:
+def graph_topology(buckets: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], capacity: typing.SupportsInt | typing.SupportsIndex, conditionals: str, speculate: bool = False) -> list[tuple[str, list[int], int, int, int, int]]:
     """
-    Nodes of the device-routed graph for so many buckets of each expert, with "switch" or "if" nodes:
+    Nodes of the device-routed graph for so many buckets of each expert and images, with "switch" or "if" nodes:
     [(kind, indices of the nodes it waits for, parent or -1, body or -1, expert or -1, bucket or -1)].
     """
 def plan_routes(logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], costs: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], latency_weight: typing.SupportsFloat | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.int64]:

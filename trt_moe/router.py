@@ -67,8 +67,8 @@ class Router:
             "host-routed".
         modules: on the GPU: torch modules to run in place of TensorRT engines, one for each model by name; uint8
             [N, H, W, C] in, float [N, K] logits out. For GPUs that TensorRT does not support.
-        speculate: with plan="host-routed" on the GPU: a lone image starts the cheapest expert beside the gater, whose
-            answer counts only if the gater agrees. Faster where most images are easy, slower where both have no room.
+        speculate: on the GPU: a lone image starts the cheapest expert beside the gater, whose answer counts only if
+            the gater agrees. Faster where most images are easy, slower where both have no room.
 
     Raises:
         BundleError: the bundle is missing, damaged or unsafe.
@@ -100,8 +100,8 @@ class Router:
         self._backend = _backend_for(device, with_modules=bool(modules))
         if plan not in PLANS:
             raise InputError(f"plan is {plan!r}; expected {' or '.join(map(repr, PLANS))}")
-        if speculate and (self._backend != "cuda" or plan != "host-routed"):
-            raise InputError("speculate=True needs the GPU and plan='host-routed'; leave it out, or pass both")
+        if speculate and self._backend != "cuda":
+            raise InputError("speculate=True needs the GPU; leave it out")
         _check_count("max_batch", max_batch, 1, MAX_BATCH)
         _check_count("max_wait_us", max_wait_us, 0, MAX_WAIT_US)
         _check_count("max_queue", max_queue, 1, MAX_QUEUE)

@@ -7,7 +7,7 @@ from typing import Any
 BATCH, LARGE = "mixed batch of 8", "mixed batch of 32"
 OURS, HOST, BARE = "our device-routed plan", "our host-routed plan", "bare gater + bare expert"
 ALONE = "DeiT-S alone"
-SPECULATING = "our host-routed plan, speculating"
+SPECULATING = "our device-routed plan, speculating"
 NOT_MEASURED = "not measured"
 _EASY_SHARES = (0.5, 0.9)
 _PEERS = (
@@ -103,10 +103,10 @@ def _speculation(cases: dict[str, Any], experts: list[str]) -> list[Row]:
             off, on = (
                 share * cases[easy][plan]["mean_ms"]
                 + (1 - share) * sum(cases[name][plan]["mean_ms"] for name in others) / len(others)
-                for plan in (HOST, SPECULATING)
+                for plan in (OURS, SPECULATING)
             )
             found = f"{on / off:.3g} ({on:.3f} over {off:.3f} ms)"
-        what = f"host-routed predict(1), {share:.0%} easy images, speculation on over off, mean"
+        what = f"predict(1), {share:.0%} easy images, speculation on over off, mean"
         rows.append((what, found, "reported", "-"))
     return rows
 

@@ -31,7 +31,7 @@ def run(work: Work) -> dict[str, Any]:
     with ExitStack() as stack:
         device = stack.enter_context(routers.open())
         host = stack.enter_context(routers.open("host-routed"))
-        speculating = stack.enter_context(routers.open("host-routed", speculate=True))
+        speculating = stack.enter_context(routers.open(speculate=True))
         eager = TorchRouting(mixture.halves(), lambda module: module, 8, mixture.images.shape[1:])
         loop, why_no_loop = open_loop(work, routers.engines)
         calls: dict[str, Callable[[Any], Any]] = {

@@ -23,10 +23,10 @@ const char* text(cuda::NodeKind kind) {
     case cuda::NodeKind::kRoute: return "route";
     case cuda::NodeKind::kSwitch: return "switch";
     case cuda::NodeKind::kIf: return "if";
+    case cuda::NodeKind::kCopyImage: return "copy_image";
     case cuda::NodeKind::kGather: return "gather";
     case cuda::NodeKind::kExpert: return "expert";
     case cuda::NodeKind::kScatter: return "scatter";
-    case cuda::NodeKind::kJoin: return "join";
     case cuda::NodeKind::kCopyOut: return "copy_out";
   }
   return "";
@@ -57,15 +57,18 @@ void register_cuda_plan(py::module_& module) {
       "input order and then -1, index of each expert's smallest bucket that holds its images or their number).");
   module.def(
       "graph_topology",
-      [](const std::vector<std::size_t>& buckets, const std::string& conditionals) {
+      [](const std::vector<std::size_t>& buckets, std::size_t capacity, const std::string& conditionals,
+         bool speculate) {
         std::vector<std::tuple<std::string, std::vector<std::size_t>, int, int, int, int>> nodes;
-        for (const cuda::Node& node : cuda::graph_topology(buckets, conditionals_named(conditionals))) {
+        for (const cuda::Node& node :
+             cuda::graph_topology(buckets, capacity, conditionals_named(conditionals), speculate)) {
           nodes.emplace_back(text(node.kind), node.after, node.parent, node.body, node.expert, node.bucket);
         }
         return nodes;
       },
-      py::arg("buckets"), py::arg("conditionals"),
-      "Nodes of the device-routed graph for so many buckets of each expert, with \"switch\" or \"if\" nodes:\n"
+      py::arg("buckets"), py::arg("capacity"), py::arg("conditionals"), py::arg("speculate") = false,
+      "Nodes of the device-routed graph for so many buckets of each expert and images, with \"switch\" or \"if\" "
+      "nodes:\n"
       "[(kind, indices of the nodes it waits for, parent or -1, body or -1, expert or -1, bucket or -1)].");
   module.def(
       "arena_plan",

@@ -84,7 +84,7 @@ const DeviceRows* kept_rows(const std::optional<cuda::DeviceOutputs::Rows>& keep
 }
 
 void choose_routing(Pipeline& pipeline, const std::shared_ptr<Engine>& gater,
-                    const std::vector<std::shared_ptr<Engine>>& experts, bool device_routed) {
+                    const std::vector<std::shared_ptr<Engine>>& experts, bool device_routed, bool speculate) {
   std::vector<std::shared_ptr<Engine>> models{gater};
   models.insert(models.end(), experts.begin(), experts.end());
   for (const auto& model : models) {
@@ -100,7 +100,7 @@ void choose_routing(Pipeline& pipeline, const std::shared_ptr<Engine>& gater,
         pipeline.captured.empty() ? "the models run on the CPU" : "device routing was not asked for";
     return;
   }
-  pipeline.routing = cuda::choose_routing(gater, experts);
+  pipeline.routing = cuda::choose_routing(gater, experts, speculate);
   if (pipeline.routing.plan) pipeline.use(pipeline.routing.plan);
 }
 

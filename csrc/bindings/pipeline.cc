@@ -115,7 +115,7 @@ void register_pipeline(py::module_& module) {
                  gater->engine(), std::move(list),
                  SchedulerOptions{latency_weight, verify_below, max_batch, std::chrono::microseconds(max_wait_us),
                                   max_queue, warmup, speculate});
-             choose_routing(*made, gater->engine(), engines, device_routed);
+             choose_routing(*made, gater->engine(), engines, device_routed, speculate);
              return made;
            }),
            py::arg("gater"), py::arg("experts"), py::kw_only(), py::arg("names"), py::arg("costs"),

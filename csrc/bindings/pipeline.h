@@ -51,7 +51,7 @@ void check_signals();
 
 // Decides where the pipeline routes.
 void choose_routing(Pipeline& pipeline, const std::shared_ptr<Engine>& gater,
-                    const std::vector<std::shared_ptr<Engine>>& experts, bool device_routed);
+                    const std::vector<std::shared_ptr<Engine>>& experts, bool device_routed, bool speculate);
 
 // What only pipelines on a CUDA device do. Before the pipeline's own methods, whose signatures name `DeviceRows`.
 void register_device_rows(pybind11::module_& module);

@@ -342,8 +342,7 @@ void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*po
   const ActivePredict active(active_predicts_);
   const Admission admission(*this, places);
   const bool on_device = routes_on_device();
-  const bool inline_first = !on_device || (inline_lane_->speculative != nullptr && keep == nullptr);
-  if (images.count == 1 && admission.was_idle() && inline_first) {
+  if (images.count == 1 && admission.was_idle() && !on_device) {
     const std::unique_lock lane(inline_lane_->mutex, std::try_to_lock);
     if (lane.owns_lock()) return run_inline(images.data, rows, submitted);
   }

@@ -36,6 +36,20 @@ inline bool waits_for(const std::vector<cuda::Node>& nodes, std::size_t node, st
   return false;
 }
 
+// Experts before this one run whatever the routes.
+inline int first_conditional(const cuda::RoutedGraph& graph) {
+  return static_cast<int>(std::count_if(graph.topology.begin(), graph.topology.end(), [](const cuda::Node& node) {
+    return node.kind == cuda::NodeKind::kCopyImage;
+  }));
+}
+
+// Whether a node is the work of an expert that runs a lone image beside the gater.
+inline bool speculates(const cuda::RoutedGraph& graph, std::size_t node) {
+  const cuda::Node& its = graph.topology[node];
+  return graph.gater.bucket == 1 && its.parent < 0 && its.expert >= 0 && its.expert < first_conditional(graph) &&
+         (its.kind == cuda::NodeKind::kExpert || its.kind == cuda::NodeKind::kScatter);
+}
+
 // Every node of the graph waits for what it reads, and every expert has each of its buckets once.
 inline void check_routed_graph(const cuda::RoutedGraph& graph) {
   using cuda::NodeKind;
@@ -47,6 +61,7 @@ inline void check_routed_graph(const cuda::RoutedGraph& graph) {
       case NodeKind::kRoute: return NodeKind::kGater;
       case NodeKind::kSwitch:
       case NodeKind::kIf: return NodeKind::kRoute;
+      case NodeKind::kCopyImage: return NodeKind::kCopyIn;
       case NodeKind::kExpert: return NodeKind::kGather;
       case NodeKind::kScatter: return NodeKind::kExpert;
       case NodeKind::kCopyOut: return NodeKind::kSwitch;
@@ -57,8 +72,13 @@ inline void check_routed_graph(const cuda::RoutedGraph& graph) {
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     bool found = source(nodes[i].kind) == nodes[i].kind;
     for (std::size_t j = 0; j < nodes.size(); ++j) {
-      const bool reads = nodes[i].kind == NodeKind::kCopyOut ? is_conditional(nodes[j].kind)
-                                                             : nodes[j].kind == source(nodes[i].kind) && j != i;
+      bool reads = nodes[j].kind == source(nodes[i].kind) && j != i;
+      if (nodes[i].kind == NodeKind::kCopyOut)
+        reads = is_conditional(nodes[j].kind) || nodes[j].kind == NodeKind::kScatter;
+      if (speculates(graph, i)) {
+        reads = reads || nodes[j].kind == NodeKind::kCopyImage;
+        if (nodes[i].kind == NodeKind::kScatter) reads = reads || nodes[j].kind == NodeKind::kRoute;
+      }
       if (!reads || nodes[j].parent != nodes[i].parent || nodes[j].body != nodes[i].body) continue;
       demand(waits_for(nodes, i, j), "a node does not wait for what it reads");
       found = true;
@@ -66,11 +86,13 @@ inline void check_routed_graph(const cuda::RoutedGraph& graph) {
     demand(found, "nothing writes what a node reads");
     if (nodes[i].kind == NodeKind::kGather || nodes[i].kind == NodeKind::kExpert ||
         nodes[i].kind == NodeKind::kScatter) {
-      demand(nodes[i].parent >= 0, "expert work outside a conditional");
-      const cuda::Node& parent = nodes.at(static_cast<std::size_t>(nodes[i].parent));
-      const bool over_experts = parent.kind == NodeKind::kSwitch && parent.expert < 0;
-      demand(is_conditional(parent.kind) && (over_experts ? nodes[i].body : parent.expert) == nodes[i].expert,
-             "expert work outside its expert's conditional");
+      if (!speculates(graph, i)) {
+        demand(nodes[i].parent >= 0, "expert work outside a conditional");
+        const cuda::Node& parent = nodes.at(static_cast<std::size_t>(nodes[i].parent));
+        const bool over_experts = parent.kind == NodeKind::kSwitch && parent.expert < 0;
+        const int its = over_experts ? nodes[i].body + first_conditional(graph) : parent.expert;
+        demand(is_conditional(parent.kind) && its == nodes[i].expert, "expert work outside its expert's conditional");
+      }
     }
     if (nodes[i].kind == NodeKind::kScatter) scatters.emplace(nodes[i].expert, nodes[i].bucket);
   }
@@ -121,9 +143,12 @@ class RoutedGraphRun {
       case cuda::NodeKind::kCopyIn: copy(graph_.device_in, graph_.host_in, graph_.layout.in_bytes); break;
       case cuda::NodeKind::kGater: run_graph_(*graph_.gater.graph); break;
       case cuda::NodeKind::kRoute: route(); break;
-      case cuda::NodeKind::kSwitch: run(static_cast<int>(index), node.expert < 0 ? first_route() : taken(node)); break;
+      case cuda::NodeKind::kSwitch: run(static_cast<int>(index), taken(node)); break;
       case cuda::NodeKind::kIf:
         if (taken(node) == node.bucket) run(static_cast<int>(index), 0);
+        break;
+      case cuda::NodeKind::kCopyImage:
+        copy(model(node).input, graph_.device_in + graph_.layout.images, graph_.image_bytes);
         break;
       case cuda::NodeKind::kGather: gather(node); break;
       case cuda::NodeKind::kExpert: run_graph_(*model(node).graph); break;
@@ -139,8 +164,11 @@ class RoutedGraphRun {
   const cuda::CapturedModel& model(const cuda::Node& node) const {
     return graph_.experts[static_cast<std::size_t>(node.expert)][static_cast<std::size_t>(node.bucket)];
   }
-  int first_route() const { return *at<std::int32_t>(graph_.device_out); }
-  int taken(const cuda::Node& node) const { return buckets_.at(static_cast<std::size_t>(node.expert)); }
+  // The body to run; one that is not there runs nothing.
+  int taken(const cuda::Node& node) const {
+    if (node.expert < 0) return *at<std::int32_t>(graph_.device_out) - first_conditional(graph_);
+    return buckets_.at(static_cast<std::size_t>(node.expert));
+  }
   std::size_t rows_of(const cuda::Node& node) const {
     return static_cast<std::size_t>(at<std::int32_t>(graph_.counts)[node.expert]);
   }

@@ -63,7 +63,7 @@ class HostArray {
 class RoutedRig {
  public:
   RoutedRig(std::size_t capacity, std::vector<std::vector<std::size_t>> buckets, Conditionals conditionals,
-            ImageShape shape = kShape)
+            ImageShape shape = kShape, bool speculate = false)
       : capacity_(capacity),
         buckets_(std::move(buckets)),
         shape_(shape),
@@ -91,7 +91,7 @@ class RoutedRig {
       for (std::size_t i = 0; i < buckets_[expert].size(); ++i) captured.push_back(engines_.back()->captured(i));
       counts.push_back(captured.size());
     }
-    routed.topology = cuda::graph_topology(counts, capacity, conditionals);
+    routed.topology = cuda::graph_topology(counts, capacity, conditionals, speculate);
     routed.classes = kClasses;
     routed.image_bytes = shape.bytes();
     routed.layout = layout_;
@@ -446,10 +446,12 @@ TEST_CASE("an image with a logit that is not finite takes no expert") {
 
 TEST_CASE("a single image takes its expert, or none") {
   for (const Conditionals conditionals : conditionals_here()) {
-    RoutedRig rig(1, {{1}, {1}, {1}}, conditionals);
-    for (const std::size_t pick : {2U, 0U, 1U, 1U}) rig.check(one_hot({pick}, 3), {0.0F, 0.0F, 0.0F}, 0.0F);
-    rig.check({1.0F, std::numeric_limits<float>::quiet_NaN(), 0.0F}, {0.0F, 0.0F, 0.0F}, 0.0F);
-    CHECK(rig.route(0) == -1);
+    for (const bool speculate : {false, true}) {
+      RoutedRig rig(1, {{1}, {1}, {1}}, conditionals, kShape, speculate);
+      for (const std::size_t pick : {2U, 0U, 1U, 1U}) rig.check(one_hot({pick}, 3), {0.0F, 0.0F, 0.0F}, 0.0F);
+      rig.check({1.0F, std::numeric_limits<float>::quiet_NaN(), 0.0F}, {0.0F, 0.0F, 0.0F}, 0.0F);
+      CHECK(rig.route(0) == -1);
+    }
   }
 }
 

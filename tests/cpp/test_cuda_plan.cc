@@ -55,6 +55,30 @@ TEST_CASE("for a single image one SWITCH, with a body for each expert") {
   CHECK(graph_topology({1, 1}, 1, Conditionals::kSwitch) == expected);
 }
 
+TEST_CASE("for a single image the first expert may run beside the gater, and the conditionals are of the others") {
+  const std::vector<Node> begin{
+      {NodeKind::kCopyIn, {}},
+      {NodeKind::kGater, {0}},
+      {NodeKind::kRoute, {1}},
+      {NodeKind::kCopyImage, {0}, -1, -1, 0, 0},
+      {NodeKind::kExpert, {3}, -1, -1, 0, 0},
+      {NodeKind::kScatter, {2, 4}, -1, -1, 0, 0},
+  };
+  std::vector<Node> expected = begin;
+  for (const Node& node : std::vector<Node>{{NodeKind::kSwitch, {2}, -1, -1, -1, -1},
+                                            {NodeKind::kGather, {}, 6, 0, 1, 0},
+                                            {NodeKind::kExpert, {7}, 6, 0, 1, 0},
+                                            {NodeKind::kScatter, {8}, 6, 0, 1, 0},
+                                            {NodeKind::kCopyOut, {5, 6}}}) {
+    expected.push_back(node);
+  }
+  CHECK(graph_topology({1, 1}, 1, Conditionals::kSwitch, true) == expected);
+  expected[6] = {NodeKind::kIf, {2}, -1, -1, 1, 0};
+  CHECK(graph_topology({1, 1}, 1, Conditionals::kIf, true) == expected);
+  CHECK(graph_topology({1, 1}, 2, Conditionals::kIf, true) == graph_topology({1, 1}, 2, Conditionals::kIf));
+  CHECK(graph_topology({1}, 1, Conditionals::kIf, true) == graph_topology({1}, 1, Conditionals::kIf));
+}
+
 TEST_CASE("one IF an expert and bucket where there is no SWITCH") {
   const std::vector<Node> expected{
       {NodeKind::kCopyIn, {}},

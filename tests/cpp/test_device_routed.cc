@@ -57,10 +57,12 @@ struct Rig {
     return model;
   }
 
-  cuda::Routing choose() const { return cuda::choose_routing(gater, {experts.begin(), experts.end()}); }
+  cuda::Routing choose(bool speculate = false) const {
+    return cuda::choose_routing(gater, {experts.begin(), experts.end()}, speculate);
+  }
 
-  void route_on_device() {
-    const cuda::Routing routing = choose();
+  void route_on_device(bool speculate = false) {
+    const cuda::Routing routing = choose(speculate);
     INFO(routing.reason);
     REQUIRE(routing.plan);
     scheduler.use(routing.plan);
@@ -117,20 +119,23 @@ TEST_CASE("the device routes as the host does, with SWITCH, with IF and in mappe
                                               FakeStreamDevice::some_gpu(12060, 12060),
                                               FakeStreamDevice::some_gpu(12060, 12060, true)};
   for (const cuda::DeviceInfo& info : devices) {
-    Rig host(info);
-    Rig device(info);
-    device.route_on_device();
-    unsigned seed = 0;
-    for (const std::size_t count : {1U, 2U, 3U, 4U, 5U, 16U, 17U, 50U}) {
-      for (const float weight : {0.0F, 3.0F, 1000.0F}) {
-        CAPTURE(count);
-        host.scheduler.set_latency_weight(weight);
-        device.scheduler.set_latency_weight(weight);
-        const std::vector<std::uint8_t> levels = some_levels(count, ++seed);
-        check_same(device.predict(levels), host.predict(levels));
+    for (const bool speculate : {false, true}) {
+      Rig host(info);
+      Rig device(info);
+      device.route_on_device(speculate);
+      unsigned seed = 0;
+      for (const std::size_t count : {1U, 1U, 1U, 2U, 3U, 4U, 5U, 16U, 17U, 50U}) {
+        for (const float weight : {0.0F, 3.0F, 1000.0F}) {
+          CAPTURE(count);
+          CAPTURE(speculate);
+          host.scheduler.set_latency_weight(weight);
+          device.scheduler.set_latency_weight(weight);
+          const std::vector<std::uint8_t> levels = some_levels(count, ++seed);
+          check_same(device.predict(levels), host.predict(levels));
+        }
       }
+      CHECK(device.scheduler.stats().images == host.scheduler.stats().images);
     }
-    CHECK(device.scheduler.stats().images == host.scheduler.stats().images);
   }
 }
 

@@ -30,6 +30,7 @@ struct RouteCase {
   float weight;
   std::vector<std::vector<std::size_t>> buckets;
   Handles kind;
+  std::int32_t first_conditional = 0;
 };
 
 // Compares everything that the kernel writes with its twin, and what it must not write with what was there.
@@ -51,6 +52,7 @@ void check_route(const RouteCase& given) {
   arguments.capacity = static_cast<std::int32_t>(given.capacity);
   arguments.experts = static_cast<std::int32_t>(experts);
   arguments.kind = given.kind;
+  arguments.first_conditional = given.first_conditional;
   std::uint16_t body = 0;
   for (std::size_t expert = 0; expert < experts; ++expert) {
     arguments.first_body[expert] = body;
@@ -74,21 +76,25 @@ void check_route(const RouteCase& given) {
     CHECK((gater_logits[i] == found || (std::isnan(gater_logits[i]) && std::isnan(found))));
   }
   const auto& set = on_host::conditionals().set;
-  CHECK(set.size() == (given.kind == Handles::kOneSwitch ? 1U : given.kind == Handles::kSwitches ? experts : body));
+  const auto first = static_cast<std::size_t>(given.first_conditional);
+  const std::size_t handles = given.kind == Handles::kOneSwitch  ? 1U
+                              : given.kind == Handles::kSwitches ? experts - first
+                                                                 : body - arguments.first_body[first];
+  CHECK(set.size() == handles);
   for (const auto& [handle, conditional] : set) {
     CHECK(conditional.times == 1);
     CHECK(conditional.thread == 0);
   }
   if (given.kind == Handles::kOneSwitch) {
-    const std::int32_t first = images > 0 ? expected.routes[0] : -1;
-    CHECK(set.at(1000).value == static_cast<unsigned>(first < 0 ? static_cast<std::int32_t>(experts) : first));
+    const std::int32_t chosen = images > 0 ? expected.routes[0] - given.first_conditional : -1;
+    CHECK(set.at(1000).value == (chosen < 0 ? experts - first : static_cast<std::size_t>(chosen)));
   }
   for (std::size_t expert = 0; expert < experts; ++expert) {
     for (std::size_t i = 0; i < given.capacity; ++i) {
       const bool listed = i < static_cast<std::size_t>(counts[expert]);
       CHECK(rows[expert * given.capacity + i] == (listed ? expected.rows[expert * given.capacity + i] : kUntouched));
     }
-    if (given.kind == Handles::kOneSwitch) continue;
+    if (given.kind == Handles::kOneSwitch || expert < first) continue;
     const auto chosen = static_cast<unsigned>(expected.buckets[expert]);
     if (given.kind == Handles::kSwitches) {
       CHECK(set.at(1000 + expert).value == chosen);
@@ -142,9 +148,14 @@ TEST_CASE("the route kernel takes as many images and experts as it has room for,
 
 TEST_CASE("the route kernel sets one handle for a single image: to its expert, or to none") {
   const float nan = std::numeric_limits<float>::quiet_NaN();
-  for (const std::vector<float>& logits : {std::vector<float>{0.0F, 2.0F, 1.0F}, {3.0F, 2.0F, 1.0F}, {0.0F, nan, 1.0F}})
-    check_route({1, 1, logits, {0.0F, 0.5F, 1.0F}, 1.0F, {{1}, {1}, {1}}, Handles::kOneSwitch});
-  check_route({1, 0, {0.0F, 2.0F, 1.0F}, {0.0F, 0.5F, 1.0F}, 1.0F, {{1}, {1}, {1}}, Handles::kOneSwitch});
+  for (const std::int32_t first : {0, 1}) {
+    for (const std::vector<float>& logits :
+         {std::vector<float>{0.0F, 2.0F, 1.0F}, {3.0F, 2.0F, 1.0F}, {0.0F, 0.0F, 9.0F}, {0.0F, nan, 1.0F}}) {
+      check_route({1, 1, logits, {0.0F, 0.5F, 1.0F}, 1.0F, {{1}, {1}, {1}}, Handles::kOneSwitch, first});
+      check_route({1, 1, logits, {0.0F, 0.5F, 1.0F}, 1.0F, {{1}, {1}, {1}}, Handles::kIfs, first});
+    }
+    check_route({1, 0, {0.0F, 2.0F, 1.0F}, {0.0F, 0.5F, 1.0F}, 1.0F, {{1}, {1}, {1}}, Handles::kOneSwitch, first});
+  }
 }
 
 TEST_CASE("the gather kernel copies the listed images, in wide units where they are aligned") {

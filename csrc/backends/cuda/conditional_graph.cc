@@ -24,6 +24,7 @@ const char* text(NodeKind kind) {
     case NodeKind::kRoute: return "route";
     case NodeKind::kSwitch: return "SWITCH";
     case NodeKind::kIf: return "IF";
+    case NodeKind::kCopyImage: return "copy image";
     case NodeKind::kGather: return "gather";
     case NodeKind::kExpert: return "model";
     case NodeKind::kScatter: return "scatter";
@@ -127,6 +128,7 @@ void Builder::make_route_arguments() {
   }
   route_.first_body[routed_.experts.size()] = body;
   for (const Node& node : routed_.topology) {
+    if (node.kind == NodeKind::kCopyImage) route_.first_conditional = node.expert + 1;
     if (node.kind != NodeKind::kSwitch && node.kind != NodeKind::kIf) continue;
     route_.kind = node.kind == NodeKind::kIf ? Handles::kIfs
                   : node.expert < 0          ? Handles::kOneSwitch
@@ -153,6 +155,8 @@ cudaGraphNode_t Builder::add(const Node& node) {
     case NodeKind::kGater: return add_child(routed_.gater);
     case NodeKind::kExpert: return add_child(model_of(node));
     case NodeKind::kRoute: return add_kernel(route_kernel(route_), route_);
+    case NodeKind::kCopyImage:
+      return add_copy(model_of(node).input, routed_.device_in + routed_.layout.images, routed_.image_bytes);
     case NodeKind::kGather: {
       const GatherArguments arguments = gather_arguments(node);
       return add_kernel(gather_kernel(arguments, most_rows(node)), arguments);
@@ -163,8 +167,9 @@ cudaGraphNode_t Builder::add(const Node& node) {
     }
     case NodeKind::kSwitch: {
 #if CUDART_VERSION >= 12080
-      const std::size_t bodies =
-          node.expert < 0 ? routed_.experts.size() : routed_.experts.at(static_cast<std::size_t>(node.expert)).size();
+      const std::size_t bodies = node.expert < 0
+                                     ? routed_.experts.size() - static_cast<std::size_t>(route_.first_conditional)
+                                     : routed_.experts.at(static_cast<std::size_t>(node.expert)).size();
       return add_conditional(node, cudaGraphCondTypeSwitch, bodies);
 #else
       throw Error(ErrorKind::kDevice, "SWITCH nodes need a build with CUDA 12.8 or newer");

@@ -59,11 +59,12 @@ class DeviceRoutedPlan::AllModels {
 };
 
 DeviceRoutedPlan::DeviceRoutedPlan(std::shared_ptr<GraphEngine> gater,
-                                   std::vector<std::shared_ptr<GraphEngine>> experts)
+                                   std::vector<std::shared_ptr<GraphEngine>> experts, bool speculate)
     : gater_(std::move(gater)),
       experts_(std::move(experts)),
       device_(gater_->device()),
       classes_(experts_.front()->info().outputs),
+      speculate_(speculate),
       buckets_(common_sizes(*gater_, experts_), Batching::kPadded) {
   mutexes_.push_back(&gater_->mutex());
   for (const auto& expert : experts_) mutexes_.push_back(&expert->mutex());
@@ -107,7 +108,7 @@ RoutedGraph DeviceRoutedPlan::graph_for(std::size_t bucket, const RoutedLayout& 
     for (std::size_t i = 0; i <= last; ++i) captured.push_back(expert->captured(i));
     counts.push_back(captured.size());
   }
-  graph.topology = graph_topology(counts, graph.gater.bucket, device_->info().conditionals);
+  graph.topology = graph_topology(counts, graph.gater.bucket, device_->info().conditionals, speculate_);
   graph.classes = classes_;
   graph.image_bytes = gater_->info().input.bytes();
   graph.layout = layout;
@@ -186,7 +187,8 @@ MemoryUse DeviceRoutedPlan::memory_use() const noexcept {
   return use;
 }
 
-Routing choose_routing(const std::shared_ptr<Engine>& gater, const std::vector<std::shared_ptr<Engine>>& experts) {
+Routing choose_routing(const std::shared_ptr<Engine>& gater, const std::vector<std::shared_ptr<Engine>>& experts,
+                       bool speculate) {
   std::vector<std::shared_ptr<GraphEngine>> models{std::dynamic_pointer_cast<GraphEngine>(gater)};
   for (const auto& expert : experts) models.push_back(std::dynamic_pointer_cast<GraphEngine>(expert));
   for (const auto& model : models) {
@@ -207,7 +209,7 @@ Routing choose_routing(const std::shared_ptr<Engine>& gater, const std::vector<s
   }
   try {
     auto plan = std::make_shared<DeviceRoutedPlan>(
-        models.front(), std::vector<std::shared_ptr<GraphEngine>>(models.begin() + 1, models.end()));
+        models.front(), std::vector<std::shared_ptr<GraphEngine>>(models.begin() + 1, models.end()), speculate);
     // A driver may take a graph and still refuse to launch it: known now, the host can route in its place.
     const std::vector<std::uint8_t> black(models.front()->info().input.bytes());
     plan->run(ImageBatchView{black.data(), 1, black.size()}, std::vector<float>(experts.size()), 0.0F, nullptr);

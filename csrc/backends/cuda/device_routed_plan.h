@@ -22,9 +22,11 @@ namespace trt_moe::cuda {
 // run at a time. A second slot would need a second capture of every model, as a graph's addresses are fixed.
 class DeviceRoutedPlan final : public RoutedPlan {
  public:
+  // speculate: the first expert runs a lone image beside the gater.
   // Throws Error(kDevice) when the device refuses a graph or memory for it. The engines are of one device, no two
   // are the same, and none is unroutable.
-  DeviceRoutedPlan(std::shared_ptr<GraphEngine> gater, std::vector<std::shared_ptr<GraphEngine>> experts);
+  DeviceRoutedPlan(std::shared_ptr<GraphEngine> gater, std::vector<std::shared_ptr<GraphEngine>> experts,
+                   bool speculate);
 
   std::size_t capacity() const override { return buckets_.largest(); }
   RoutedRows run(ImageBatchView images, std::span<const float> costs, float latency_weight,
@@ -58,6 +60,7 @@ class DeviceRoutedPlan final : public RoutedPlan {
   std::vector<std::shared_ptr<GraphEngine>> experts_;
   std::shared_ptr<StreamDevice> device_;
   std::size_t classes_;
+  bool speculate_;
   std::vector<std::mutex*> mutexes_;
   Buckets buckets_;
   std::unique_ptr<Buffer> host_in_;     // none where the gater's input is mapped
@@ -76,6 +79,7 @@ struct Routing {
 };
 
 // The device-routed plan where these engines and their device have one. Throws Error(kDeviceLost) only.
-Routing choose_routing(const std::shared_ptr<Engine>& gater, const std::vector<std::shared_ptr<Engine>>& experts);
+Routing choose_routing(const std::shared_ptr<Engine>& gater, const std::vector<std::shared_ptr<Engine>>& experts,
+                       bool speculate = false);
 
 }  // namespace trt_moe::cuda

@@ -81,11 +81,11 @@ __global__ void __launch_bounds__(kMaxRouteThreads) route(const __grid_constant_
   __syncthreads();
   if (thread != 0) return;
   if (a.kind == Handles::kOneSwitch) {
-    const bool routed = images > 0 && chosen[0] >= 0;
-    cudaGraphSetConditional(a.handles[0], static_cast<unsigned>(routed ? chosen[0] : a.experts));
+    const int body = images > 0 ? chosen[0] - a.first_conditional : -1;
+    cudaGraphSetConditional(a.handles[0], static_cast<unsigned>(body >= 0 ? body : a.experts - a.first_conditional));
     return;
   }
-  for (int expert = 0; expert < a.experts; ++expert) set_bodies(a, expert, counts[expert]);
+  for (int expert = a.first_conditional; expert < a.experts; ++expert) set_bodies(a, expert, counts[expert]);
 }
 
 // blockIdx.y: a row of the expert's input. A thread copies one unit.

@@ -17,7 +17,8 @@ inline constexpr std::size_t kMaxBodies = 384;  // buckets of all experts togeth
 enum class Handles : std::uint8_t {
   kSwitches,   // handles[expert]: to the index of a bucket, or to their number for none
   kIfs,        // handles[body]: to 1 or 0
-  kOneSwitch,  // handles[0], of a batch of one: to the index of its expert, or to their number for none
+  kOneSwitch,  // handles[0], of a batch of one: to the place of its expert among the conditional ones, or to their
+               // number
 };
 
 // What the kernels take by value. All addresses are the device's.
@@ -33,6 +34,7 @@ struct RouteArguments {
   std::int32_t* counts = nullptr;        // [experts]
   std::int32_t capacity = 0;
   std::int32_t experts = 0;
+  std::int32_t first_conditional = 0;  // experts before this one run whatever the routes
   Handles kind = Handles::kIfs;
   std::uint16_t first_body[kMaxExperts + 1] = {};  // expert e has the bodies first_body[e] .. first_body[e + 1]
   std::uint16_t bucket[kMaxBodies] = {};           // the batch size of each body, ascending per expert

@@ -155,15 +155,13 @@ def test_options_reach_the_models(gpu: None, tiny: TinyBundle) -> None:
         assert opened._cuda.given == ("tiny", "fp32", modules)  # type: ignore[attr-defined]
 
 
-def test_speculation_is_of_the_host_routed_plan(gpu: None, tiny: TinyBundle) -> None:
-    with Router(tiny.path, device="cuda", check=False, plan="host-routed", speculate=True) as opened:
-        assert pipeline(opened).options["speculate"] is True
-    with Router(tiny.path, device="cuda", check=False) as opened:
-        assert pipeline(opened).options["speculate"] is False
-    with pytest.raises(InputError, match="speculate=True needs the GPU and plan='host-routed'"):
-        Router(tiny.path, device="cuda", check=False, speculate=True)
-    with pytest.raises(InputError, match="speculate=True needs the GPU and plan='host-routed'"):
-        Router(tiny.path, device="cpu", plan="host-routed", speculate=True)
+def test_speculation_is_asked_for_and_needs_the_gpu(gpu: None, tiny: TinyBundle) -> None:
+    for plan in ("auto", "host-routed"):
+        for speculate in (False, True):
+            with Router(tiny.path, device="cuda", check=False, plan=plan, speculate=speculate) as opened:
+                assert pipeline(opened).options["speculate"] is speculate
+    with pytest.raises(InputError, match="speculate=True needs the GPU"):
+        Router(tiny.path, device="cpu", speculate=True)
 
 
 def test_what_is_refused(tiny: TinyBundle) -> None:

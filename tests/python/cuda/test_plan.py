@@ -40,9 +40,19 @@ def test_the_route_kernels_twin_refuses_what_does_not_fit_together() -> None:
         _core.route_reference(np.zeros((2, 2), np.float32), [0, 1], 0.0, 1, [[1], [1]])
 
 
-@given(buckets=st.lists(st.integers(1, 5), min_size=1, max_size=6), conditionals=st.sampled_from(["switch", "if"]))
-def test_every_expert_has_each_of_its_buckets_behind_the_route(buckets: list[int], conditionals: str) -> None:
-    nodes = _core.graph_topology(buckets, conditionals)
+@given(
+    buckets=st.lists(st.integers(1, 5), min_size=1, max_size=6),
+    conditionals=st.sampled_from(["switch", "if"]),
+    alone=st.booleans(),
+    speculate=st.booleans(),
+)
+def test_every_expert_has_each_of_its_buckets_behind_the_route(
+    buckets: list[int], conditionals: str, alone: bool, speculate: bool
+) -> None:
+    if alone:
+        buckets = [1] * len(buckets)
+    nodes = _core.graph_topology(buckets, 1 if alone else 8, conditionals, speculate)
+    first = 1 if speculate and alone and len(buckets) > 1 else 0
 
     def waits_for(node: int) -> set[int]:
         after, parent = nodes[node][1], nodes[node][2]
@@ -54,20 +64,26 @@ def test_every_expert_has_each_of_its_buckets_behind_the_route(buckets: list[int
         return [nodes[other][0] for other in sorted(waits_for(node))]
 
     for index, (kind, _, parent, body, expert, bucket) in enumerate(nodes):
-        if kind == "scatter":
+        if kind == "scatter" and expert < first:
+            assert kinds(index) == ["copy_in", "gater", "route", "copy_image", "expert"]
+        elif kind == "scatter":
             assert kinds(index) == ["copy_in", "gater", "route", conditionals, "gather", "expert"]
-            assert nodes[parent][0] == conditionals and nodes[parent][4] == expert
-            assert body == (bucket if conditionals == "switch" else 0)
+            over_experts = alone and conditionals == "switch"
+            assert nodes[parent][0] == conditionals and nodes[parent][4] == (-1 if over_experts else expert)
+            assert body == (expert - first if over_experts else bucket if conditionals == "switch" else 0)
     bodies = [(node[4], node[5]) for node in nodes if node[0] == "scatter"]
     assert bodies == [(expert, bucket) for expert, count in enumerate(buckets) for bucket in range(count)]
-    conditional_nodes = len(buckets) if conditionals == "switch" else sum(buckets)
-    assert kinds(len(nodes) - 1) == ["copy_in", "gater", "route", *[conditionals] * conditional_nodes, "join"]
+    switches = 1 if alone else len(buckets)
+    conditional_nodes = switches if conditionals == "switch" else sum(buckets) - first
+    beside = ["copy_image", "expert", "scatter"][: 3 * first]
+    assert kinds(len(nodes) - 1) == ["copy_in", "gater", "route", *beside, *[conditionals] * conditional_nodes]
+    assert nodes[-1][0] == "copy_out"
 
 
 def test_a_graph_needs_experts_buckets_and_conditional_nodes() -> None:
     for buckets, conditionals in (([], "if"), ([1, 0], "switch"), ([1], "none")):
         with pytest.raises(InputError):
-            _core.graph_topology(buckets, conditionals)
+            _core.graph_topology(buckets, 1, conditionals)
 
 
 @given(largest=st.integers(1, 64), image_bytes=st.integers(1, 10_000), outputs=st.integers(1, 1000))

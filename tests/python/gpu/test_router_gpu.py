@@ -77,6 +77,16 @@ def test_both_plans_agree(tiny: TinyBundle) -> None:
 
 
 @pytest.mark.parametrize("plan", ["auto", "host-routed"])
+def test_speculation_changes_no_answer(tiny: TinyBundle, plan: str) -> None:
+    with open_router(tiny, plan, speculate=True) as router:
+        for seed, count in enumerate((1, 1, 1, 1, 1, 1, 2, 33)):
+            images = tiny.random(count, seed)
+            check(router.predict(images), tiny, images)
+        for value in (0, 127, 255):
+            check(router.predict(tiny.grey(value)), tiny, tiny.grey(value))
+
+
+@pytest.mark.parametrize("plan", ["auto", "host-routed"])
 @pytest.mark.parametrize("model", ["gater", "expert-1"])
 def test_logits_that_are_not_finite(tiny: TinyBundle, plan: str, model: str) -> None:
     modules = tiny_modules(tiny, nan=[model])

@@ -20,7 +20,7 @@ void add_body(std::vector<Node>& nodes, std::size_t parent, int body, int expert
 }  // namespace
 
 std::vector<Node> graph_topology(const std::vector<std::size_t>& buckets, std::size_t capacity,
-                                 Conditionals conditionals) {
+                                 Conditionals conditionals, bool speculate) {
   if (buckets.empty() || std::find(buckets.begin(), buckets.end(), 0U) != buckets.end()) {
     throw Error(ErrorKind::kInput, "a device-routed graph needs at least one expert, and of each at least one bucket");
   }
@@ -36,14 +36,23 @@ std::vector<Node> graph_topology(const std::vector<std::size_t>& buckets, std::s
     return nodes.size() - 1;
   };
   const int experts = static_cast<int>(buckets.size());
+  int first = 0;
+  if (speculate && capacity == 1 && experts > 1) {
+    first = 1;
+    nodes.push_back({NodeKind::kCopyImage, {0}, -1, -1, 0, 0});
+    nodes.push_back({NodeKind::kExpert, {route + 1}, -1, -1, 0, 0});
+    // It writes nothing where the image is another expert's.
+    nodes.push_back({NodeKind::kScatter, {route, route + 2}, -1, -1, 0, 0});
+    ends.push_back(route + 3);
+  }
   if (capacity == 1 && conditionals == Conditionals::kSwitch) {
     // Conditionals cost time whatever they choose, and a single image needs no more than one.
     const std::size_t parent = add_conditional(NodeKind::kSwitch, -1, -1);
-    for (int expert = 0; expert < experts; ++expert) add_body(nodes, parent, expert, expert, 0);
+    for (int expert = first; expert < experts; ++expert) add_body(nodes, parent, expert - first, expert, 0);
     nodes.push_back({NodeKind::kCopyOut, ends});
     return nodes;
   }
-  for (int expert = 0; expert < experts; ++expert) {
+  for (int expert = first; expert < experts; ++expert) {
     const int count = static_cast<int>(buckets[static_cast<std::size_t>(expert)]);
     if (conditionals == Conditionals::kSwitch) {
       const std::size_t parent = add_conditional(NodeKind::kSwitch, expert, -1);

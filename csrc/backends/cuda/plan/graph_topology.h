@@ -12,7 +12,7 @@ enum class Conditionals {
   kSwitch,  // from CUDA 12.8: one SWITCH per expert over its buckets, or for a single image one over the experts
 };
 
-enum class NodeKind { kCopyIn, kGater, kRoute, kSwitch, kIf, kGather, kExpert, kScatter, kCopyOut };
+enum class NodeKind { kCopyIn, kGater, kRoute, kSwitch, kIf, kCopyImage, kGather, kExpert, kScatter, kCopyOut };
 
 // One node of the device-routed graph. Nodes of a conditional's body name it as their parent.
 struct Node {
@@ -29,8 +29,9 @@ struct Node {
 // Which node depends on which: copy in, gater, route, conditionals (with gather, expert, scatter in their bodies), copy
 // out. A node comes after those that it waits for, and after its parent. Pure.
 // buckets: how many each expert has. capacity: images that fit; a single one takes an expert's first bucket.
+// speculate: of a single image the first expert runs beside the gater, and the conditionals are of the others.
 // Throws Error(kInput) on no experts, an expert with no bucket, or kNone.
 std::vector<Node> graph_topology(const std::vector<std::size_t>& buckets, std::size_t capacity,
-                                 Conditionals conditionals);
+                                 Conditionals conditionals, bool speculate = false);
 
 }  // namespace trt_moe::cuda
