@@ -82,7 +82,7 @@ def _idleness(idle: dict[str, Any] | None) -> list[Row]:
     rows: list[Row] = []
     for label in ("after idleness", "after idleness, with keep-alive"):
         found = NOT_MEASURED
-        if idle:
+        if idle and label in idle:
             largest = f"{idle[label]['max_ms']:.3f} ms is the largest of {idle[label]['calls']}"
             found = f"{largest}; p50 {idle[label]['p50_ms']:.3f} ms, busy {idle['busy']['p50_ms']:.3f} ms"
         rows.append((f"predict(1) {label}", found, "reported", "-"))

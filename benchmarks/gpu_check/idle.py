@@ -23,11 +23,18 @@ def run(work: Work) -> dict[str, Any]:
     mixture = make_mixture()
     routers = choose_engines(work, mixture)
     batch = mixture.images[:1]
+    found: dict[str, Any] = {
+        "engines": routers.engines,
+        "idle_s": IDLE_S,
+        "keep_alive_every_s": KEEP_ALIVE_S,
+        "note": "so few calls give no 99.9th percentile; the largest is reported",
+    }
     with routers.open() as router:
         half = max(IDLE_S, (work.left - _SPARE_S) / 2)
         call = wall(lambda: router.predict(batch))
-        busy = [call() for _ in range(200)][100:]
-        plain = _after_idleness(call, half)
+        found["busy"] = _summary([call() for _ in range(200)][100:])
+        found["after idleness"] = _summary(_after_idleness(call, half))
+        work.keep(found)
         stop = threading.Event()
 
         def keep_awake() -> None:
@@ -37,19 +44,11 @@ def run(work: Work) -> dict[str, Any]:
         thread = threading.Thread(target=keep_awake)
         thread.start()
         try:
-            kept = _after_idleness(call, half)
+            found["after idleness, with keep-alive"] = _summary(_after_idleness(call, half))
         finally:
             stop.set()
             thread.join()
-    return {
-        "engines": routers.engines,
-        "idle_s": IDLE_S,
-        "keep_alive_every_s": KEEP_ALIVE_S,
-        "note": "so few calls give no 99.9th percentile; the largest is reported",
-        "busy": _summary(busy),
-        "after idleness": _summary(plain),
-        "after idleness, with keep-alive": _summary(kept),
-    }
+    return found
 
 
 def _after_idleness(call: Any, seconds: float) -> list[float]:

@@ -70,7 +70,7 @@ PARTS = (
     Part("device_tests", 120, True, "the C++ tests on the device, the conditional-graph self-test among them"),
     Part("sanitizer", 60, True, "the kernels' tests under compute-sanitizer: memcheck, racecheck"),
     Part("probe", 120, True, "whether the installed TensorRT runs on this GPU, and what it says"),
-    Part("parity", 120, True, "logits and routes against torch in float32"),
+    Part("parity", 150, True, "logits and routes against torch in float32"),
     Part("conformance", 120, True, "pytest -m gpu"),
     Part("latency", 120, True, "both plans, bare graphs and torch eager, in turns"),
     Part("compiled", 130, True, "against torch.compile with CUDA graphs"),

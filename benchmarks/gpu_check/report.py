@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check.goals import goals
-from benchmarks.gpu_check.parts import Part, write_whole
+from benchmarks.gpu_check.parts import CHECKOUT, Part, write_whole
 from benchmarks.gpu_check.runner import Outcome
 from benchmarks.tables import markdown
 
@@ -61,8 +61,8 @@ class Report:
             "goals": [dict(zip(("what", "found", "goal", "reached"), row, strict=True)) for row in self._goals()],
             "parts": {name: asdict(outcome) | {"what": part.what} for name, (part, outcome) in self._parts.items()},
         }
-        write_whole(self._folder / "gpu_check.json", json.dumps(data, indent=1) + "\n")
-        write_whole(self._folder / "gpu_check.md", self._markdown(details=True))
+        for name, text in (("json", json.dumps(data, indent=1) + "\n"), ("md", self._markdown(details=True))):
+            write_whole(self._folder / f"gpu_check.{name}", text.replace(str(CHECKOUT), "."))
 
     def _goals(self) -> list[tuple[str, str, str, str]]:
         results = {name: outcome.result for name, (_, outcome) in self._parts.items() if outcome.result is not None}

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Any, Literal
 
 from benchmarks.gpu_check.parts import Part
@@ -46,7 +46,7 @@ def run_part(part: Part, folder: Path, environment: dict[str, str], left: float)
         return Outcome("skipped", 0.0, reason="no time was left")
     start = monotonic()
     log = folder / f"{part.name}.log"
-    command = [sys.executable, "-m", "benchmarks.gpu_check.child", part.name, str(folder), str(seconds)]
+    command = [sys.executable, "-m", "benchmarks.gpu_check.child", part.name, str(folder), str(time() + seconds)]
     with log.open("wb") as stream:
         # A group of its own: what it started ends with it. In the folder, where no trt_moe lies.
         process = subprocess.Popen(

@@ -81,8 +81,9 @@ def part(name: str, seconds: float = 20.0) -> Part:
 
 def test_a_part_gives_its_result(tmp_path: Path, environment: dict[str, str]) -> None:
     outcome = run_part(part("say"), tmp_path, environment, 100.0)
-    assert (outcome.status, outcome.result) == ("ran", {"seconds": 20.0})
-    assert run_part(part("say"), tmp_path, environment, 7.0).result == {"seconds": 7.0}
+    # What starting took is no longer its to use.
+    assert outcome.status == "ran" and 10 < outcome.result["seconds"] < 20
+    assert 0 < run_part(part("say"), tmp_path, environment, 7.0).result["seconds"] < 7
 
 
 def test_a_part_that_fails_says_what_it_printed(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -225,9 +225,15 @@ def test_the_kernels_under_each_sanitizer(
     assert found["memcheck"]["clean"] is False
     assert found["racecheck"]["clean"] is None and "did not end in" in found["racecheck"]["printed"]
     text = (CHECKOUT / "tests/cpp/test_cuda_device.cc").read_text()
-    for case in ",".join(sanitizer._CASES.values()).split(","):
+    for case in ",".join(cases for _, cases in sanitizer._RUNS.values()).split(","):
         assert f'TEST_CASE("{case.removesuffix("*")}' in text
     assert f'TEST_CASE("{device_tests._LOST[1].partition("=")[2].removesuffix("*")}' in text
+
+
+def test_of_what_a_sanitizer_prints_the_begin_and_the_end_are_kept() -> None:
+    assert sanitizer._ends("short") == "short"
+    kept = sanitizer._ends("the first error" + "x" * 50_000 + "the summary")
+    assert kept.startswith("the first error") and kept.endswith("the summary") and len(kept) < 7000
 
 
 def test_engines_are_chosen_by_the_probe(tmp_path: Path, made: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
