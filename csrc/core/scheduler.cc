@@ -2,70 +2,19 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
-#include <cstring>
 #include <numeric>
 #include <optional>
 #include <system_error>
-#include <type_traits>
 #include <utility>
 
-#include "core/error.h"
+#include "core/scheduler_parts.h"
 
 namespace trt_moe {
 
 namespace {
 
-// Models are numbered: the gater, then expert k as k + 1.
-constexpr std::size_t kGater = 0;
-
-// A run may be a hand-over to threads of the runtime and back: while a worker waits for that, a spare one keeps its CPU
-// busy. Measured on 2 CPUs with 16 clients: 4 workers answer a quarter more images than 2.
-constexpr std::size_t kHostWorkersPerCpu = 2;
-
-std::uint64_t ns_between(Clock::time_point from, Clock::time_point to) {
-  return static_cast<std::uint64_t>(std::max<std::int64_t>(0, std::chrono::nanoseconds(to - from).count()));
-}
-
-float ms_between(Clock::time_point from, Clock::time_point to) {
-  return static_cast<float>(ns_between(from, to)) * 1e-6F;
-}
-
-bool all_finite(std::span<const float> values) {
-  return std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
-}
-
-// Returns the largest probability.
-float softmax(std::span<const float> logits, float* probabilities) {
-  const float largest = *std::max_element(logits.begin(), logits.end());
-  float sum = 0.0F;
-  for (std::size_t i = 0; i < logits.size(); ++i) sum += probabilities[i] = std::exp(logits[i] - largest);
-  for (std::size_t i = 0; i < logits.size(); ++i) probabilities[i] /= sum;
-  return 1.0F / sum;
-}
-
-// Copies each job's image to its row of the session's input.
-void gather(std::span<const Job> batch, Session& session) {
-  std::uint8_t* row = session.input().data();
-  for (const Job& job : batch) {
-    const ImageBatchView& images = job.request->images();
-    std::memcpy(row, images.image(job.index), images.image_bytes);
-    row += images.image_bytes;
-  }
-}
-
 std::string text(const ImageShape& shape) {
   return std::to_string(shape.height) + "x" + std::to_string(shape.width) + "x" + std::to_string(shape.channels);
-}
-
-Failure closed_failure() {
-  return {ErrorKind::kRouterClosed, "the router is closed; open a new one with trt_moe.Router(bundle)"};
-}
-
-// For a counter that one thread writes at a time and any thread reads.
-void add_one(std::uint64_t& counter) { std::atomic_ref(counter).fetch_add(1, std::memory_order_relaxed); }
-void add_one(std::atomic<std::uint64_t>& counter) {
-  counter.store(counter.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
 }
 
 Error not_on_device(const std::string& what) {
@@ -73,86 +22,7 @@ Error not_on_device(const std::string& what) {
           "the " + what + " are to stay on the device, but images are routed or verified on the host"};
 }
 
-Error error_of(const Failure& failure) { return {failure.kind, failure.message}; }
-
 }  // namespace
-
-// One worker's session of one model, and what it ran.
-struct Scheduler::Seat {
-  std::unique_ptr<Session> session;
-  std::atomic<std::uint64_t> images{0};
-  std::atomic<std::uint64_t> passed_on{0};
-  std::atomic<std::uint64_t> batches{0};
-};
-
-// A thread, its seat at each model of its crew and the storage it reuses from batch to batch.
-struct Scheduler::Worker {
-  std::vector<std::unique_ptr<Seat>> seats;
-  std::vector<Job> batch;
-  std::vector<Job> unsure;
-  RoutePlan plan;
-  StageRecorder stats;
-  std::thread thread;
-};
-
-// Workers that serve the same queue, whose lines are `models`.
-struct Scheduler::Crew {
-  Crew(std::size_t capacity, const std::vector<BatchPolicy>& lines, std::vector<std::size_t> served)
-      : queue(capacity, lines), models(std::move(served)) {}
-  JobQueue queue;
-  std::vector<std::size_t> models;
-  std::vector<std::unique_ptr<Worker>> workers;
-};
-
-// The caller's own thread: one latency session a model, used by one caller at a time.
-struct Scheduler::InlineLane {
-  std::mutex mutex;
-  std::unique_ptr<Session> gater;
-  std::vector<std::unique_ptr<Session>> experts;
-  OverlappingSession* speculative = nullptr;  // the cheapest expert's session, where it starts beside the gater
-  std::vector<std::uint64_t> images;
-  std::vector<std::uint64_t> passed_on;
-  StageRecorder stats;
-};
-
-// A plan that answers whole batches on the device, for one caller at a time.
-struct Scheduler::RoutedLane {
-  std::mutex mutex;
-  std::shared_ptr<RoutedPlan> plan;
-  std::vector<std::uint32_t> unsure;  // of the run, indices of images
-  std::vector<bool> ran;              // in the run, by expert
-  std::vector<std::uint64_t> images;
-  std::vector<std::uint64_t> passed_on;
-  std::vector<std::uint64_t> batches;
-  StageRecorder stats;
-};
-
-// The cheapest expert at work before the gater has chosen. Where its answer is not taken, it is waited for in the end:
-// its session is needed again.
-class Scheduler::Speculation {
- public:
-  Speculation(OverlappingSession* session, const std::uint8_t* image, std::size_t bytes) : session_(session) {
-    if (session_ == nullptr) return;
-    std::memcpy(session_->input().data(), image, bytes);
-    session_->start(1);
-  }
-  ~Speculation() {
-    if (session_ == nullptr) return;
-    try {
-      session_->finish();
-    } catch (const std::exception&) {
-      // Nobody asked for this answer; a device that is lost says so again.
-    }
-  }
-  Speculation(const Speculation&) = delete;
-  Speculation& operator=(const Speculation&) = delete;
-
-  bool answers(std::size_t expert) const noexcept { return session_ != nullptr && expert == 0; }
-  std::span<const float> take() { return std::exchange(session_, nullptr)->finish(); }
-
- private:
-  OverlappingSession* session_;
-};
 
 // Lets close() wait for the calls that it found under way.
 class Scheduler::ActivePredict {
@@ -265,68 +135,7 @@ Scheduler::Scheduler(std::shared_ptr<Engine> gater, std::vector<Expert> experts,
   }
 }
 
-const std::shared_ptr<Engine>& Scheduler::engine(std::size_t model) const {
-  return model == kGater ? gater_ : experts_[model - 1].engine;
-}
-
-void Scheduler::add_crew(const std::vector<std::size_t>& models) {
-  std::size_t at_once = 1;
-  std::size_t largest = 1;
-  std::vector<BatchPolicy> lines;
-  for (const std::size_t model : models) {
-    const EngineInfo& info = engine(model)->info();
-    at_once = std::max(at_once, info.parallel);
-    largest = std::max(largest, info.buckets.largest());
-    lines.push_back({info.buckets, info.parallel, options_.max_batch, options_.max_wait});
-  }
-  const std::size_t workers = gater_->info().on_host ? kHostWorkersPerCpu * at_once : at_once;
-  Crew& crew = *crews_.emplace_back(std::make_unique<Crew>(options_.max_queue, lines, models));
-  line_of_.resize(experts_.size() + 1);
-  for (std::size_t line = 0; line < models.size(); ++line) line_of_[models[line]] = {&crew, line};
-  for (std::size_t i = 0; i < workers; ++i) {
-    Worker& worker = *crew.workers.emplace_back(std::make_unique<Worker>());
-    worker.batch.resize(largest);
-    worker.unsure.reserve(largest);
-    for (const std::size_t model : models) {
-      Seat& seat = *worker.seats.emplace_back(std::make_unique<Seat>());
-      seat.session = engine(model)->open(Lane::kThroughput);
-      if (options_.warmup) {
-        for (const std::size_t bucket : engine(model)->info().buckets.sizes()) seat.session->run(bucket);
-      }
-    }
-  }
-}
-
-void Scheduler::start_threads() {
-  for (const auto& crew : crews_) {
-    for (const auto& worker : crew->workers) {
-      worker->thread = std::thread([this, &crew = *crew, &worker = *worker] {
-        JobQueue::Batch taken;
-        while ((taken = crew.queue.pop(worker.batch)).jobs > 0) {
-          const std::size_t model = crew.models[taken.line];
-          Seat& seat = *worker.seats[taken.line];
-          if (model == kGater) {
-            run_gater(worker, seat, taken.jobs);
-          } else {
-            run_expert(model - 1, worker, seat, taken.jobs);
-          }
-        }
-      });
-    }
-  }
-}
-
 Scheduler::~Scheduler() { close(true); }
-
-template <typename MakeJob>
-bool Scheduler::push(std::size_t model, std::size_t jobs, MakeJob&& make) {
-  return line_of_[model].crew->queue.push(line_of_[model].line, jobs, make);
-}
-
-template <typename MakeJob>
-void Scheduler::pass_on(std::size_t model, std::size_t jobs, MakeJob&& make) {
-  line_of_[model].crew->queue.pass_on(line_of_[model].line, jobs, make);
-}
 
 Failure Scheduler::bad_logits(const std::string& model) {
   return {ErrorKind::kModelOutput, model +
@@ -415,148 +224,6 @@ void Scheduler::recycle(SubmittedRequest* request) {
   in_flight_.fetch_sub(1);
 }
 
-void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, Clock::time_point submitted) try {
-  InlineLane& lane = *inline_lane_;
-  const Clock::time_point start = Clock::now();
-  Speculation speculation(lane.speculative, image, input_.bytes());
-  std::memcpy(lane.gater->input().data(), image, input_.bytes());
-  const std::span<const float> scores = lane.gater->run(1);
-  std::copy(scores.begin(), scores.end(), rows.gater_logits);
-  const std::uint32_t route = choose_route(scores, costs_, latency_weight());
-  if (route == kNoRoute) throw error_of(bad_logits("the gater"));
-  const Clock::time_point gated = Clock::now();
-
-  std::size_t expert = route;
-  std::uint64_t gather_ns = 0;
-  std::uint64_t expert_ns = 0;
-  std::uint64_t scatter_ns = 0;
-  Clock::time_point done = gated;
-  while (true) {
-    const Clock::time_point begin = done;
-    Session& session = *lane.experts[expert];
-    const bool started = speculation.answers(expert);
-    if (!started) std::memcpy(session.input().data(), image, input_.bytes());
-    const Clock::time_point gathered = Clock::now();
-    const std::span<const float> logits = started ? speculation.take() : session.run(1);
-    const Clock::time_point ran = Clock::now();
-    if (!all_finite(logits)) throw error_of(bad_logits("expert " + experts_[expert].name));
-    const float confidence = softmax(logits, rows.probabilities);
-    done = Clock::now();
-    gather_ns += ns_between(begin, gathered);
-    expert_ns += ns_between(gathered, ran);
-    scatter_ns += ns_between(ran, done);
-    if (!unsure(expert, confidence)) break;
-    add_one(lane.passed_on[expert]);
-    expert = experts_.size() - 1;
-  }
-  *rows.routes = static_cast<std::int64_t>(expert);
-  *rows.latency_ms = ms_between(submitted, done);
-
-  lane.stats.record(Stage::kGate, ns_between(start, gated));
-  lane.stats.record(Stage::kQueue, ns_between(submitted, start));
-  lane.stats.record(Stage::kGather, gather_ns);
-  lane.stats.record(Stage::kExpert, expert_ns);
-  lane.stats.record(Stage::kScatter, scatter_ns);
-  lane.stats.record(Stage::kTotal, ns_between(submitted, done));
-  add_one(lane.images[expert]);
-} catch (const std::exception&) {
-  const Failure failure = current_failure();
-  note(failure);
-  throw error_of(failure);  // the same error as from a worker
-}
-
-void Scheduler::use(std::shared_ptr<RoutedPlan> plan) {
-  if (options_.warmup) {
-    const std::vector<std::uint8_t> black(plan->capacity() * input_.bytes());
-    const ImageBatchView images{black.data(), plan->capacity(), input_.bytes()};
-    plan->run(images.part(0, 1), costs_, latency_weight(), nullptr);
-    plan->run(images, costs_, latency_weight(), nullptr);
-  }
-  routed_lane_ = std::make_unique<RoutedLane>();
-  routed_lane_->unsure.reserve(plan->capacity());
-  routed_lane_->plan = std::move(plan);
-  routed_lane_->ran.resize(experts_.size());
-  routed_lane_->images.resize(experts_.size());
-  routed_lane_->passed_on.resize(experts_.size());
-  routed_lane_->batches.resize(experts_.size());
-}
-
-template <typename Images>
-void Scheduler::run_routed(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)(),
-                           const DeviceRows* keep) {
-  // What is verified waits in a line, which has room for max_queue.
-  const std::size_t part = std::min({routed_lane_->plan->capacity(), options_.max_batch, options_.max_queue});
-  for (std::size_t begin = 0; begin < images.count; begin += part) {
-    if (begin > 0 && poll != nullptr) poll();
-    const std::size_t count = std::min(part, images.count - begin);
-    DeviceRows kept;
-    if (keep != nullptr) kept = keep->part(begin, classes_, experts_.size());
-    run_routed_part(images.part(begin, count), rows.part(begin, classes_, experts_.size()), submitted, poll,
-                    keep == nullptr ? nullptr : &kept);
-  }
-}
-
-template <typename Images>
-void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Clock::time_point submitted,
-                                void (*poll)(), const DeviceRows* keep) {
-  RoutedLane& lane = *routed_lane_;
-  // An expert's queue takes images of the host only.
-  constexpr bool kVerifies = std::is_same_v<Images, ImageBatchView>;
-  std::optional<BlockingRequest> verified;
-  {
-    const std::lock_guard lock(lane.mutex);
-    if (cancel_pending_.load(std::memory_order_relaxed)) throw error_of(closed_failure());
-    const Clock::time_point start = Clock::now();
-    try {
-      const RoutedRows answers = lane.plan->run(images, costs_, latency_weight(), keep);
-      check_rows(answers);
-      std::copy(answers.routes.begin(), answers.routes.end(), rows.routes);
-      std::copy(answers.gater_logits.begin(), answers.gater_logits.end(), rows.gater_logits);
-      std::copy(answers.probabilities.begin(), answers.probabilities.end(), rows.probabilities);
-    } catch (const std::exception&) {
-      const Failure failure = current_failure();
-      note(failure);
-      throw error_of(failure);
-    }
-    const Clock::time_point done = Clock::now();
-    lane.unsure.clear();
-    std::fill(lane.ran.begin(), lane.ran.end(), false);
-    for (std::size_t i = 0; i < images.count; ++i) {
-      const auto expert = static_cast<std::size_t>(rows.routes[i]);
-      if (!lane.ran[expert]) add_one(lane.batches[expert]);
-      lane.ran[expert] = true;
-      const float* const row = rows.probabilities + i * classes_;
-      if (kVerifies && keep == nullptr && unsure(expert, *std::max_element(row, row + classes_))) {
-        lane.unsure.push_back(static_cast<std::uint32_t>(i));
-        add_one(lane.passed_on[expert]);
-        continue;
-      }
-      rows.latency_ms[i] = ms_between(submitted, done);
-      lane.stats.record(Stage::kQueue, ns_between(submitted, start));
-      lane.stats.record(Stage::kTotal, ns_between(submitted, done));
-      add_one(lane.images[expert]);
-    }
-    if constexpr (kVerifies) {
-      if (!lane.unsure.empty()) {
-        verified.emplace(images, rows, submitted);
-        for (std::size_t i = lane.unsure.size(); i < images.count; ++i) verified->complete_one();
-        const auto job = [&](std::size_t i) { return Job{&*verified, lane.unsure[i], done, done}; };
-        if (!push(experts_.size(), lane.unsure.size(), job)) throw error_of(closed_failure());
-      }
-    }
-  }
-  if (verified) verified->wait(poll);
-}
-
-void Scheduler::check_rows(const RoutedRows& answers) const {
-  for (std::size_t i = 0; i < answers.routes.size(); ++i) {
-    if (answers.routes[i] < 0) throw error_of(bad_logits("the gater"));
-    if (!all_finite(answers.probabilities.subspan(i * classes_, classes_))) {
-      throw error_of(bad_logits("expert " + experts_[static_cast<std::size_t>(answers.routes[i])].name));
-    }
-  }
-}
-
 void Scheduler::note(const Failure& failure) {
   if (failure.kind != ErrorKind::kDeviceLost) return;
   std::call_once(lost_once_, [&] { lost_failure_ = failure; });
@@ -566,121 +233,6 @@ void Scheduler::note(const Failure& failure) {
 
 bool Scheduler::unsure(std::size_t expert, float confidence) const noexcept {
   return confidence < verify_below() && expert + 1 != experts_.size();
-}
-
-std::size_t Scheduler::drop_cancelled(std::span<Job> batch) {
-  std::size_t kept = 0;
-  const bool lost = lost_.load();
-  const bool cancel_all = cancel_pending_.load(std::memory_order_relaxed);
-  for (const Job& job : batch) {
-    if (lost) {
-      job.request->fail_one(lost_failure_);
-    } else if (cancel_all) {
-      job.request->fail_one(closed_failure());
-    } else if (job.request->cancelled()) {
-      job.request->complete_one();
-    } else {
-      batch[kept++] = job;
-    }
-  }
-  return kept;
-}
-
-void Scheduler::run_gater(Worker& worker, Seat& seat, std::size_t count) {
-  const Buckets& buckets = gater_->info().buckets;
-  std::size_t left = drop_cancelled(std::span(worker.batch).first(count));
-  // A batch that lost cancelled images may fill no bucket any more; it then runs as several that are filled.
-  for (std::size_t begin = 0; begin < left;) {
-    const std::span<Job> batch = std::span(worker.batch).subspan(begin, buckets.filled_by(left - begin));
-    begin += batch.size();
-    const Clock::time_point start = Clock::now();
-    try {
-      gather(batch, *seat.session);
-      const std::span<const float> logits = seat.session->run(batch.size());
-      plan_routes(logits, costs_, latency_weight(), worker.plan);
-      for (std::size_t i = 0; i < batch.size(); ++i) {
-        const auto row = logits.subspan(i * experts_.size(), experts_.size());
-        std::copy(row.begin(), row.end(), batch[i].request->rows().gater_logits + batch[i].index * experts_.size());
-      }
-    } catch (...) {
-      const Failure failure = current_failure();
-      note(failure);
-      for (const Job& job : batch) job.request->fail_one(failure);
-      continue;
-    }
-    const Clock::time_point gated = Clock::now();
-    for (Job& job : batch) {
-      job.waited_ns = ns_between(job.queued, start);
-      job.queued = gated;
-      worker.stats.record(Stage::kGate, ns_between(start, gated));
-    }
-    for (std::size_t i = 0; i < batch.size(); ++i) {
-      if (worker.plan.routes[i] == kNoRoute) batch[i].request->fail_one(bad_logits("the gater"));
-    }
-    for (std::size_t expert = experts_.size(); expert-- > 0;) {
-      const std::span<const std::uint32_t> group = worker.plan.group(expert);
-      if (!group.empty()) pass_on(expert + 1, group.size(), [&](std::size_t i) { return batch[group[i]]; });
-    }
-  }
-}
-
-void Scheduler::run_expert(std::size_t expert, Worker& worker, Seat& seat, std::size_t count) {
-  const Buckets& buckets = experts_[expert].engine->info().buckets;
-  std::size_t left = drop_cancelled(std::span(worker.batch).first(count));
-  for (std::size_t begin = 0; begin < left;) {
-    const std::span<Job> batch = std::span(worker.batch).subspan(begin, buckets.filled_by(left - begin));
-    begin += batch.size();
-    const Clock::time_point start = Clock::now();
-    Clock::time_point gathered;
-    std::span<const float> logits;
-    try {
-      gather(batch, *seat.session);
-      gathered = Clock::now();
-      logits = seat.session->run(batch.size());
-    } catch (...) {
-      const Failure failure = current_failure();
-      note(failure);
-      for (const Job& job : batch) job.request->fail_one(failure);
-      continue;
-    }
-    const Clock::time_point ran = Clock::now();
-    add_one(seat.batches);
-    for (std::size_t i = 0; i < batch.size(); ++i) {
-      Job& job = batch[i];
-      const auto row = logits.subspan(i * classes_, classes_);
-      if (!all_finite(row)) {
-        job.request->fail_one(bad_logits("expert " + experts_[expert].name));
-        continue;
-      }
-      const OutputRows& rows = job.request->rows();
-      const float confidence = softmax(row, rows.probabilities + job.index * classes_);
-      const Clock::time_point done = Clock::now();
-      job.waited_ns += ns_between(job.queued, start);
-      job.gather_ns += ns_between(start, gathered);
-      job.expert_ns += ns_between(gathered, ran);
-      job.scatter_ns += ns_between(ran, done);
-      if (unsure(expert, confidence)) {
-        job.queued = done;
-        worker.unsure.push_back(job);
-        add_one(seat.passed_on);
-        continue;
-      }
-      rows.routes[job.index] = static_cast<std::int64_t>(expert);
-      rows.latency_ms[job.index] = ms_between(job.request->submitted(), done);
-      // Recorded before the image completes: whoever has all answers finds them all in stats().
-      worker.stats.record(Stage::kQueue, job.waited_ns);
-      worker.stats.record(Stage::kGather, job.gather_ns);
-      worker.stats.record(Stage::kExpert, job.expert_ns);
-      worker.stats.record(Stage::kScatter, job.scatter_ns);
-      worker.stats.record(Stage::kTotal, ns_between(job.request->submitted(), done));
-      add_one(seat.images);
-      job.request->complete_one();
-    }
-    if (!worker.unsure.empty()) {
-      pass_on(experts_.size(), worker.unsure.size(), [&](std::size_t i) { return worker.unsure[i]; });
-      worker.unsure.clear();
-    }
-  }
 }
 
 void Scheduler::close(bool cancel_pending) {

@@ -1,0 +1,87 @@
+// A lone image on its caller's own thread.
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "core/scheduler_parts.h"
+
+namespace trt_moe {
+
+// The cheapest expert at work before the gater has chosen. Where its answer is not taken, it is waited for in the end:
+// its session is needed again.
+class Scheduler::Speculation {
+ public:
+  Speculation(OverlappingSession* session, const std::uint8_t* image, std::size_t bytes) : session_(session) {
+    if (session_ == nullptr) return;
+    std::memcpy(session_->input().data(), image, bytes);
+    session_->start(1);
+  }
+  ~Speculation() {
+    if (session_ == nullptr) return;
+    try {
+      session_->finish();
+    } catch (const std::exception&) {
+      // Nobody asked for this answer; a device that is lost says so again.
+    }
+  }
+  Speculation(const Speculation&) = delete;
+  Speculation& operator=(const Speculation&) = delete;
+
+  bool answers(std::size_t expert) const noexcept { return session_ != nullptr && expert == 0; }
+  std::span<const float> take() { return std::exchange(session_, nullptr)->finish(); }
+
+ private:
+  OverlappingSession* session_;
+};
+
+void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, Clock::time_point submitted) try {
+  InlineLane& lane = *inline_lane_;
+  const Clock::time_point start = Clock::now();
+  Speculation speculation(lane.speculative, image, input_.bytes());
+  std::memcpy(lane.gater->input().data(), image, input_.bytes());
+  const std::span<const float> scores = lane.gater->run(1);
+  std::copy(scores.begin(), scores.end(), rows.gater_logits);
+  const std::uint32_t route = choose_route(scores, costs_, latency_weight());
+  if (route == kNoRoute) throw error_of(bad_logits("the gater"));
+  const Clock::time_point gated = Clock::now();
+
+  std::size_t expert = route;
+  std::uint64_t gather_ns = 0;
+  std::uint64_t expert_ns = 0;
+  std::uint64_t scatter_ns = 0;
+  Clock::time_point done = gated;
+  while (true) {
+    const Clock::time_point begin = done;
+    Session& session = *lane.experts[expert];
+    const bool started = speculation.answers(expert);
+    if (!started) std::memcpy(session.input().data(), image, input_.bytes());
+    const Clock::time_point gathered = Clock::now();
+    const std::span<const float> logits = started ? speculation.take() : session.run(1);
+    const Clock::time_point ran = Clock::now();
+    if (!all_finite(logits)) throw error_of(bad_logits("expert " + experts_[expert].name));
+    const float confidence = softmax(logits, rows.probabilities);
+    done = Clock::now();
+    gather_ns += ns_between(begin, gathered);
+    expert_ns += ns_between(gathered, ran);
+    scatter_ns += ns_between(ran, done);
+    if (!unsure(expert, confidence)) break;
+    add_one(lane.passed_on[expert]);
+    expert = experts_.size() - 1;
+  }
+  *rows.routes = static_cast<std::int64_t>(expert);
+  *rows.latency_ms = ms_between(submitted, done);
+
+  lane.stats.record(Stage::kGate, ns_between(start, gated));
+  lane.stats.record(Stage::kQueue, ns_between(submitted, start));
+  lane.stats.record(Stage::kGather, gather_ns);
+  lane.stats.record(Stage::kExpert, expert_ns);
+  lane.stats.record(Stage::kScatter, scatter_ns);
+  lane.stats.record(Stage::kTotal, ns_between(submitted, done));
+  add_one(lane.images[expert]);
+} catch (const std::exception&) {
+  const Failure failure = current_failure();
+  note(failure);
+  throw error_of(failure);  // the same error as from a worker
+}
+
+}  // namespace trt_moe

@@ -1,0 +1,108 @@
+// Whole batches that a routed plan answers on the device.
+#include <algorithm>
+#include <optional>
+#include <type_traits>
+#include <utility>
+
+#include "core/scheduler_parts.h"
+
+namespace trt_moe {
+
+void Scheduler::use(std::shared_ptr<RoutedPlan> plan) {
+  if (options_.warmup) {
+    const std::vector<std::uint8_t> black(plan->capacity() * input_.bytes());
+    const ImageBatchView images{black.data(), plan->capacity(), input_.bytes()};
+    plan->run(images.part(0, 1), costs_, latency_weight(), nullptr);
+    plan->run(images, costs_, latency_weight(), nullptr);
+  }
+  routed_lane_ = std::make_unique<RoutedLane>();
+  routed_lane_->unsure.reserve(plan->capacity());
+  routed_lane_->plan = std::move(plan);
+  routed_lane_->ran.resize(experts_.size());
+  routed_lane_->images.resize(experts_.size());
+  routed_lane_->passed_on.resize(experts_.size());
+  routed_lane_->batches.resize(experts_.size());
+}
+
+template <typename Images>
+void Scheduler::run_routed(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)(),
+                           const DeviceRows* keep) {
+  // What is verified waits in a line, which has room for max_queue.
+  const std::size_t part = std::min({routed_lane_->plan->capacity(), options_.max_batch, options_.max_queue});
+  for (std::size_t begin = 0; begin < images.count; begin += part) {
+    if (begin > 0 && poll != nullptr) poll();
+    const std::size_t count = std::min(part, images.count - begin);
+    DeviceRows kept;
+    if (keep != nullptr) kept = keep->part(begin, classes_, experts_.size());
+    run_routed_part(images.part(begin, count), rows.part(begin, classes_, experts_.size()), submitted, poll,
+                    keep == nullptr ? nullptr : &kept);
+  }
+}
+
+template <typename Images>
+void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Clock::time_point submitted,
+                                void (*poll)(), const DeviceRows* keep) {
+  RoutedLane& lane = *routed_lane_;
+  // An expert's queue takes images of the host only.
+  constexpr bool kVerifies = std::is_same_v<Images, ImageBatchView>;
+  std::optional<BlockingRequest> verified;
+  {
+    const std::lock_guard lock(lane.mutex);
+    if (cancel_pending_.load(std::memory_order_relaxed)) throw error_of(closed_failure());
+    const Clock::time_point start = Clock::now();
+    try {
+      const RoutedRows answers = lane.plan->run(images, costs_, latency_weight(), keep);
+      check_rows(answers);
+      std::copy(answers.routes.begin(), answers.routes.end(), rows.routes);
+      std::copy(answers.gater_logits.begin(), answers.gater_logits.end(), rows.gater_logits);
+      std::copy(answers.probabilities.begin(), answers.probabilities.end(), rows.probabilities);
+    } catch (const std::exception&) {
+      const Failure failure = current_failure();
+      note(failure);
+      throw error_of(failure);
+    }
+    const Clock::time_point done = Clock::now();
+    lane.unsure.clear();
+    std::fill(lane.ran.begin(), lane.ran.end(), false);
+    for (std::size_t i = 0; i < images.count; ++i) {
+      const auto expert = static_cast<std::size_t>(rows.routes[i]);
+      if (!lane.ran[expert]) add_one(lane.batches[expert]);
+      lane.ran[expert] = true;
+      const float* const row = rows.probabilities + i * classes_;
+      if (kVerifies && keep == nullptr && unsure(expert, *std::max_element(row, row + classes_))) {
+        lane.unsure.push_back(static_cast<std::uint32_t>(i));
+        add_one(lane.passed_on[expert]);
+        continue;
+      }
+      rows.latency_ms[i] = ms_between(submitted, done);
+      lane.stats.record(Stage::kQueue, ns_between(submitted, start));
+      lane.stats.record(Stage::kTotal, ns_between(submitted, done));
+      add_one(lane.images[expert]);
+    }
+    if constexpr (kVerifies) {
+      if (!lane.unsure.empty()) {
+        verified.emplace(images, rows, submitted);
+        for (std::size_t i = lane.unsure.size(); i < images.count; ++i) verified->complete_one();
+        const auto job = [&](std::size_t i) { return Job{&*verified, lane.unsure[i], done, done}; };
+        if (!push(experts_.size(), lane.unsure.size(), job)) throw error_of(closed_failure());
+      }
+    }
+  }
+  if (verified) verified->wait(poll);
+}
+
+void Scheduler::check_rows(const RoutedRows& answers) const {
+  for (std::size_t i = 0; i < answers.routes.size(); ++i) {
+    if (answers.routes[i] < 0) throw error_of(bad_logits("the gater"));
+    if (!all_finite(answers.probabilities.subspan(i * classes_, classes_))) {
+      throw error_of(bad_logits("expert " + experts_[static_cast<std::size_t>(answers.routes[i])].name));
+    }
+  }
+}
+
+template void Scheduler::run_routed(const ImageBatchView&, const OutputRows&, Clock::time_point, void (*)(),
+                                    const DeviceRows*);
+template void Scheduler::run_routed(const DeviceImages&, const OutputRows&, Clock::time_point, void (*)(),
+                                    const DeviceRows*);
+
+}  // namespace trt_moe
