@@ -47,7 +47,7 @@ def goals(results: dict[str, Any]) -> list[Row]:
     rows.append(_most(what, latency["host_us"]["p50_us"], 30.0) if routed else _absent(what, "<= 30", _why(latency)))
     for part, peer, goal in _PEERS:
         cases_of_part = (results.get(part) or {}).get("milliseconds", {})
-        singles = [name for name in cases_of_part if name != BATCH]
+        singles = [name for name in cases_of_part if name not in (BATCH, LARGE)]
         for label, names in (("batch 1", singles), ("batch 8", [BATCH])):
             ratios = [_ratio(cases_of_part[name], peer, OURS) for name in names if peer in cases_of_part.get(name, ())]
             what = f"{peer} over ours, {label}, p50, worst"

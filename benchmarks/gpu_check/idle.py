@@ -21,7 +21,7 @@ _SPARE_S = 5.0
 
 def run(work: Work) -> dict[str, Any]:
     mixture = make_mixture()
-    routers = choose_engines(work, mixture)
+    routers = choose_engines(work, mixture, compiled=False)
     batch = mixture.images[:1]
     found: dict[str, Any] = {
         "engines": routers.engines,

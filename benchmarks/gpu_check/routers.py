@@ -24,7 +24,7 @@ class Routers:
     """Opens routers of one kind of engine.
 
     Attributes:
-        engines: "TensorRT" or "torch.compile".
+        engines: "TensorRT", "torch.compile" or "torch".
         why: it is that kind.
     """
 
@@ -38,13 +38,15 @@ class Routers:
         return Router(self._bundle, device="cuda", plan=plan, modules=self._modules, check=False, speculate=speculate)
 
 
-def choose_engines(work: Work, mixture: Mixture) -> Routers:
-    """By what the part `probe` wrote."""
+def choose_engines(work: Work, mixture: Mixture, compiled: bool = True) -> Routers:
+    """By what the part `probe` wrote; `compiled`: where torch takes the place of TensorRT, which takes a minute."""
     try:
         probe = json.loads((work.folder / "probe.json").read_text())
     except FileNotFoundError:
         probe = {"works": False, "said": "the probe of TensorRT did not run"}
     if probe["works"]:
         return Routers("TensorRT", probe["said"], None, Bundle.load(work.folder / ONNX_FOLDER))
-    modules = {name: torch.compile(module) for name, module in mixture.halves().items()}
-    return Routers("torch.compile", probe["said"], modules, mixture.bundle())
+    modules: dict[str, Any] = dict(mixture.halves())
+    if compiled:
+        modules = {name: torch.compile(module) for name, module in modules.items()}
+    return Routers("torch.compile" if compiled else "torch", probe["said"], modules, mixture.bundle())

@@ -11,11 +11,11 @@ from benchmarks.gpu_check.device_tests import executable
 from benchmarks.gpu_check.parts import Work
 
 _ERROR = 86
-# Each kernel with each of its branches; all tests take too long under these tools. Conditional graphs come last, and by
-# themselves: their second run has ended in the tool's own crash (racecheck, so they are left out there) and in an
-# illegal access (memcheck, once of three times) that no run without the tool shows.
+# All tests take too long under these tools. Conditional graphs come last, and by themselves: their second run has ended
+# in the tool's own crash (racecheck, so they are left out there) and in an illegal access (memcheck, once of three
+# times) that no run without the tool shows.
 _ALONE = "the kernels alone*"
-_GRAPHS = "every conditional body*,images of any size*,an image with a logit*"
+_GRAPHS = "every conditional body*,images of any size*,an image with a logit*,a single image*"
 _RUNS = {
     "memcheck": ("memcheck", _ALONE),
     "racecheck": ("racecheck", _ALONE),

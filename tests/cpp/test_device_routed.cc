@@ -176,15 +176,17 @@ TEST_CASE("what the device cannot route is host-routed, and says why") {
     CHECK(rig.device->state()->objects == objects);
     CHECK(rig.predict({250, 5}).routes == std::vector<std::int64_t>{2, 0});
   }
-  SUBCASE("the device refuses to launch the graph") {
-    Rig rig;
-    const int objects = rig.device->state()->objects;
-    rig.device->faults().launches = 0;
-    const cuda::Routing routing = rig.choose();
-    CHECK_FALSE(routing.plan);
-    CHECK(routing.reason == "the device-routed plan: the launch failed");
-    CHECK(rig.device->state()->objects == objects);
-    CHECK(rig.predict({250, 5}).routes == std::vector<std::int64_t>{2, 0});
+  SUBCASE("the device refuses to launch the graph, of a single image or of a batch") {
+    for (const int succeed : {0, 1}) {
+      Rig rig;
+      const int objects = rig.device->state()->objects;
+      rig.device->faults().launches = succeed;
+      const cuda::Routing routing = rig.choose();
+      CHECK_FALSE(routing.plan);
+      CHECK(routing.reason == "the device-routed plan: the launch failed");
+      CHECK(rig.device->state()->objects == objects);
+      CHECK(rig.predict({250, 5}).routes == std::vector<std::int64_t>{2, 0});
+    }
   }
   SUBCASE("no memory for its blocks") {
     Rig rig;
@@ -478,39 +480,41 @@ TEST_CASE("a device that is lost in a device-routed predict closes the router") 
 }
 
 TEST_CASE("predict, speculation and submit share the models from many threads") {
-  SchedulerOptions options;
-  options.speculate = true;
-  Rig rig(FakeStreamDevice::some_gpu(), options);
-  rig.route_on_device();
-  const std::vector<std::uint8_t> levels = some_levels(60, 3);
-  const Answers expected = rig.predict(levels);
-  std::atomic<int> different{0};
-  std::vector<std::thread> threads;
-  for (int t = 0; t < 3; ++t) {
-    threads.emplace_back([&] {
-      for (int round = 0; round < 10; ++round) {
-        if (rig.predict(levels).routes != expected.routes) ++different;
-        for (std::size_t i = 0; i < 10; ++i) {
-          if (rig.predict({levels[i]}).routes[0] != expected.routes[i]) ++different;
+  for (const bool on_device : {true, false}) {
+    SchedulerOptions options;
+    options.speculate = true;
+    Rig rig(FakeStreamDevice::some_gpu(), options);
+    if (on_device) rig.route_on_device(true);
+    const std::vector<std::uint8_t> levels = some_levels(60, 3);
+    const Answers expected = rig.predict(levels);
+    std::atomic<int> different{0};
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 3; ++t) {
+      threads.emplace_back([&] {
+        for (int round = 0; round < 10; ++round) {
+          if (rig.predict(levels).routes != expected.routes) ++different;
+          for (std::size_t i = 0; i < 10; ++i) {
+            if (rig.predict({levels[i]}).routes[0] != expected.routes[i]) ++different;
+          }
         }
-      }
-    });
-  }
-  for (std::uint64_t ticket = 0; ticket < levels.size(); ++ticket) {
-    const std::vector<std::uint8_t> image(kShape.bytes(), levels[ticket]);
-    rig.scheduler.submit(ticket, image.data());
-  }
-  std::vector<SubmittedRequest*> done;
-  for (std::size_t left = levels.size(); left > 0;) {
-    rig.scheduler.take_completed(done);
-    for (SubmittedRequest* request : done) {
-      if (request->failure() || request->route() != expected.routes[request->ticket()]) ++different;
-      rig.scheduler.recycle(request);
-      --left;
+      });
     }
+    for (std::uint64_t ticket = 0; ticket < levels.size(); ++ticket) {
+      const std::vector<std::uint8_t> image(kShape.bytes(), levels[ticket]);
+      rig.scheduler.submit(ticket, image.data());
+    }
+    std::vector<SubmittedRequest*> done;
+    for (std::size_t left = levels.size(); left > 0;) {
+      rig.scheduler.take_completed(done);
+      for (SubmittedRequest* request : done) {
+        if (request->failure() || request->route() != expected.routes[request->ticket()]) ++different;
+        rig.scheduler.recycle(request);
+        --left;
+      }
+    }
+    for (auto& thread : threads) thread.join();
+    CHECK(different == 0);
   }
-  for (auto& thread : threads) thread.join();
-  CHECK(different == 0);
 }
 
 TEST_CASE("closing lets a device-routed predict of many parts finish, or refuses its rest") {

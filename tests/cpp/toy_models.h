@@ -38,6 +38,7 @@ inline std::shared_ptr<cuda::GraphEngine> capture_toy(const std::string& name, c
   cuda::ModelCapture capture(the_gpu(), {name, model.input, model.outputs, model.buckets, "fp32"});
   for (const std::size_t bucket : model.buckets) {
     enqueue_toy(capture, model, bucket);  // to warm up
+    capture.synchronize();                // or it may write over the outputs of another stream's first run
     capture.begin(bucket);
     enqueue_toy(capture, model, bucket);
     capture.end();

@@ -119,4 +119,6 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors:
 
 def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
     """On the parameter's device, and in its memory format: the fused optimizer of CUDA refuses any other."""
-    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.to(parameter.device)
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -210,9 +210,13 @@ Routing choose_routing(const std::shared_ptr<Engine>& gater, const std::vector<s
   try {
     auto plan = std::make_shared<DeviceRoutedPlan>(
         models.front(), std::vector<std::shared_ptr<GraphEngine>>(models.begin() + 1, models.end()), speculate);
-    // A driver may take a graph and still refuse to launch it: known now, the host can route in its place.
-    const std::vector<std::uint8_t> black(models.front()->info().input.bytes());
-    plan->run(ImageBatchView{black.data(), 1, black.size()}, std::vector<float>(experts.size()), 0.0F, nullptr);
+    // A driver may take a graph and still refuse to launch it: known now, the host can route in its place. The graph
+    // for a single image is of another kind than those for more.
+    const std::size_t bytes = models.front()->info().input.bytes();
+    const std::vector<std::uint8_t> black(plan->capacity() * bytes);
+    for (const std::size_t images : {std::size_t{1}, plan->capacity()}) {
+      plan->run(ImageBatchView{black.data(), images, bytes}, std::vector<float>(experts.size()), 0.0F, nullptr);
+    }
     const char* const nodes = info.conditionals == Conditionals::kSwitch ? "SWITCH" : "IF";
     return {std::move(plan), std::string("conditional graphs with ") + nodes + " nodes (" + versions + ")"};
   } catch (const Error& error) {

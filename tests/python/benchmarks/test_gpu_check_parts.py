@@ -97,7 +97,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Mixture:
         monkeypatch.setattr(
             part,
             "choose_engines",
-            lambda work, given: SimpleNamespace(
+            lambda work, given, compiled=True: SimpleNamespace(
                 engines="torch", why="a test", open=lambda plan="auto", speculate=False: FakeRouter(given, plan)
             ),
         )
