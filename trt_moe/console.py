@@ -20,6 +20,8 @@ ProgressCallback = Callable[[str, int, int], None]
 # Piped output is read by programs and log viewers: a table must not be squeezed into 80 columns there.
 _PIPED_WIDTH = 240
 _REDRAW_S = 0.2
+_BETWEEN = 2
+"""Characters that a table has from one column to the next, and at its ends together."""
 
 
 def stdout() -> Console:
@@ -57,13 +59,27 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     out = stdout()
     if title:
         out.print(clean(title), style="bold")
-    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for index, column in enumerate(columns):
-        numeric = index > 0 and all(_is_number(row[index]) for row in rows)
-        # Narrow terminals break headers and text, never the numbers: those at the right would be cut off.
-        least = max((len(str(row[index])) for row in rows), default=0) if numeric or index == 0 else 8
-        most = 40 if numeric else 20
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold", min_width=min(least, most))
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
+    numeric = [index > 0 and all(_is_number(row[index]) for row in rows) for index in range(len(columns))]
+    longest = [max((len(str(row[index])) for row in rows), default=0) for index in range(len(columns))]
+    # Narrow terminals break headers and text, never the numbers: those at the right would be cut off. Where there is
+    # room for it, headers of numbers break between words only.
+    least = [
+        min(width, 40) if numbers else min(width if index == 0 else 8, 20)
+        for index, (width, numbers) in enumerate(zip(longest, numeric, strict=True))
+    ]
+    words = [max(width, *map(len, column.split())) for width, column in zip(least, columns, strict=True)]
+    whole = [max(width, len(column)) for width, column in zip(longest, columns, strict=True)]
+    room = out.width - _BETWEEN * len(columns)
+    between_words = sum(whole) > room >= sum(words)
+    for column, numbers, width, word in zip(columns, numeric, least, words, strict=True):
+        table.add_column(
+            column,
+            justify="right" if numbers else "left",
+            overflow="fold",
+            min_width=width,
+            width=word if between_words and numbers else None,
+        )
     for row in rows:
         table.add_row(*(clean(cell) for cell in row))
     out.print(table)

@@ -1,0 +1,31 @@
+"""Tables on narrow terminals."""
+
+import pytest
+from rich.console import Console
+
+from trt_moe import console
+
+COLUMNS = ["severity", "share squeezenet %", "share resnet %", "mixture right %", "squeezenet right %", "p99 ms"]
+ROW = ["0", "95.0", "5.0", "89.2", "88.3", "0.736"]
+
+
+def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int) -> list[str]:
+    monkeypatch.setattr(console, "stdout", lambda: Console(width=width, markup=False, highlight=False))
+    console.print_table("", COLUMNS, [ROW])
+    return capsys.readouterr().out.splitlines()
+
+
+def test_headers_break_between_words_where_there_is_room(monkeypatch, capsys):
+    # 8 + 10 + 6 + 7 + 10 + 5 for the longest words, and two more a column.
+    printed = lines(monkeypatch, capsys, 58)
+    assert [line.split() for line in printed[1:4]] == [
+        ["share", "share"],
+        ["squeezenet", "resnet", "mixture", "squeezenet", "p99"],
+        ["severity", "%", "%", "right", "%", "right", "%", "ms"],
+    ]
+    assert printed[5].split() == ROW
+
+
+def test_numbers_are_never_cut_off(monkeypatch, capsys):
+    for width in (120, 57, 50):
+        assert ROW in [line.split() for line in lines(monkeypatch, capsys, width)]
