@@ -1,6 +1,6 @@
 """Builds the CUDA core, tests it and measures it on the GPU of this machine, offline, within 9 minutes.
 
-python -m benchmarks.gpu_check --out DIR [--skip-build]
+python -m benchmarks.gpu_check --out DIR [--skip-build] [--only PART,PART]
 
 Writes DIR/gpu_check.json and DIR/gpu_check.md, anew after every part, and prints a short table last. A part that
 fails or takes too long is recorded, and the next one runs. Exit code: 0 when all parts ran, 1 when one failed, 3 when
@@ -16,20 +16,23 @@ import tempfile
 from pathlib import Path
 from time import monotonic
 
-from benchmarks.gpu_check.parts import BUDGET_S, CHECKOUT, PARTS
+from benchmarks.gpu_check.parts import BUDGET_S, CHECKOUT, PARTS, Part
 from benchmarks.gpu_check.report import Report
 from benchmarks.gpu_check.runner import run_part
 from trt_moe.hardware import gpu_report, library
 
 FAILED, NO_DEVICE = 1, 3
+_NEEDS = "sanitizer needs device_tests beside it, those from parity on need build or --skip-build"
 
 
 def main() -> int:
+    names = ", ".join(part.name for part in PARTS)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_check", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the two report files")
     parser.add_argument("--skip-build", action="store_true", help="use the trt_moe that this Python has")
+    parser.add_argument("--only", type=parts_named, default=PARTS, metavar="PARTS", help=f"{names}\n{_NEEDS}")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     report = Report(options.out, f"python -m benchmarks.gpu_check {' '.join(sys.argv[1:])}")
@@ -42,6 +45,8 @@ def main() -> int:
         paths += [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
         for part in PARTS:
+            if part not in options.only:
+                continue
             if part.name == "build" and options.skip_build:
                 report.skip(part, "--skip-build: the installed module is checked")
             elif part.needs_device and missing:
@@ -53,6 +58,14 @@ def main() -> int:
     if missing:
         return NO_DEVICE
     return FAILED if report.failed else 0
+
+
+def parts_named(text: str) -> tuple[Part, ...]:
+    """Parts by their names, for --only."""
+    known = {part.name: part for part in PARTS}
+    if unknown := [name for name in text.split(",") if name not in known]:
+        raise argparse.ArgumentTypeError(f"no part is called {', '.join(unknown)}; there are {', '.join(known)}")
+    return tuple(known[name] for name in text.split(","))
 
 
 def why_no_device() -> str | None:

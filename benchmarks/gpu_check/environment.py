@@ -41,7 +41,7 @@ def run(work: Work) -> dict[str, Any]:
         "load_average": os.getloadavg(),
         "kernel": platform.release(),
         "python": f"{platform.python_version()} ({sys.executable})",
-        "commit": _run("git", "-C", str(CHECKOUT), "rev-parse", "HEAD"),
+        "commit": _run("git", "-C", str(CHECKOUT), "describe", "--always", "--abbrev=40", "--dirty"),
         "packages": {name: _version(name) for name in _VERSIONS},
         "missing": _missing(),
     }

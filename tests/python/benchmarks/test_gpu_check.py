@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -73,6 +74,12 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "    child.wait()\n"
     )
     return {**os.environ, "PYTHONPATH": f"{tmp_path / 'first'}:{CHECKOUT}"}
+
+
+def test_parts_are_asked_for_by_name() -> None:
+    assert [part.name for part in gpu_check.parts_named("environment,idle")] == ["environment", "idle"]
+    with pytest.raises(argparse.ArgumentTypeError, match="no part is called nope, ; there are environment, build"):
+        gpu_check.parts_named("nope,,idle")
 
 
 def part(name: str, seconds: float = 20.0) -> Part:
