@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.tables import percentiles
+from benchmarks.gpu_check.mixture import GATER, NO_FILE, model_entry
+from benchmarks.gpu_check.turns import Timed, take_turns
 from trt_moe import Bundle, Router
 from trt_moe.bundle import InputSpec, Manifest, ModelEntry
 from trt_moe.bundle.writer import write_bytes
@@ -31,13 +32,12 @@ from trt_moe.evaluation import evaluate, make_test_sets
 from trt_moe.evaluation.tables import print_report
 from trt_moe.models import ImageModel
 from trt_moe.training.config import TrainConfig, load_config
-from trt_moe.training.experts import Shape, predict, train_experts
+from trt_moe.training.experts import Shape, predict, severity_accuracy, train_experts
 from trt_moe.training.gater import build_gater, train_gaters
 from trt_moe.training.logits import judge_parts
 from trt_moe.training.splits import Part, every_severity, split
 
-GATER = "gater"
-ROUNDS, WARMUP = 300, 50
+ROUNDS, MOST_S = 300, 30.0
 
 
 def main() -> None:
@@ -70,15 +70,16 @@ def main() -> None:
         "trained_in_s": round(took, 1),
         "epochs": {entry.name: entry.epochs for entry in config.classifiers()},
         "bare_models_ms": mixture.timings,
-        "robust_light": mixture.baselines(test),
+        "baselines": mixture.baselines(test),
         "evaluation": report.data,
     }
     options.out.mkdir(parents=True, exist_ok=True)
     write_bytes(options.out / "full_size.json", (json.dumps(data, indent=1) + "\n").encode())
     print_report(report.data)
-    rows = [[name, *(f"{value:.3f}" for value in row.values())] for name, row in mixture.timings.items()]
-    print_table("bare models at batch 1, ms", ["model", "mean", "p50", "p90", "p99"], rows)
-    note(f"{device['name']}, {plan}; trained in {took:.0f} s; baselines: {data['robust_light']}")
+    keys = ("mean_ms", "p50_ms", "p90_ms", "p99_ms")
+    rows = [[name, *(f"{row[key]:.3f}" for key in keys)] for name, row in mixture.timings.items()]
+    print_table("bare models, single images", ["model", *(key.replace("_", " ") for key in keys)], rows)
+    note(f"{device['name']}, {plan}; trained in {took:.0f} s; baselines at severity 0 to 5: {data['baselines']}")
 
 
 def quick(config: TrainConfig) -> TrainConfig:
@@ -133,18 +134,17 @@ class Trained:
         self.models = {**models, GATER: gater}
         self.bundle = Bundle(Path(config.name), manifest(self.config, shape, training.class_names, self.models, costs))
 
-    def baselines(self, test: Dataset) -> dict[str, Any]:
+    def baselines(self, test: Dataset) -> dict[str, list[float]]:
         """Accuracy at each severity."""
         everything = every_severity(
             Part(test.images, test.labels, np.arange(len(test))), self.config.corruption, EVALUATION_SEED
         )
-        rows = {}
-        for entry in self.config.baselines:
-            logits = predict(HalfModel(self.models[entry.name]).cuda(), everything.images)
-            right = logits.argmax(1) == everything.labels
-            by_severity = [float(right[everything.severities == s].mean()) for s in range(len(entry.severities))]
-            rows[entry.name] = {"accuracy": float(right.mean()), "by_severity": by_severity}
-        return rows
+        return {
+            entry.name: severity_accuracy(
+                predict(HalfModel(self.models[entry.name]).cuda(), everything.images), everything
+            )
+            for entry in self.config.baselines
+        }
 
 
 def time_bare(modules: dict[str, Any], shape: Shape, test: Dataset) -> dict[str, dict[str, float]]:
@@ -162,13 +162,12 @@ def time_bare(modules: dict[str, Any], shape: Shape, test: Dataset) -> dict[str,
         )
         for name, module in modules.items()
     }
-    times: dict[str, list[float]] = {name: [] for name in captured}
-    order = np.random.default_rng(0)
-    for turn in range(WARMUP + ROUNDS):
-        image = test.images[turn % len(test.images)]
-        for name in order.permutation(list(captured)):
-            times[name].append(float(captured[name].time(image, 1, 0)[0]))
-    return {name: percentiles(values[WARMUP:]) for name, values in times.items()}
+    image = test.images[0]
+    contenders: dict[str, Timed] = {
+        name: lambda model=model: float(model.time(image, 1, 0)[0])  # type: ignore[misc]
+        for name, model in captured.items()
+    }
+    return take_turns(contenders, ROUNDS, MOST_S)
 
 
 def manifest(
@@ -179,16 +178,7 @@ def manifest(
     costs: dict[str, float],
 ) -> Manifest:
     def entry(name: str, architecture: str) -> ModelEntry:
-        model = models[name]
-        return ModelEntry(
-            name=name,
-            file=f"{name}.onnx",
-            sha256="0" * 64,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            architecture=architecture,
-            graph_size=list(model.graph_size),
-            relative_cost=costs[name],
-        )
+        return model_entry(name, architecture, models[name].graph_size, costs[name], NO_FILE)
 
     return Manifest(
         name=config.name,

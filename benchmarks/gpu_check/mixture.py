@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,9 @@ EXPERTS = {
 DEAREST = "deit-small"
 WEIGHTS = "random weights: their speed is that of trained ones, their accuracy is none"
 
+NO_FILE = "0" * 64
+"""In place of the hash of a file, for models that `Router(modules=...)` runs."""
+
 Images = NDArray[np.uint8]
 
 
@@ -45,7 +49,7 @@ class Mixture:
 
     def bundle(self) -> Bundle:
         """A bundle for `Router(modules=...)`, which reads no file of it."""
-        return Bundle(Path("random-weights"), _manifest({name: "0" * 64 for name in self.models}))
+        return Bundle(Path("random-weights"), _manifest(dict.fromkeys(self.models, NO_FILE)))
 
     def export(self, folder: Path) -> Bundle:
         """The same with ONNX files, for TensorRT. Needs onnx, onnxscript and onnxruntime."""
@@ -92,17 +96,21 @@ def _fit_head(gater: SqueezeNetLight, model: ImageModel, images: Images) -> None
         gater.head.weight.copy_((torch.linalg.pinv(features) @ torch.eye(len(images), dtype=torch.float64)).T)
 
 
+def model_entry(name: str, architecture: str, graph_size: Sequence[int], cost: float, sha256: str) -> ModelEntry:
+    return ModelEntry(
+        name=name,
+        file=f"{name}.onnx",
+        sha256=sha256,
+        parameters=0,
+        architecture=architecture,
+        graph_size=list(graph_size),
+        relative_cost=cost,
+    )
+
+
 def _manifest(sha256: dict[str, str]) -> Manifest:
     def entry(name: str, architecture: str, side: int, cost: float) -> ModelEntry:
-        return ModelEntry(
-            name=name,
-            file=f"{name}.onnx",
-            sha256=sha256[name],
-            parameters=0,
-            architecture=architecture,
-            graph_size=[side, side],
-            relative_cost=cost,
-        )
+        return model_entry(name, architecture, (side, side), cost, sha256[name])
 
     # The costs are in the order of the experts and count for nothing: the latency weight is 0.
     costs = [(index + 1) / len(EXPERTS) for index in range(len(EXPERTS))]

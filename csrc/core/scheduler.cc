@@ -224,11 +224,14 @@ void Scheduler::recycle(SubmittedRequest* request) {
   in_flight_.fetch_sub(1);
 }
 
-void Scheduler::note(const Failure& failure) {
-  if (failure.kind != ErrorKind::kDeviceLost) return;
-  std::call_once(lost_once_, [&] { lost_failure_ = failure; });
-  lost_.store(true);
-  closing_.store(true);
+Failure Scheduler::take_failure() {
+  Failure failure = current_failure();
+  if (failure.kind == ErrorKind::kDeviceLost) {
+    std::call_once(lost_once_, [&] { lost_failure_ = failure; });
+    lost_.store(true);
+    closing_.store(true);
+  }
+  return failure;
 }
 
 bool Scheduler::unsure(std::size_t expert, float confidence) const noexcept {

@@ -60,7 +60,8 @@ class Scheduler {
   Scheduler& operator=(const Scheduler&) = delete;
 
   // From here on `predict` goes through this plan of the same models; `submit` does not, whose images form batches
-  // with others on the way, nor does what an expert was unsure of. Before the first predict only.
+  // with others on the way, nor does what an expert was unsure of. Before the first predict only, and
+  // not warmed up here: a plan is tried by who makes it.
   void use(std::shared_ptr<RoutedPlan> plan);
 
   // Answers every image or throws: Error(kQueueFull) with nothing taken, Error(kRouterClosed), Error(kModelOutput).
@@ -121,8 +122,8 @@ class Scheduler {
   void run_routed_part(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)(),
                        const DeviceRows* keep);
   void check_rows(const RoutedRows& answers) const;
-  // Of a failed run: a device that is lost closes the scheduler, and fails all that waits.
-  void note(const Failure& failure);
+  // Of a failed run, inside its catch block. A device that is lost closes the scheduler, and fails all that waits.
+  Failure take_failure();
   bool unsure(std::size_t expert, float confidence) const noexcept;
   std::size_t drop_cancelled(std::span<Job> batch);
   const std::shared_ptr<Engine>& engine(std::size_t model) const;

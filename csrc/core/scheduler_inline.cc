@@ -79,9 +79,7 @@ void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, Cl
   lane.stats.record(Stage::kTotal, ns_between(submitted, done));
   add_one(lane.images[expert]);
 } catch (const std::exception&) {
-  const Failure failure = current_failure();
-  note(failure);
-  throw error_of(failure);  // the same error as from a worker
+  throw error_of(take_failure());  // the same error as from a worker
 }
 
 }  // namespace trt_moe

@@ -9,12 +9,6 @@
 namespace trt_moe {
 
 void Scheduler::use(std::shared_ptr<RoutedPlan> plan) {
-  if (options_.warmup) {
-    const std::vector<std::uint8_t> black(plan->capacity() * input_.bytes());
-    const ImageBatchView images{black.data(), plan->capacity(), input_.bytes()};
-    plan->run(images.part(0, 1), costs_, latency_weight(), nullptr);
-    plan->run(images, costs_, latency_weight(), nullptr);
-  }
   routed_lane_ = std::make_unique<RoutedLane>();
   routed_lane_->unsure.reserve(plan->capacity());
   routed_lane_->plan = std::move(plan);
@@ -57,9 +51,7 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Cl
       std::copy(answers.gater_logits.begin(), answers.gater_logits.end(), rows.gater_logits);
       std::copy(answers.probabilities.begin(), answers.probabilities.end(), rows.probabilities);
     } catch (const std::exception&) {
-      const Failure failure = current_failure();
-      note(failure);
-      throw error_of(failure);
+      throw error_of(take_failure());
     }
     const Clock::time_point done = Clock::now();
     lane.unsure.clear();
