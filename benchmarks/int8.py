@@ -92,7 +92,7 @@ def run(bundle: Bundle, images: Images, quick: bool) -> dict[str, Any]:
         report["load_average"] = os.getloadavg()
         for name, files in forms.items():
             iterations = 200 if quick or name == DEIT else 1000
-            timings = measure_latency(files, bundle.input_shape, iterations, native_precision(), always_fp32=[FP32])
+            timings = measure_latency(files, iterations, native_precision(), always_fp32=[FP32])
             for precision, timing in timings.items():
                 report["models"][name][precision] |= timing.summary()
     return report

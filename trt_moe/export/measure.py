@@ -1,21 +1,17 @@
-"""Latency and logits of ONNX files in OpenVINO on the CPU, as a router's CPU backend runs them."""
+"""Latency and logits of ONNX files on the CPU, by the engines of a router."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from trt_moe.errors import InputError
+from trt_moe import _core
 from trt_moe.hardware import cpu_report
-
-PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 _ROUNDS = 20
 _PREDICT_BATCH = 64
@@ -36,57 +32,40 @@ class Timing:
 
 def measure_latency(
     files: Mapping[str, Path],
-    shape: tuple[int, int, int],
     iterations: int = 1000,
     precision: str = "fp32",
     threads: int | None = None,
     always_fp32: Collection[str] = (),
 ) -> dict[str, Timing]:
-    """Time every model at batch 1, in turns, so that a busy moment falls on all of them.
-
-    Models are compiled as a router's latency lane compiles them: batch 1 static, one stream, not pinned.
+    """Time every model at batch 1 as a router runs single images, in turns, so that a busy moment falls on all.
 
     Args:
         files: ONNX file by model name.
-        shape: (H, W, C) of an image.
         iterations: timed inferences per model.
         precision: "fp32", "bf16" or "fp16".
-        threads: of OpenVINO; as many as this process may use where left out.
+        threads: that a model may use; as many as this process may where left out. Models that one serves better
+            take one.
         always_fp32: models that a router runs in fp32 whatever the precision (the gater).
     """
-    count = threads or available_threads()
-    requests = {
-        name: _compile(file, "fp32" if name in always_fp32 else precision, count, (1, *shape))
-        for name, file in files.items()
+    models = {
+        name: _compile(file, "fp32" if name in always_fp32 else precision, threads, [1]) for name, file in files.items()
     }
     generator = np.random.Generator(np.random.PCG64(0))
-    image = generator.integers(0, 256, size=(1, *shape), dtype=np.uint8)
     per_round = max(1, iterations // _ROUNDS)
-    for request in requests.values():
-        request.set_input_tensor(openvino.Tensor(image))
-        _time(request, per_round)
-    rounds = [[_time(request, per_round) for request in requests.values()] for _ in range(_ROUNDS)]
-    return {name: Timing(np.concatenate([rows[k] for rows in rounds])) for k, name in enumerate(requests)}
-
-
-def _time(request: Any, iterations: int) -> NDArray[np.float64]:
-    """Milliseconds of every one of some inferences."""
-    times = np.empty(iterations)
-    for i in range(iterations):
-        started = time.perf_counter_ns()
-        request.infer()
-        times[i] = (time.perf_counter_ns() - started) / 1e6
-    return times
+    images = {
+        name: generator.integers(0, 256, size=model.input_shape, dtype=np.uint8) for name, model in models.items()
+    }
+    for name, model in models.items():
+        model.time(images[name], per_round)
+    rounds = [{name: model.time(images[name], per_round) for name, model in models.items()} for _ in range(_ROUNDS)]
+    return {name: Timing(np.concatenate([times[name] for times in rounds])) for name in models}
 
 
 def predict_onnx(file: Path, images: NDArray[np.uint8], precision: str = "fp32") -> NDArray[np.float32]:
     """Logits float32 [N, K] of uint8 [N, H, W, C], in batches."""
-    request = _compile(file, precision, available_threads())
-    rows = []
-    for start in range(0, len(images), _PREDICT_BATCH):
-        batch = np.ascontiguousarray(images[start : start + _PREDICT_BATCH])
-        rows.append(np.array(request.infer([batch])[0], dtype=np.float32))
-    return np.concatenate(rows)
+    model = _compile(file, precision, None, [])
+    batches = (np.ascontiguousarray(images[i : i + _PREDICT_BATCH]) for i in range(0, len(images), _PREDICT_BATCH))
+    return np.concatenate([model.logits(batch) for batch in batches])
 
 
 def native_precision() -> str:
@@ -106,19 +85,7 @@ def cpu_name() -> str:
     return str(cpu_report()["name"])
 
 
-def _compile(file: Path, precision: str, threads: int, shape: tuple[int, ...] | None = None) -> Any:
-    """Return an inference request, for a static input shape where one is given."""
-    if precision not in PRECISIONS:
-        raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
-    options = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,
-    }
-    core = openvino.Core()
-    model = core.read_model(file)
-    if shape is not None:
-        model.reshape(list(shape))
-    return core.compile_model(model, "CPU", options).create_infer_request()
+def _compile(file: Path, precision: str, threads: int | None, buckets: list[int]) -> _core.Model:
+    return _core.Model(
+        file.read_bytes(), backend="openvino", precision=precision, threads=threads or 0, buckets=buckets
+    )

@@ -65,6 +65,7 @@ class ExpertConfig(Section):
     pretrained: bool = False
     weights: Path | None = None
     severities: Weights
+    shift: int = Field(default=0, ge=0, description="pixels that a training image is moved by, at most, each way")
     epochs: int = Field(default=8, ge=1)
     batch: int = Field(default=128, ge=1, description="images an optimizer step, over all processes")
     accumulate: int = Field(default=1, ge=1, description="pieces that a step's images are computed in, to save memory")

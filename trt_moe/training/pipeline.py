@@ -220,8 +220,7 @@ def _measure(
     export_onnx(build_gater(config, shape), untrained, _input_shape(shape))
     everything = {GATER: untrained, **files}
     timings = {
-        precision: measure_latency(everything, _input_shape(shape), precision=precision, always_fp32=(GATER,))
-        for precision in precisions
+        precision: measure_latency(everything, precision=precision, always_fp32=(GATER,)) for precision in precisions
     }
     # Rounded as they are stored: costs read back must equal these to the last bit, or the gaters train again.
     timings = {
