@@ -30,7 +30,7 @@ from trt_moe.study.study import GATER, LOSS_CLIP
 from trt_moe.sweep.claims import HARSHEST, Claim, Rivals, Routed, Rule, Single, claims, strongest_cascade
 from trt_moe.sweep.compare import Comparison, Spread, compare
 from trt_moe.sweep.finished import FinishedRun, open_run
-from trt_moe.sweep.ideas import BUDGETS, Idea, calibrated, distilled, one_training, specialised, verifying
+from trt_moe.sweep.ideas import BUDGETS, Idea, calibrated, distilled, one_training, regret, specialised, verifying
 from trt_moe.sweep.tables import Table
 from trt_moe.training.config import CorruptionConfig, ExpertConfig, Method
 from trt_moe.training.experts import predict
@@ -52,7 +52,7 @@ class Bench:
     def __init__(self, run: FinishedRun, seeds: Sequence[int], update: Any) -> None:
         self.run, self.seeds, self.update = run, seeds, update
         self.images = corrupted(run)
-        self.one = self.gaters("benefit", run.config.latency_weight)
+        self.one = self.gaters(run.config.gater.for_every_weight, run.config.latency_weight)
 
     def judged(self, what: str, classifiers: Sequence[ExpertConfig]) -> Judged:
         run = self.run
@@ -144,7 +144,10 @@ def explained(every: Routed, images: Corrupted) -> dict[str, Spread]:
 def beyond(bench: Bench, every: Routed, comparison: Comparison, robust: ExpertConfig | None) -> list[Idea]:
     run = bench.run
     judged = bench.judged(EVERY, run.config.experts)
-    ideas = [one_training(comparison)]
+    method = run.config.gater.for_every_weight
+    ideas = [one_training(method, comparison)]
+    if method == "regret":
+        ideas.append(regret(every, bench.scores(EVERY, bench.gaters("benefit", run.config.latency_weight))))
     for budget in BUDGETS:
         ideas += verifying(every, run.config.latency_weight, budget)
     ideas.append(calibrated(every, judged, run.validation))

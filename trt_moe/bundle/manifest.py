@@ -136,7 +136,7 @@ class Training(_Section):
     dataset: Text
     corruption: Corruption
     latency_weight: NonNegative
-    method: Literal["benefit", "gumbel", "likelihood"]
+    method: Literal["regret", "benefit", "gumbel", "likelihood"]
     seed: int
     commit: Text
     packages: dict[Text, Text]

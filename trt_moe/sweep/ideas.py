@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +12,14 @@ from trt_moe.evaluation.answers import log_softmax
 from trt_moe.evaluation.metrics import expected_calibration_error
 from trt_moe.sweep.claims import WEIGHT, Routed, gated, verified
 from trt_moe.sweep.compare import Comparison, Spread
+from trt_moe.training.config import Method
 from trt_moe.training.logits import Judged
 from trt_moe.training.routing import Floats, cascade_frontier, frontier_score, gater_frontier, route
 
 BUDGETS = (0.3, 0.5, 0.7)
 """Mean costs at which gate-then-verify is judged."""
 
+_AREA = "accuracy, mean over equally spaced costs"
 _TEMPERATURES = np.geomspace(0.25, 4.0, 97)
 
 
@@ -49,12 +51,12 @@ class Idea:
         return "lost" if self.gain.high < 0 else "no clear difference"
 
 
-def one_training(comparison: Comparison) -> Idea:
-    """Benefit regression, which is trained once, against a gater trained for each latency weight."""
+def one_training(method: Method, comparison: Comparison) -> Idea:
+    """A gater of this method, trained once, against a gater trained for each latency weight."""
     seeds = sorted({pair.seed for pair in comparison.pairs})
     pairs = [[pair for pair in comparison.pairs if pair.seed == seed] for seed in seeds]
     return _idea(
-        "gater that regresses benefits, trained once",
+        f"gater trained once ({method})",
         "a gater trained by the latency-aware loss for each weight",
         "accuracy at equal mean cost, mean over the weights",
         [float(np.mean([pair.separate for pair in chosen])) for chosen in pairs],
@@ -62,11 +64,18 @@ def one_training(comparison: Comparison) -> Idea:
     )
 
 
+def regret(every: Routed, benefit: Mapping[int, Floats]) -> Idea:
+    """Gaters trained on what their choices cost, against regressions of every expert's loss, with equal seeds."""
+    names = every.outcomes.experts
+    before = [_area(every, names, benefit[seed]) for seed in every.scores]
+    after = [_area(every, names, scores) for scores in every.scores.values()]
+    return _idea("gater that learns its choices (regret)", "one that regresses losses (benefit)", _AREA, before, after)
+
+
 def specialised(pool: Routed, plain: Sequence[str], better: Sequence[str]) -> Idea:
     """Mixtures of some of the experts that one gater scores, by the area under their frontiers."""
     before, after = ([_area(pool, names, scores) for scores in pool.scores.values()] for names in (plain, better))
-    measure = "accuracy, mean over equally spaced costs"
-    return _idea(f"specialised experts: {' + '.join(better)}", " + ".join(plain), measure, before, after)
+    return _idea(f"specialised experts: {' + '.join(better)}", " + ".join(plain), _AREA, before, after)
 
 
 def verifying(every: Routed, latency_weight: float, budget: float) -> tuple[Idea, ...]:

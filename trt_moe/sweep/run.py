@@ -32,7 +32,7 @@ def sweep(
 ) -> Comparison:
     """Compare one gater with a run-time latency weight against gaters trained for each weight.
 
-    The one gater regresses the experts' losses (method benefit), so it knows no latency weight until routing;
+    The one gater is trained by a method that knows no latency weight until routing, regret or benefit;
     the separate ones minimise expected loss plus latency (method gumbel) at one weight each. Experts, their
     logits and their costs are the run's. Gaters that are trained already are loaded: those of the run itself,
     and those of an earlier or interrupted sweep.
@@ -59,7 +59,7 @@ def sweep(
         trained = run.gaters(method, weight, seeds, progress, log)
         return {seed: predict(gater.model, run.validation.images.images) for seed, gater in trained.items()}
 
-    one = scores("benefit", config.latency_weight)
+    one = scores(config.gater.for_every_weight, config.latency_weight)
     separate = {weight: scores("gumbel", weight) for weight in sorted(latency_weights)}
     comparison = compare(run.outcomes(run.validation), one, separate)
     _write(comparison, config.name, out)

@@ -16,7 +16,9 @@ from trt_moe.errors import InputError
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=SEVERITIES, max_length=SEVERITIES)]
 Temperature = Annotated[float, Field(gt=0)]
-Method = Literal["benefit", "gumbel", "likelihood"]
+Method = Literal["regret", "benefit", "gumbel", "likelihood"]
+COST_FREE: tuple[Method, ...] = ("regret", "benefit")
+"""Gaters trained by these know no latency weight: one training serves every weight."""
 Side = Annotated[int, Field(ge=8, le=4096)]
 
 RESERVED_NAMES = frozenset({"gater", "images", "joint", "mixture"})
@@ -103,12 +105,19 @@ class GaterConfig(Section):
     warmup: float = Field(default=0.15, ge=0, lt=1)
     clip: float = Field(default=5.0, gt=0)
     passes: int = Field(default=2, ge=1, description="corrupted copies of every gater image")
-    loss_clip: float = Field(default=6.0, gt=0, description="nats; the benefit method clips losses here")
+    loss_clip: float = Field(default=6.0, gt=0, description="nats; regret and benefit clip losses here")
     temperature: tuple[Temperature, Temperature] = Field(
         default=(1.0, 1.0), description="of Gumbel-Softmax, start and end"
     )
-    balance: float = Field(default=0.0, ge=0, description="weight of the load-balance term; not in the benefit method")
-    entropy: float = Field(default=0.0, ge=0, description="weight of the entropy bonus; not in the benefit method")
+    balance: float = Field(
+        default=0.0, ge=0, description="weight of the load-balance term; only in gumbel and likelihood"
+    )
+    entropy: float = Field(default=0.0, ge=0, description="weight of the entropy bonus; only in gumbel and likelihood")
+
+    @property
+    def for_every_weight(self) -> Method:
+        """The method of gaters that serve every latency weight."""
+        return next((method for method in self.methods if method in COST_FREE), COST_FREE[0])
 
 
 class JointConfig(Section):

@@ -14,11 +14,19 @@ from torch import Tensor, nn
 from trt_moe.models import ImageModel, SqueezeNetLight
 from trt_moe.models.gater import GATER_SIDE
 from trt_moe.training.checkpoint import load_checkpoint
-from trt_moe.training.config import Method, TrainConfig, digest
+from trt_moe.training.config import COST_FREE, Method, TrainConfig, digest
 from trt_moe.training.experts import Shape, make_optimizer, predict
 from trt_moe.training.logits import Judged
 from trt_moe.training.loop import Fetch, Order, Progress, epoch_order, mirror, run_epoch, run_epochs
-from trt_moe.training.losses import balance_loss, benefit_loss, check_costs, gate_entropy, gumbel_loss, likelihood_loss
+from trt_moe.training.losses import (
+    balance_loss,
+    benefit_loss,
+    check_costs,
+    gate_entropy,
+    gumbel_loss,
+    likelihood_loss,
+    regret_loss,
+)
 from trt_moe.training.processes import connect
 from trt_moe.training.routing import (
     explained_variance,
@@ -37,7 +45,7 @@ class TrainedGater:
     """One gater and what validation says about it.
 
     Attributes:
-        method: "benefit", "gumbel" or "likelihood".
+        method: one of `trt_moe.training.config.Method`.
         seed: of initialisation and order.
         model: uint8 images in, cost-free scores out: route = argmax(score - latency weight * cost).
         frontier: mean accuracy over the frontier, see `frontier_score`; the larger the better.
@@ -141,7 +149,7 @@ def train_gater(
         return _loss(config, method, model(pixels), losses[chosen], weights, share)
 
     # While costs are in the loss they are not in the routing rule.
-    in_training = config.latency_weight if method == "benefit" else 0.0
+    in_training = config.latency_weight if method in COST_FREE else 0.0
 
     def train_epoch(epoch: int) -> float:
         epoch_seed = derived_seed("gater epoch", config.seed, seed, epoch)
@@ -158,7 +166,7 @@ def train_gater(
         return routing_lines(routes, some.right, some.losses, costs, severities, config.latency_weight, names)
 
     def finish() -> None:
-        if method != "benefit":
+        if method not in COST_FREE:
             _free_of_costs(model, weights, config.latency_weight)
 
     run_epochs(what, model, optimizer, file, identity, settings.epochs, train_epoch, check, log, finish)
@@ -179,6 +187,8 @@ def _loss(config: TrainConfig, method: Method, scores: Tensor, losses: Tensor, c
     settings = config.gater
     if method == "benefit":
         return benefit_loss(scores, losses, settings.loss_clip)
+    if method == "regret":
+        return regret_loss(scores, losses, costs, settings.loss_clip)
     first, last = settings.temperature
     temperature = first * (last / first) ** share
     routed = gumbel_loss if method == "gumbel" else likelihood_loss

@@ -10,6 +10,10 @@ from trt_moe.errors import InputError
 
 _LEAST_LIKELIHOOD = 1e-30
 
+_CHOICE_TEMPERATURE = 0.03
+"""Nats within which `regret_loss` takes experts for equally good: about what experts differ by on easy images."""
+_REGRESSION = 0.3
+
 
 def distillation_loss(
     student: Tensor, labels: Tensor, teacher: Tensor | None, weight: float, temperature: float
@@ -125,6 +129,35 @@ def benefit_loss(scores: Tensor, losses: Tensor, clip: float) -> Tensor:
     whatever latency weight is used later.
     """
     return functional.mse_loss(scores, -losses.clamp(max=clip))
+
+
+def regret_loss(scores: Tensor, losses: Tensor, costs: Tensor, clip: float, weights: Tensor | None = None) -> Tensor:
+    """What images pay by a gater's choices, at latency weights drawn for each image from 0 to 1, mean over N.
+
+    An image pays sum_k g_k (min(CE_k, clip) + weight * cost_k), where g is the choice at its weight, softened:
+    g = softmax((score - weight * cost) / 0.03). Only what changes a choice is learned, so the large and noisy
+    losses on hard images do not drown the small differences on easy ones, as they do in `benefit_loss`. A small
+    part of regression, of each score's distance to the mean of the experts, keeps the scores in nats.
+
+    Decision-focused learning in the sense of Elmachtoub and Grigas, Smart "Predict, then Optimize", Management
+    Science 2022, with a softened choice in place of their surrogate.
+
+    Args:
+        scores: gater logits [N, K], free of costs.
+        losses: each expert's cross-entropy [N, K].
+        costs: latency of each expert divided by the largest [K].
+        clip: nats; losses count at most so much.
+        weights: latency weights [N, 1]; drawn here where left out.
+    """
+    losses = losses.clamp(max=clip)
+    if weights is None:
+        weights = torch.rand(len(scores), 1, device=scores.device)
+    latency = weights * costs
+    gates = ((scores - latency) / _CHOICE_TEMPERATURE).softmax(dim=1)
+    paid = (gates * (losses + latency)).sum(dim=1).mean()
+    benefits = losses.mean(dim=1, keepdim=True) - losses
+    regression = (scores - scores.mean(dim=1, keepdim=True) - benefits).square().sum(dim=1).mean()
+    return paid + _REGRESSION * regression / (scores.shape[1] - 1)
 
 
 def check_costs(costs: Tensor, experts: int, latency_weight: float) -> None:

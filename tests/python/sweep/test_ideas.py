@@ -7,7 +7,7 @@ pytest.importorskip("torch")  # trt_moe.training imports it
 
 from trt_moe.sweep.claims import Routed
 from trt_moe.sweep.compare import Outcomes, Spread, compare
-from trt_moe.sweep.ideas import Idea, calibrated, distilled, one_training, specialised, temperature, verifying
+from trt_moe.sweep.ideas import Idea, calibrated, distilled, one_training, regret, specialised, temperature, verifying
 from trt_moe.training.logits import Judged
 from trt_moe.training.splits import Corrupted
 
@@ -33,11 +33,21 @@ def test_one_training_compares_at_equal_cost_over_the_weights():
     of = judged([[sure(True, 2), sure(True, 2)], [sure(False, 2), sure(True, 2)]] * 4, [0] * 8)
     knowing = np.stack([np.zeros(8), np.tile([0.0, 2.0], 4)], axis=1)
     wrong = np.stack([np.zeros(8), np.tile([2.0, 0.0], 4)], axis=1)
-    idea = one_training(compare(outcomes(of), {0: knowing}, {0.5: {0: wrong}, 1.0: {0: knowing}}))
+    idea = one_training("benefit", compare(outcomes(of), {0: knowing}, {0.5: {0: wrong}, 1.0: {0: knowing}}))
     # At both weights half of the images go on: 8 right of 8 for the one, 4 and 8 for the others.
     assert (idea.after, idea.before) == (Spread.of([1.0]), Spread.of([0.75]))
     assert idea.gain == Spread.of([0.25])
     assert idea.verdict == "won"
+
+
+def test_gaters_of_two_methods_are_compared_over_all_costs_seed_by_seed():
+    of = judged([[sure(True, 2), sure(True, 2)], [sure(False, 2), sure(True, 2)]] * 4, [0] * 8)
+    knowing = np.stack([np.zeros(8), np.tile([0.0, 2.0], 4)], axis=1)
+    wrong = np.stack([np.zeros(8), np.tile([2.0, 0.0], 4)], axis=1)
+    idea = regret(Routed(outcomes(of), {3: knowing, 5: wrong}), {5: knowing, 3: knowing})
+    assert idea.before.low == idea.before.high == idea.after.high
+    assert (idea.gain.high, idea.verdict) == (0.0, "no clear difference")
+    assert idea.gain.low < -0.1
 
 
 def test_specialised_experts_are_compared_by_one_gater():

@@ -52,19 +52,19 @@ def _train(config, folder, images=MIXED, progress=None, log=lambda _: None):
     return train_gaters(config, SHAPE, images, images, COSTS, folder, progress, log)
 
 
-@pytest.mark.parametrize("method", ["benefit", "gumbel", "likelihood"])
+@pytest.mark.parametrize("method", ["regret", "benefit", "gumbel", "likelihood"])
 def test_every_method_learns_which_of_three_experts_an_image_needs(config, tmp_path, method):
     [trained] = _train(config(methods=[method], epochs=25, learning_rate=0.02), tmp_path)
     scores = predict(trained.model, MIXED.images.images)
     assert (route(scores, COSTS, WEIGHT) == np.arange(192) % 3).mean() > 0.95
 
 
-@pytest.mark.parametrize("method", ["benefit", "gumbel", "likelihood"])
+@pytest.mark.parametrize("method", ["regret", "benefit", "gumbel", "likelihood"])
 def test_finished_scores_are_free_of_costs(config, tmp_path, method):
     untrained = build_gater(config(), SHAPE)
     [trained] = _train(config(methods=[method], learning_rate=1e-12), tmp_path)
     moved = trained.model.network.head.bias - untrained.network.head.bias
-    expected = WEIGHT * COSTS if method != "benefit" else np.zeros(3)
+    expected = np.zeros(3) if method in ("regret", "benefit") else WEIGHT * COSTS
     np.testing.assert_allclose(moved.detach().numpy(), expected, atol=1e-6)
 
 

@@ -16,6 +16,7 @@ from trt_moe.training.losses import (  # noqa: E402
     gumbel_loss,
     gumbel_noise,
     likelihood_loss,
+    regret_loss,
     soft_loss,
 )
 
@@ -111,6 +112,40 @@ def test_a_latency_weight_below_zero_or_not_finite_is_refused(weight):
 def test_costs_that_do_not_fit_are_refused(costs):
     with pytest.raises(InputError, match="costs"):
         gumbel_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor(costs), 0.7)
+
+
+COSTS = torch.tensor([0.2, 1.0])
+
+
+def test_regret_is_what_the_choice_at_the_drawn_weight_pays_plus_a_little_regression():
+    scores = torch.tensor([[0.0, 0.5], [0.0, 0.5]])
+    losses = torch.tensor([[9.0, 0.5], [2.0, 1.5]])
+    weights = torch.tensor([[0.0], [1.0]])
+    # At weight 0 the first image gets the dear expert, at weight 1 the second one the cheap one.
+    paid = (0.5 + 2.0 + 0.2) / 2
+    # Benefits of the dear expert are 5.5 (its rival's loss clipped to 6) and 0.5; both scores say 0.5.
+    regression = 0.3 * (2 * 2.5**2 + 0.0) / 2
+    assert regret_loss(scores, losses, COSTS, 6.0, weights).item() == pytest.approx(paid + regression, abs=1e-4)
+
+
+def test_regret_learns_from_images_that_are_near_a_choice_and_hardly_from_others():
+    # The gater asks the dear expert for all three; at this weight each must gain more than 0.4 by it.
+    scores = torch.tensor([[0.0, 0.41], [0.0, 0.9], [0.0, 0.41]], requires_grad=True)
+    losses = torch.tensor([[0.9, 0.8], [1.7, 0.8], [1.21, 0.8]])
+    regret_loss(scores, losses, COSTS, 6.0, torch.full((3, 1), 0.5)).backward()
+    pull = scores.grad[:, 1] * 3
+    near, far, right = pull.tolist()
+    assert near > 1.0
+    assert abs(far) < 1e-3
+    assert abs(right) < 0.1
+
+
+def test_regret_draws_a_weight_for_each_image():
+    torch.manual_seed(0)
+    scores = torch.tensor([[0.0, 0.4]]).expand(4000, 2)
+    losses = torch.tensor([[1.0, 0.6]]).expand(4000, 2)
+    # The dear expert is taken below weight 0.5, which is right: on average 1/2 (0.6 + 0.25) + 1/2 (1 + 0.15).
+    assert regret_loss(scores, losses, COSTS, 6.0).item() == pytest.approx(1.0, abs=0.02)
 
 
 def test_benefit_loss_is_the_squared_distance_to_minus_the_clipped_loss():
