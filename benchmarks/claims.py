@@ -1,7 +1,7 @@
 """Judges the claims about a mixture on the test images of a finished training run, over several gater seeds.
 
 python -m benchmarks.claims CONFIG [--data DIR] [--checkpoints DIR] [--seeds 0,1,2]
-    [--latency-weights 0.1,0.2,0.4,0.7,1.0] [--out benchmarks/results]
+    [--latency-weights 0.1,0.2,0.4,0.7,1.0] [--experts A,B] [--out benchmarks/results]
 
 CONFIG is what `trt-moe train` was given; its experts are used as they are, their logits on the test images are
 computed once and kept beside the checkpoints. Costs are the mean latencies that the run measured, relative to the
@@ -35,7 +35,7 @@ from trt_moe.sweep.tables import Table
 from trt_moe.training.config import CorruptionConfig, ExpertConfig, Method
 from trt_moe.training.experts import predict
 from trt_moe.training.gater import TrainedGater
-from trt_moe.training.logits import Judged, judge
+from trt_moe.training.logits import Judged, judge, mean_right
 from trt_moe.training.splits import Corrupted, Part, apply, every_severity
 from trt_moe.training_run import open_config
 
@@ -112,10 +112,14 @@ def find_rivals(bench: Bench, robust: ExpertConfig | None) -> Rivals:
     starts = tuple(name for name in timed if name != dearest)
     cascade = strongest_cascade(
         [
-            (judged.confidence[:, column[name]], judged.right[:, column[name]], run.relative_costs[name])
+            (
+                judged.confidence[:, column[name]],
+                judged.right[:, column[name]],
+                mean_right(judged.logits[:, column[name]], judged.logits[:, column[dearest]], judged.images.labels),
+                run.relative_costs[name],
+            )
             for name in starts
-        ],
-        judged.right[:, column[dearest]],
+        ]
     )
     best = max(accuracy, key=lambda name: accuracy[name])
     return Rivals(None if robust is None else single(robust.name), single(best), cascade, starts)
@@ -233,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoints", type=Path, help="folder of training runs; default: the configuration's")
     parser.add_argument("--seeds", default="0,1,2", help="of the gaters")
     parser.add_argument("--latency-weights", default="0.1,0.2,0.4,0.7,1.0", help="of gaters trained for each")
+    parser.add_argument("--experts", help="judge a mixture of these alone, with gaters of its own; default: all")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     given = parser.parse_args(arguments)
     seeds, weights = (
@@ -240,6 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     with progress() as update:
         run = open_run(open_config(given.config, given.data, given.checkpoints, False), update, note)
+        if given.experts is not None:
+            run = run.only(given.experts.split(","), note)
         bench = Bench(run, seeds, update)
         every = bench.routed(EVERY)
         comparison = bench.comparison(every, weights)
@@ -273,9 +280,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "sweep": comparison.to_json(),
     }
     given.out.mkdir(parents=True, exist_ok=True)
-    write_bytes(given.out / "claims.json", json.dumps(data, indent=1).encode() + b"\n")
+    file = "claims" if given.experts is None else f"claims-{run.gater_folder.name}"
+    write_bytes(given.out / f"{file}.json", json.dumps(data, indent=1).encode() + b"\n")
     sections = [f"### {table.title}\n\n{markdown(table.columns, table.rows)}\n" for table in tables]
-    write_bytes(given.out / "claims.md", "\n".join(sections).encode())
+    write_bytes(given.out / f"{file}.md", "\n".join(sections).encode())
 
 
 if __name__ == "__main__":

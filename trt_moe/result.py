@@ -18,10 +18,11 @@ class ResultRow:
     """The answer for one image.
 
     Attributes:
-        probabilities: float32 [classes], softmax of the expert's logits.
+        probabilities: float32 [classes], softmax of the expert's logits; where that was unsure, the mean of its and the
+            dearest expert's.
         label: index of the likeliest class.
         class_name: its name.
-        expert: index of the expert that answered, cheapest first.
+        expert: index of the expert that was asked last, cheapest first.
         expert_name: its name.
         latency_ms: milliseconds from the call to this image's answer.
         gater_logits: float32 [experts], the gater's score of each expert before the latency weight.
@@ -41,8 +42,9 @@ class Result:
     """The answers for a batch of N images, in input order; index or iterate it for `ResultRow`s.
 
     Attributes:
-        probabilities: float32 [N, classes], softmax of the routed expert's logits.
-        experts: int64 [N], index of the expert that answered, cheapest first.
+        probabilities: float32 [N, classes], softmax of the routed expert's logits; where that was unsure, the mean of
+            its and the dearest expert's.
+        experts: int64 [N], index of the expert that was asked last, cheapest first.
         latency_ms: float32 [N], milliseconds from the call to each image's answer.
         gater_logits: float32 [N, experts], the gater's scores before the latency weight.
         class_names: name of every class.

@@ -59,7 +59,8 @@ class Router:
         warmup: run every model before the constructor returns.
         latency_weight: of the routing rule argmax(logit - latency_weight * relative_cost); None: the bundle's.
         verify_below: gate, then verify: an image whose expert gives its likeliest class a probability below this is
-            answered by the dearest expert instead, which costs its latency on top. 0: never. None: the bundle's.
+            answered by the mean of its expert's and the dearest expert's probabilities, which costs the latter's
+            latency on top. 0: never. None: the bundle's.
         check: first compare the compiled models with the bundle's golden logits, and their answers in every batch
             size with those for single images.
         threads: CPU threads; None: all that this process may use (affinity and cgroup quota).
@@ -183,7 +184,7 @@ class Router:
 
     @property
     def verify_below(self) -> float:
-        """Confidence below which the dearest expert answers instead; set it any time, like `latency_weight`."""
+        """Confidence below which the dearest expert is asked as well; set it any time, like `latency_weight`."""
         return self._verify_below
 
     @verify_below.setter

@@ -82,8 +82,8 @@ class Scheduler {
   void set_latency_weight(float weight) noexcept { latency_weight_.store(weight, std::memory_order_relaxed); }
   float latency_weight() const noexcept { return latency_weight_.load(std::memory_order_relaxed); }
 
-  // Gate, then verify: an image whose expert gives its likeliest class a probability below this is answered by the
-  // dearest expert, the last one, instead. 0: never.
+  // Gate, then verify: an image whose expert gives its likeliest class a probability below this goes on to the
+  // dearest expert, the last one, and is answered by the mean of both experts' probabilities. 0: never.
   void set_verify_below(float probability) noexcept { verify_below_.store(probability, std::memory_order_relaxed); }
   float verify_below() const noexcept { return verify_below_.load(std::memory_order_relaxed); }
 

@@ -59,7 +59,8 @@ void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, Cl
     const std::span<const float> logits = started ? speculation.take() : session.run(1);
     const Clock::time_point ran = Clock::now();
     if (!all_finite(logits)) throw error_of(bad_logits("expert " + experts_[expert].name));
-    const float confidence = softmax(logits, rows.probabilities);
+    const bool verifies = expert != route;
+    const float confidence = verifies ? softmax_mean(logits, rows.probabilities) : softmax(logits, rows.probabilities);
     done = Clock::now();
     gather_ns += ns_between(begin, gathered);
     expert_ns += ns_between(gathered, ran);

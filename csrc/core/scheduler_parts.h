@@ -44,6 +44,17 @@ inline float softmax(std::span<const float> logits, float* probabilities) {
   return 1.0F / sum;
 }
 
+// The same where an unsure expert's probabilities are there already: leaves the mean of both answers.
+inline float softmax_mean(std::span<const float> logits, float* probabilities) {
+  const float largest = *std::max_element(logits.begin(), logits.end());
+  float sum = 0.0F;
+  for (const float logit : logits) sum += std::exp(logit - largest);
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    probabilities[i] = (probabilities[i] + std::exp(logits[i] - largest) / sum) / 2.0F;
+  }
+  return *std::max_element(probabilities, probabilities + logits.size());
+}
+
 inline Failure closed_failure() {
   return {ErrorKind::kRouterClosed, "the router is closed; open a new one with trt_moe.Router(bundle)"};
 }

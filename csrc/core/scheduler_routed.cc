@@ -75,7 +75,9 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Cl
       if (!lane.unsure.empty()) {
         verified.emplace(images, rows, submitted);
         for (std::size_t i = lane.unsure.size(); i < images.count; ++i) verified->complete_one();
-        const auto job = [&](std::size_t i) { return Job{&*verified, lane.unsure[i], done, done}; };
+        const auto job = [&](std::size_t i) {
+          return Job{.request = &*verified, .index = lane.unsure[i], .entered = done, .queued = done, .verifies = true};
+        };
         if (!push(experts_.size(), lane.unsure.size(), job)) throw error_of(closed_failure());
       }
     }

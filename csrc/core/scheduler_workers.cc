@@ -160,7 +160,8 @@ void Scheduler::run_expert(std::size_t expert, Worker& worker, Seat& seat, std::
         continue;
       }
       const OutputRows& rows = job.request->rows();
-      const float confidence = softmax(row, rows.probabilities + job.index * classes_);
+      float* const probabilities = rows.probabilities + job.index * classes_;
+      const float confidence = job.verifies ? softmax_mean(row, probabilities) : softmax(row, probabilities);
       const Clock::time_point done = Clock::now();
       job.waited_ns += ns_between(job.queued, start);
       job.gather_ns += ns_between(start, gathered);
@@ -168,6 +169,7 @@ void Scheduler::run_expert(std::size_t expert, Worker& worker, Seat& seat, std::
       job.scatter_ns += ns_between(ran, done);
       if (unsure(expert, confidence)) {
         job.queued = done;
+        job.verifies = true;
         worker.unsure.push_back(job);
         add_one(seat.passed_on);
         continue;

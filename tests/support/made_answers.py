@@ -1,8 +1,8 @@
-"""Answers of two experts, "cheap" and "dear", made without models."""
+"""Answers of two experts, "cheap" and "dear", made without models; where both are asked the dear one decides."""
 
 import numpy as np
 
-from trt_moe.evaluation.answers import Answers
+from trt_moe.evaluation.answers import Answers, Verified
 
 
 def made_answers(cheap_right, dear_right, gain, confidence=None, cue=None):
@@ -18,5 +18,6 @@ def made_answers(cheap_right, dear_right, gain, confidence=None, cue=None):
         predicted=predicted,
         confidence={"cheap": sure, "dear": sure},
         loss={"cheap": -np.log(sure + np.float32(1e-9)), "dear": -np.log(sure + np.float32(1e-9))},
+        verified={name: Verified(predicted["dear"], sure) for name in predicted},
         image_cue=np.asarray(cue if cue is not None else np.zeros(count), float),
     )

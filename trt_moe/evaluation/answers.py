@@ -17,6 +17,24 @@ _BATCH = 256
 
 
 @dataclass(frozen=True)
+class Verified:
+    """The mean of a model's and the dearest expert's probabilities: int64 [N] likeliest class, float32 [N] its own."""
+
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, first: NDArray[np.float32], second: NDArray[np.float32]) -> Verified:
+        """From the probabilities of both, [N, classes]."""
+        mean = (first + second) / 2
+        return cls(mean.argmax(axis=1), mean.max(axis=1))
+
+    def take(self, chosen: NDArray[np.bool_]) -> Verified:
+        """The images where `chosen`, bool [N], is true."""
+        return Verified(self.predicted[chosen], self.confidence[chosen])
+
+
+@dataclass(frozen=True)
 class Answers:
     """Answers for N images of one severity, K experts.
 
@@ -27,6 +45,7 @@ class Answers:
         predicted: by expert and baseline name: int64 [N], the likeliest class.
         confidence: by expert and baseline name: float32 [N], its probability.
         loss: by expert and baseline name: float32 [N], cross-entropy of the truth in nats.
+        verified: by expert and baseline name: the answer where the dearest expert was asked as well.
         image_cue: float64 [N], log Laplacian variance of the image.
     """
 
@@ -36,11 +55,16 @@ class Answers:
     predicted: dict[str, NDArray[np.int64]]
     confidence: dict[str, NDArray[np.float32]]
     loss: dict[str, NDArray[np.float32]]
+    verified: dict[str, Verified]
     image_cue: NDArray[np.float64]
 
     def right(self, name: str) -> NDArray[np.bool_]:
         """Bool [N], where the model `name` is right."""
         return np.equal(self.predicted[name], self.labels)
+
+    def right_verified(self, name: str) -> NDArray[np.bool_]:
+        """Bool [N], where the model `name` and the dearest expert are right together."""
+        return np.equal(self.verified[name].predicted, self.labels)
 
     def take(self, chosen: NDArray[np.bool_]) -> Answers:
         """The images where `chosen`, bool [N], is true."""
@@ -51,6 +75,7 @@ class Answers:
             {name: values[chosen] for name, values in self.predicted.items()},
             {name: values[chosen] for name, values in self.confidence.items()},
             {name: values[chosen] for name, values in self.loss.items()},
+            {name: value.take(chosen) for name, value in self.verified.items()},
             self.image_cue[chosen],
         )
 
@@ -85,6 +110,9 @@ def collect(
     predicted = {name: np.empty(len(images), np.int64) for name in names[1:]}
     confidence = {name: np.empty(len(images), np.float32) for name in names[1:]}
     loss = {name: np.empty(len(images), np.float32) for name in names[1:]}
+    probabilities: dict[str, NDArray[np.float32]] = {
+        name: np.empty((len(images), len(bundle.class_names)), np.float32) for name in names[1:]
+    }
     done, total = 0, len(names) * len(images)
     for name in names:
         model = router.model(name)
@@ -99,11 +127,14 @@ def collect(
                 scores = log_softmax(logits)
                 predicted[name][part] = logits.argmax(axis=1)
                 confidence[name][part] = np.exp(scores.max(axis=1))
+                probabilities[name][part] = np.exp(scores)
                 loss[name][part] = -np.take_along_axis(scores, labels[part, None], axis=1)[:, 0]
             done += len(logits)
             progress(f"answers, severity {severity}", done, total)
     image_cue = measure(log_laplacian_variance, images)
-    return Answers(severity, labels, gater_logits, predicted, confidence, loss, image_cue)
+    dearest = probabilities[bundle.experts[-1].name]
+    verified = {name: Verified.of(rows, dearest) for name, rows in probabilities.items()}
+    return Answers(severity, labels, gater_logits, predicted, confidence, loss, verified, image_cue)
 
 
 def join(parts: Sequence[Answers]) -> Answers:
@@ -115,6 +146,13 @@ def join(parts: Sequence[Answers]) -> Answers:
         {name: np.concatenate([part.predicted[name] for part in parts]) for name in parts[0].predicted},
         {name: np.concatenate([part.confidence[name] for part in parts]) for name in parts[0].confidence},
         {name: np.concatenate([part.loss[name] for part in parts]) for name in parts[0].loss},
+        {
+            name: Verified(
+                np.concatenate([part.verified[name].predicted for part in parts]),
+                np.concatenate([part.verified[name].confidence for part in parts]),
+            )
+            for name in parts[0].verified
+        },
         np.concatenate([part.image_cue for part in parts]),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,6 @@ VERIFY = "gate_then_verify"
 ORACLE = "oracle"
 
 _NEAR_DEAREST = 0.005
-_T = TypeVar("_T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,8 @@ def evaluate(
       severities that brings the mean latency to the mixture's. The cue's own time is not counted, and whether low
       or high values go to the dearest expert is picked on these images: both favour it.
     - cascade: a cheaper expert first; the least confident images go on to the dearest, as many as bring
-      the mean latency (cheaper + share * dearest) to the mixture's. One threshold for all severities.
+      the mean latency (cheaper + share * dearest) to the mixture's. One threshold for all severities. As in a
+      mixture that verifies, both experts' probabilities count then.
     - baseline_cascade: the same from a baseline, which the mixture does not have.
       The cheaper model of cue and cascades is the one that serves them best on these images, which favours them too.
     - gate_then_verify: the mixture, whose cheaper experts pass the images that they are unsure of on to the
@@ -264,11 +264,11 @@ class _Evaluation:
             "verified_frontier": [point.to_json() for point in thinned(rules)],
             "near_dearest": self._near_dearest(near),
             "confusion": confusion_matrix(
-                self.all.labels, self._answered(self.all, self.all.predicted), len(self.bundle.class_names)
+                self.all.labels, self._predicted(self.all), len(self.bundle.class_names)
             ).tolist(),
         }
         first, _ = rivals.cascades[CASCADE]
-        curve = cascade_curve(self.all, first, self.dearest, self._mean_ms(first), self._mean_ms(self.dearest))
+        curve = cascade_curve(self.all, first, self._mean_ms(first), self._mean_ms(self.dearest))
         return Report(data, tuple(points), tuple(rules), tuple(curve))
 
     def _costs(self) -> Costs:
@@ -289,10 +289,12 @@ class _Evaluation:
     def _decide(self, answers: Answers) -> Decision:
         return decide(answers, self.experts, self.relative, self.rule)
 
-    def _answered(self, answers: Answers, values: dict[str, NDArray[_T]]) -> NDArray[_T]:
-        """Of per-model arrays [N], the entry of the expert whose answer the mixture gives."""
-        chosen = self._decide(answers).answering(len(self.experts) - 1)
-        return routed([values[name] for name in self.experts], chosen)
+    def _predicted(self, answers: Answers) -> NDArray[np.int64]:
+        """Int64 [N], the class that the mixture answers."""
+        return self._decide(answers).answer(
+            [answers.predicted[name] for name in self.experts],
+            [answers.verified[name].predicted for name in self.experts],
+        )
 
     def _mean_ms(self, name: str) -> float:
         return float(self.all_timed.milliseconds[name].mean())
@@ -304,7 +306,7 @@ class _Evaluation:
         cheaper_ms = {key: {name: self._mean_ms(name) for name in names} for key, names in cheaper.items() if names}
         return _Rivals(
             best_blend(self.costs.expert_ms, accuracy, budget).weights,
-            {key: best_cascade(self.all, ms, self.dearest, dearest_ms, budget) for key, ms in cheaper_ms.items()},
+            {key: best_cascade(self.all, ms, dearest_ms, budget) for key, ms in cheaper_ms.items()},
             *best_cue(self.all, cheaper_ms[CASCADE], self.dearest, dearest_ms, budget),
             self.verifier.cross_check(self.answers, budget, self.rule.latency_weight),
         )
@@ -312,7 +314,7 @@ class _Evaluation:
     def _severity(
         self, part: Answers, decision: Decision, timed: latency.Latencies, rivals: _Rivals, verified: Verified
     ) -> dict[str, Any]:
-        chosen = decision.answering(len(self.experts) - 1)
+        chosen = decision.asked_last(len(self.experts) - 1)
         accuracy = {name: float(part.right(name).mean()) for name in self.experts}
         share = dict(zip(self.experts, shares(chosen, len(self.experts)).tolist(), strict=True))
         return {
@@ -328,7 +330,7 @@ class _Evaluation:
             IMAGE_CUE: float(rivals.cue.right(part, rivals.cue_from, self.dearest).mean()),
             "image_cue_share": float(rivals.cue.to_dearest(part).mean()),
             **{
-                key: float(cascade_right(part, first, self.dearest, threshold).mean())
+                key: float(cascade_right(part, first, threshold).mean())
                 for key, (first, threshold) in rivals.cascades.items()
             },
             **{
@@ -370,7 +372,7 @@ class _Evaluation:
         for key, (first, threshold) in rivals.cascades.items():
             share = cascade_share(answers, first, threshold)
             rows[key] = {
-                "accuracy": float(cascade_right(answers, first, self.dearest, threshold).mean()),
+                "accuracy": float(cascade_right(answers, first, threshold).mean()),
                 "mean_ms": self._mean_ms(first) + share * dearest_ms,
                 "cheaper": first,
                 "share_of_dearest": share,
@@ -414,11 +416,14 @@ class _Evaluation:
         self.router.latency_weight, self.router.verify_below = rule.latency_weight, rule.threshold
 
     def _mixture_accuracy(self, answers: Answers) -> float:
-        return float((self._answered(answers, answers.predicted) == answers.labels).mean())
+        return float((self._predicted(answers) == answers.labels).mean())
 
     def _mixture_ece(self, answers: Answers) -> float:
-        right = self._answered(answers, answers.predicted) == answers.labels
-        return expected_calibration_error(self._answered(answers, answers.confidence), right)
+        confidence = self._decide(answers).answer(
+            [answers.confidence[name] for name in self.experts],
+            [answers.verified[name].confidence for name in self.experts],
+        )
+        return expected_calibration_error(confidence, self._predicted(answers) == answers.labels)
 
     def _oracle_right(self, answers: Answers) -> NDArray[np.bool_]:
         return np.asarray(np.any([answers.right(name) for name in self.experts], axis=0))
@@ -427,8 +432,8 @@ class _Evaluation:
         """Images that the router answered otherwise, alone, than the models did in batches; expected 0."""
         count = 0
         for part, decision, timed, rows in zip(self.answers, self.decisions, self.timed, self.subsets, strict=True):
-            chosen = decision.answering(len(self.experts) - 1)
-            predicted = self._answered(part, part.predicted)
+            chosen = decision.asked_last(len(self.experts) - 1)
+            predicted = self._predicted(part)
             count += int(((timed.routes != chosen[rows]) | (timed.labels != predicted[rows])).sum())
         return count
 

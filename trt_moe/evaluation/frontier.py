@@ -91,14 +91,12 @@ def thinned(points: Sequence[_P], most: int = 13) -> list[_P]:
     return [points[index] for index in sorted(chosen)]
 
 
-def cascade_curve(
-    answers: Answers, first: str, dearest: str, first_ms: float, dearest_ms: float
-) -> list[tuple[float, float]]:
+def cascade_curve(answers: Answers, first: str, first_ms: float, dearest_ms: float) -> list[tuple[float, float]]:
     """(mean ms, accuracy) of the confidence cascade as it hands on more and more images."""
     curve = []
     for share in np.linspace(0, 1, 41):
         threshold = cascade_threshold(answers.confidence[first], float(share))
-        accuracy = float(cascade_right(answers, first, dearest, threshold).mean())
+        accuracy = float(cascade_right(answers, first, threshold).mean())
         # Equal confidences are handed on together or not at all, so the real share can be another.
         handed_on = cascade_share(answers, first, threshold)
         curve.append((first_ms + handed_on * dearest_ms, accuracy))

@@ -91,28 +91,27 @@ def cascade_threshold(confidence: NDArray[np.floating], share: float) -> float:
     return float(ordered[min(len(ordered) - 1, round(share * len(ordered)))])
 
 
-def cascade_right(answers: Answers, first: str, dearest: str, threshold: float) -> NDArray[np.bool_]:
-    """Bool [N]: the first model answers, or the dearest expert where that one is unsure."""
-    return _split_right(answers, first, dearest, answers.confidence[first] < threshold)
+def cascade_right(answers: Answers, first: str, threshold: float) -> NDArray[np.bool_]:
+    """Bool [N]: the first model answers, or both it and the dearest expert where that one is unsure."""
+    return np.where(answers.confidence[first] < threshold, answers.right_verified(first), answers.right(first))
 
 
 def best_cascade(
-    answers: Answers, first_ms: Mapping[str, float], dearest: str, dearest_ms: float, budget_ms: float
+    answers: Answers, first_ms: Mapping[str, float], dearest_ms: float, budget_ms: float
 ) -> tuple[str, float]:
     """The model to ask first and its threshold: the most accurate cascade whose mean latency is the budget.
 
     Args:
         answers: of all models.
         first_ms: mean latency of every model that may be asked first.
-        dearest: the expert that gets what the first one is unsure of.
-        dearest_ms: its mean latency.
+        dearest_ms: mean latency of the expert that is asked what the first one is unsure of.
         budget_ms: mean latency allowed; models that need more alone count only where all do.
     """
     thresholds = {
         name: cascade_threshold(answers.confidence[name], (budget_ms - first_ms[name]) / dearest_ms)
         for name in _affordable(first_ms, budget_ms)
     }
-    return max(thresholds.items(), key=lambda item: cascade_right(answers, item[0], dearest, item[1]).mean())
+    return max(thresholds.items(), key=lambda item: cascade_right(answers, item[0], item[1]).mean())
 
 
 def best_cue(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from trt_moe.evaluation.answers import Answers, join
 from trt_moe.evaluation.frontier import Costs
 from trt_moe.evaluation.strategies import Floats, cascade_threshold, routed, routes, shares, switch_weights
+
+_T = TypeVar("_T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,13 @@ class Decision:
     first: NDArray[np.int64]
     passed_on: NDArray[np.bool_]
 
-    def answering(self, dearest: int) -> NDArray[np.int64]:
-        """Int64 [N], the expert whose answer counts; `dearest` is the index of the last one."""
+    def asked_last(self, dearest: int) -> NDArray[np.int64]:
+        """Int64 [N], the expert that is asked last; `dearest` is the index of the last one."""
         return np.where(self.passed_on, dearest, self.first)
+
+    def answer(self, alone: Sequence[NDArray[_T]], verified: Sequence[NDArray[_T]]) -> NDArray[_T]:
+        """Of per-expert arrays [N], without and with the dearest expert's word, each image's entry, [N]."""
+        return np.where(self.passed_on, routed(verified, self.first), routed(alone, self.first))
 
 
 def decide(answers: Answers, experts: Sequence[str], relative_costs: Floats, rule: VerifyRule) -> Decision:
@@ -99,22 +106,23 @@ class Verifier:
     def apply(self, answers: Answers, rule: VerifyRule) -> Verified:
         """Route and verify; an image that is passed on pays for both experts."""
         decision = decide(answers, self._experts, self._relative, rule)
-        chosen = decision.answering(len(self._experts) - 1)
-        right = routed([answers.right(name) for name in self._experts], chosen)
+        right = decision.answer(
+            [answers.right(name) for name in self._experts], [answers.right_verified(name) for name in self._experts]
+        )
         expert_ms = self._costs.expert_ms
         milliseconds = self._costs.gater_ms + self._costs.overhead_ms + expert_ms[decision.first]
         return Verified(right, decision.passed_on, milliseconds + decision.passed_on * expert_ms[-1])
 
     def frontier(self, answers: Answers, points: int = 64) -> list[RulePoint]:
         """The rules that no other rule beats in both accuracy and latency, from fast to slow."""
-        dearest = answers.right(self._experts[-1]).astype(np.int64)
         found = []
         for weight in switch_weights(answers.gater_logits, self._relative):
             chosen, confidence = self._first(answers, float(weight))
             right = routed([answers.right(name) for name in self._experts], chosen).astype(np.int64)
+            verified = routed([answers.right_verified(name) for name in self._experts], chosen)
             cheap = np.flatnonzero(chosen != len(self._experts) - 1)
             order = cheap[np.argsort(confidence[cheap], kind="stable")]
-            gained = np.concatenate([[0], np.cumsum((dearest - right)[order])])
+            gained = np.concatenate([[0], np.cumsum((verified - right)[order])])
             base_ms = self._costs.mixture_ms(shares(chosen, len(self._experts)))
             # To pass all on is never worth it: the dearest expert can be asked at once.
             for passed_on in np.unique(np.linspace(0, max(0, len(order) - 1), points).round().astype(int)):

@@ -35,7 +35,8 @@ from trt_moe.data import EVALUATION_SEED, SEVERITIES, Dataset, corrupt
 from trt_moe.errors import DataError
 from trt_moe.export.measure import Timing, available_threads, cpu_name, predict_onnx
 from trt_moe.export.torch_export import run_onnx
-from trt_moe.training.routing import route, tabulate, verify
+from trt_moe.training.logits import mean_right
+from trt_moe.training.routing import route, unsure
 
 GATER = "gater"
 TOLERANCE = {"fp32": 5e-3, "fp16": 5e-2, "bf16": 2e-1}
@@ -212,18 +213,23 @@ def _evaluate(
         logits = [predict_onnx(work / f"{e.name}.onnx", images) for e in experts]
         right = np.stack([_right(rows, labels) for rows in logits], axis=1)
         confidence = np.stack([_confidence(rows) for rows in logits], axis=1)
-        answering = verify(route(scores, weights, source.latency_weight), confidence, source.verify_below)
-        table = tabulate(answering, right, weights, np.full(count, severity))
+        routes = route(scores, weights, source.latency_weight)
+        passed_on = unsure(routes, confidence, source.verify_below)
+        verified = np.stack([mean_right(rows, logits[-1], labels) for rows in logits], axis=1)
+        accuracy = np.where(passed_on, verified[np.arange(count), routes], right[np.arange(count), routes]).mean()
+        asked_last = np.where(passed_on, len(experts) - 1, routes)
+        share = np.bincount(asked_last, minlength=len(experts)) / count
         rows[str(severity)] = SeverityEvaluation(
-            mixture=round(float(table.accuracy[0]), 6),
+            mixture=round(float(accuracy), 6),
             experts={e.name: round(float(right[:, k].mean()), 6) for k, e in enumerate(experts)},
             baselines={
                 b.name: round(float(_right(predict_onnx(work / f"{b.name}.onnx", images), labels).mean()), 6)
                 for b in source.baselines
             },
-            share={e.name: round(float(table.share[0, k]), 6) for k, e in enumerate(experts)},
+            share={e.name: round(float(share[k]), 6) for k, e in enumerate(experts)},
         )
-        log(f"test {table.lines([e.name for e in experts])[0]}")
+        shares = " ".join(f"{e.name} {share[k]:6.1%}" for k, e in enumerate(experts))
+        log(f"test severity {severity}: {shares}  accuracy {accuracy:.4f}")
     return Evaluation(
         dataset=source.test.name,
         images=count,

@@ -20,7 +20,7 @@ from trt_moe.training.routing import (
     cascade_frontier,
     gater_frontier,
     route,
-    verify,
+    unsure,
     verify_frontier,
 )
 
@@ -54,9 +54,10 @@ class Rule:
         return f"latency weight {self.latency_weight:g}{verified}"
 
     def answered_by(self, outcomes: Outcomes, scores: Floats) -> Ints:
-        """Int64 [N]: the expert whose answer is given."""
+        """Int64 [N]: the last expert that is asked."""
         routes = route(scores, outcomes.costs, self.latency_weight)
-        return verify(routes, outcomes.confidence, self.verify_below)
+        asked_too = unsure(routes, outcomes.confidence, self.verify_below)
+        return np.where(asked_too, len(outcomes.costs) - 1, routes)
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,9 @@ def gated(outcomes: Outcomes, scores: Floats) -> Frontier:
 def verified(outcomes: Outcomes, scores: Floats, latency_weight: float) -> Frontier:
     """Mixture at one latency weight that passes unsure images on to the dearest expert, at every threshold."""
     routes = route(scores, outcomes.costs, latency_weight)
-    return verify_frontier(routes, outcomes.confidence, outcomes.right, outcomes.costs, outcomes.gater_cost)
+    return verify_frontier(
+        routes, outcomes.confidence, outcomes.right, outcomes.right_verified, outcomes.costs, outcomes.gater_cost
+    )
 
 
 def both_free(outcomes: Outcomes, scores: Floats) -> Frontier:
@@ -165,19 +168,14 @@ def both_free(outcomes: Outcomes, scores: Floats) -> Frontier:
     return upper([gated(outcomes, scores), *(verified(outcomes, scores, float(weight)) for weight in weights)])
 
 
-def strongest_cascade(starts: Sequence[tuple[Floats, Bools, float]], dearest: Bools) -> Frontier:
+def strongest_cascade(starts: Sequence[tuple[Floats, Bools, Bools, float]]) -> Frontier:
     """Confidence cascades to the dearest expert from several classifiers: the best at every cost.
 
     Args:
-        starts: confidence [N], right [N] and cost of every classifier that may be asked first.
-        dearest: whether the dearest expert is right [N].
+        starts: confidence [N], right [N], right together with the dearest expert [N], and cost of every classifier
+            that may be asked first.
     """
-    return upper(
-        [
-            cascade_frontier(confidence, np.stack([right, dearest], axis=1), np.array([cost, 1.0]))
-            for confidence, right, cost in starts
-        ]
-    )
+    return upper([cascade_frontier(*start) for start in starts])
 
 
 def upper(frontiers: Sequence[Frontier]) -> Frontier:

@@ -43,6 +43,7 @@ class Outcomes:
         gater_cost: in the same unit.
         severities: int64 [N].
         right: bool [N, K].
+        right_verified: bool [N, K], whether the mean of an expert's and the dearest's probabilities is right.
         losses: float32 [N, K], cross-entropy in nats.
         confidence: float32 [N, K], every expert's largest probability.
     """
@@ -52,8 +53,15 @@ class Outcomes:
     gater_cost: float
     severities: Ints
     right: Bools
+    right_verified: Bools
     losses: Floats
     confidence: Floats
+
+    def cascade(self) -> Frontier:
+        """Confidence cascade from the cheapest expert to the dearest."""
+        return cascade_frontier(
+            self.confidence[:, 0], self.right[:, 0], self.right_verified[:, 0], float(self.costs[0])
+        )
 
     def accuracy(self, routes: Ints) -> float:
         """Share of images whose expert is right."""
@@ -243,7 +251,7 @@ def compare(
         for weight, gaters in separate.items()
         for seed, scores in gaters.items()
     ]
-    cascade = cascade_frontier(outcomes.confidence[:, 0], outcomes.right, outcomes.costs)
+    cascade = outcomes.cascade()
     return Comparison(outcomes, tuple(points), tuple(pairs), _frontier(outcomes, list(one.values()), cascade), cascade)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trt_moe.console import ProgressCallback
 from trt_moe.data import Dataset
-from trt_moe.errors import DataError
+from trt_moe.errors import DataError, InputError
 from trt_moe.export.bundle_writer import GATER, relative_costs
 from trt_moe.export.measure import Timing
 from trt_moe.models import ImageModel
@@ -67,6 +67,7 @@ class FinishedRun:
             gater_cost=self.relative_costs[GATER],
             severities=judged.images.severities,
             right=judged.right,
+            right_verified=judged.right_verified,
             losses=judged.losses,
             confidence=judged.confidence,
         )
@@ -85,16 +86,33 @@ class FinishedRun:
         by_seed = {gater.seed: gater for gater in trained}
         return {seed: by_seed[seed] for seed in seeds}
 
+    def only(self, names: Sequence[str], log: Log) -> FinishedRun:
+        """The same run with some of its experts, the dearest among them; it needs gaters of its own.
+
+        Raises:
+            InputError: unknown names, fewer than two, or the dearest expert is missing.
+        """
+        known = [expert.name for expert in self.config.experts]
+        if len(set(names)) < 2 or not set(names) <= set(known) or known[-1] not in names:
+            raise InputError(
+                f"experts are {', '.join(names)}; expected two or more of {', '.join(known)}, one of them {known[-1]}"
+            )
+        experts = tuple(expert for expert in self.config.experts if expert.name in names)
+        return self._of(experts, "only-" + "-".join(expert.name for expert in experts), log)
+
     def with_expert(self, entry: ExpertConfig, log: Log) -> FinishedRun:
         """The same run with a baseline as one more expert; it needs gaters of its own."""
         experts = tuple(sorted((entry, *self.config.experts), key=lambda e: self.relative_costs[e.name]))
+        return self._of(experts, f"with-{entry.name}", log)
+
+    def _of(self, experts: tuple[ExpertConfig, ...], gater_folder: str, log: Log) -> FinishedRun:
         config = self.config.model_copy(update={"experts": experts})
         training, validation = (
             judge(config, experts, self.models, what, judged.images, self.folder, log)
             for what, judged in ((GATER_PART, self.training), (VALIDATION_PART, self.validation))
         )
-        gater_folder = self.gater_folder / f"with-{entry.name}"
-        return replace(self, config=config, gater_folder=gater_folder, training=training, validation=validation)
+        folder = self.gater_folder / gater_folder
+        return replace(self, config=config, gater_folder=folder, training=training, validation=validation)
 
 
 def open_run(config: TrainConfig, progress: ProgressCallback | None, log: Log) -> FinishedRun:

@@ -14,7 +14,7 @@ from trt_moe.sweep.claims import WEIGHT, Routed, gated, verified
 from trt_moe.sweep.compare import Comparison, Spread
 from trt_moe.training.config import Method
 from trt_moe.training.logits import Judged
-from trt_moe.training.routing import Floats, cascade_frontier, frontier_score, gater_frontier, route
+from trt_moe.training.routing import Floats, frontier_score, gater_frontier, route
 
 BUDGETS = (0.3, 0.5, 0.7)
 """Mean costs at which gate-then-verify is judged."""
@@ -87,7 +87,7 @@ def verifying(every: Routed, latency_weight: float, budget: float) -> tuple[Idea
     frontiers = [verified(outcomes, scores, latency_weight) for scores in every.scores.values()]
     if any(frontier.costs[0] > budget for frontier in frontiers):
         return ()
-    cascade = cascade_frontier(outcomes.confidence[:, 0], outcomes.right, outcomes.costs)
+    cascade = outcomes.cascade()
     after = [float(frontier.accuracy_at(budget)) for frontier in frontiers]
     alone = [float(gated(outcomes, scores).accuracy_at(budget)) for scores in every.scores.values()]
     name, measure = f"gate at latency weight {latency_weight:g}, then verify", f"accuracy at mean cost {budget:g}"

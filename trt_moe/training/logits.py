@@ -52,12 +52,31 @@ class Judged:
         confidence: NDArray[np.float32] = 1 / np.exp(self.logits - self.logits.max(2, keepdims=True)).sum(2)
         return confidence
 
+    @property
+    def right_verified(self) -> NDArray[np.bool_]:
+        """Whether the mean of an expert's and the dearest's probabilities is right, bool [N, K]."""
+        experts = np.moveaxis(self.logits, 1, 0)
+        return np.stack([mean_right(logits, experts[-1], self.images.labels) for logits in experts], axis=1)
+
     def thinned(self, count: int) -> Judged:
         """Return about `count` of the images, or all of fewer: every n-th, which keeps the balance of severities."""
         images, step = self.images, max(1, len(self.images.labels) // count)
         return Judged(
             Corrupted(images.images[::step], images.labels[::step], images.severities[::step]), self.logits[::step]
         )
+
+
+def mean_right(first: NDArray[np.float32], second: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether the mean of two models' probabilities is right, bool [N], by their logits [N, classes]."""
+    right: NDArray[np.bool_] = (probabilities(first) + probabilities(second)).argmax(1) == labels
+    return right
+
+
+def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Softmax of logits [N, classes]."""
+    raised = np.exp(logits - logits.max(1, keepdims=True))
+    shares: NDArray[np.float32] = raised / raised.sum(1, keepdims=True)
+    return shares
 
 
 def judge_parts(

@@ -167,6 +167,19 @@ def _input_shape(shape: Shape) -> tuple[int, int, int]:
     return shape.height, shape.width, shape.channels
 
 
+def _pooled(timings: dict[str, Timing], config: TrainConfig) -> dict[str, Timing]:
+    """Give networks of one shape all their timings together: what they differ by is noise, and must not route."""
+    alike: dict[str, list[str]] = {GATER: [GATER]}
+    for entry in (*config.experts, *config.baselines):
+        form = json.dumps([entry.model, entry.image_size, entry.options], sort_keys=True)
+        alike.setdefault(form, []).append(entry.name)
+    return {
+        name: Timing(np.concatenate([timings[other].milliseconds for other in names]))
+        for names in alike.values()
+        for name in names
+    }
+
+
 def _export(model: ImageModel, file: Path, checkpoint: Path, shape: Shape, log: Callable[[str], None]) -> Path:
     """Write the ONNX file, unless it was made from this checkpoint before."""
     made_of = checkpoint_hash(checkpoint)
@@ -224,7 +237,7 @@ def _measure(
     }
     # Rounded as they are stored: costs read back must equal these to the last bit, or the gaters train again.
     timings = {
-        precision: {name: Timing(timing.milliseconds.round(5)) for name, timing in table.items()}
+        precision: {name: Timing(timing.milliseconds.round(5)) for name, timing in _pooled(table, config).items()}
         for precision, table in timings.items()
     }
     for precision, table in timings.items():

@@ -53,7 +53,9 @@ def report(
         )
     frontiers = {
         "gater (best)": gater_frontier(every_scores[0], right, costs, gater_cost),
-        "confidence cascade": cascade_frontier(judged.confidence[:, 0], right, costs),
+        "confidence cascade": cascade_frontier(
+            judged.confidence[:, 0], right[:, 0], judged.right_verified[:, 0], costs[0]
+        ),
         "random": random_frontier(right, costs),
     }
     lines += ["", "## Accuracy at equal mean cost", ""]

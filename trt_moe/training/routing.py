@@ -1,7 +1,9 @@
 """What a set of routes is worth: tables, frontiers and the strategies a gater must beat. numpy only.
 
 Shapes used throughout: `scores` float [N, K] gater logits, `right` bool [N, K] whether each expert is right,
-`losses` float [N, K] each expert's cross-entropy, `costs` float [K] relative to the dearest expert.
+`losses` float [N, K] each expert's cross-entropy, `costs` float [K] relative to the dearest expert;
+`right_verified` bool [N, K] whether the mean of an expert's and the dearest's probabilities is right, which is what
+images are answered that an expert was unsure of.
 """
 
 from __future__ import annotations
@@ -60,10 +62,11 @@ def route(scores: Floats, costs: Floats, latency_weight: float) -> Ints:
     return routes
 
 
-def verify(routes: Ints, confidence: Floats, verify_below: float) -> Ints:
-    """Return who answers, int64 [N]: the last expert where the routed one's confidence, of [N, K], is below."""
-    unsure = confidence[np.arange(len(routes)), routes] < verify_below
-    return np.where(unsure, confidence.shape[1] - 1, routes)
+def unsure(routes: Ints, confidence: Floats, verify_below: float) -> Bools:
+    """Return which images go on to the last expert, bool [N]: the routed one's confidence, of [N, K], is below."""
+    dearest = confidence.shape[1] - 1
+    passed_on: Bools = (confidence[np.arange(len(routes)), routes] < verify_below) & (routes != dearest)
+    return passed_on
 
 
 def tabulate(routes: Ints, right: Bools, costs: Floats, severities: Ints) -> RoutingTable:
@@ -93,16 +96,20 @@ def gater_frontier(scores: Floats, right: Bools, costs: Floats, gater_cost: floa
     return _frontier(points)
 
 
-def cascade_frontier(confidence: Floats, right: Bools, costs: Floats) -> Frontier:
-    """Cheapest expert for all, then the dearest where the cheapest is less sure than a threshold.
+def cascade_frontier(confidence: Floats, right: Bools, right_verified: Bools, cost: float) -> Frontier:
+    """One expert for all, then the dearest as well where that one is less sure than a threshold.
 
-    `confidence` [N] is the cheapest expert's; it has already run when it turns out not to be enough, so its
-    cost is always paid. There is no gater.
+    All three [N] are the first expert's; it has already run when it turns out not to be enough, so its cost is
+    always paid. There is no gater. Where both have run both count, as in a mixture that verifies.
     """
-    return verify_frontier(np.zeros(len(right), np.int64), confidence[:, None], right, costs, 0.0)
+    first = np.zeros(len(right), np.int64)
+    costs = np.array([cost, 1.0])
+    return verify_frontier(first, confidence[:, None], right[:, None], right_verified[:, None], costs, 0.0)
 
 
-def verify_frontier(routes: Ints, confidences: Floats, right: Bools, costs: Floats, gater_cost: float) -> Frontier:
+def verify_frontier(
+    routes: Ints, confidences: Floats, right: Bools, right_verified: Bools, costs: Floats, gater_cost: float
+) -> Frontier:
     """Routed expert first, then the dearest where that one is less sure than a threshold; sweeps the threshold.
 
     `routes` [N] by the gater, `confidences` [N, K] of every expert that they name but the dearest. An image that
@@ -112,7 +119,7 @@ def verify_frontier(routes: Ints, confidences: Floats, right: Bools, costs: Floa
     total, rows = len(routes), np.flatnonzero(routes != dearest)
     rows = rows[np.argsort(confidences[rows, routes[rows]], kind="stable")]
     first = right[np.arange(total), routes]
-    gains = right[rows, dearest].astype(np.int64) - first[rows]
+    gains = right_verified[rows, routes[rows]].astype(np.int64) - first[rows]
     hits = np.concatenate([[0], np.cumsum(gains)]) + first.sum()
     counts = np.unique(np.linspace(0, len(rows), _FRONTIER_POINTS).round().astype(np.int64))
     start = float(costs[routes].mean()) + gater_cost

@@ -85,7 +85,7 @@ def test_cascade_hands_on_the_least_confident_share():
     part = made_answers([1, 0, 1, 0], [0, 1, 1, 1], np.zeros(4), confidence)
     threshold = cascade_threshold(part.confidence["cheap"], 0.5)
     assert cascade_share(part, "cheap", threshold) == 0.5
-    assert cascade_right(part, "cheap", "dear", threshold).tolist() == [True, True, True, True]
+    assert cascade_right(part, "cheap", threshold).tolist() == [True, True, True, True]
     assert cascade_share(part, "cheap", cascade_threshold(confidence, 0.0)) == 0
     assert cascade_share(part, "cheap", cascade_threshold(confidence, -1.0)) == 0
     assert cascade_share(part, "cheap", cascade_threshold(confidence, 1.0)) == 1
@@ -98,6 +98,7 @@ def _with_a_robust_model():
     part = made_answers([1, 1, 0, 0, 0, 0, 0, 0], np.ones(8), np.zeros(8), confidence, cue=np.arange(8.0))
     part.predicted["robust"] = np.where([1, 1, 1, 1, 1, 1, 0, 0], part.labels, part.labels + 1)
     part.confidence["robust"] = confidence.astype(np.float32)
+    part.verified["robust"] = part.verified["cheap"]
     return part
 
 
@@ -105,15 +106,15 @@ def test_rivals_start_from_the_model_that_serves_them_best():
     part = _with_a_robust_model()
     start_ms = {"cheap": 1.0, "robust": 2.0}
     # 4.5 ms hand two of eight on after the robust model, and those are the two that it does not know.
-    first, threshold = best_cascade(part, start_ms, "dear", 10.0, 4.5)
+    first, threshold = best_cascade(part, start_ms, 10.0, 4.5)
     assert first == "robust"
-    assert cascade_right(part, first, "dear", threshold).all()
+    assert cascade_right(part, first, threshold).all()
     name, rule = best_cue(part, start_ms, "dear", 10.0, 4.0)
     assert name == "robust"
     assert rule.right(part, name, "dear").all()
     # What is too slow by itself is no rival, unless all are.
-    assert best_cascade(part, start_ms, "dear", 10.0, 1.5)[0] == "cheap"
-    assert best_cascade(part, start_ms, "dear", 10.0, 0.5) == ("cheap", -np.inf)
+    assert best_cascade(part, start_ms, 10.0, 1.5)[0] == "cheap"
+    assert best_cascade(part, start_ms, 10.0, 0.5) == ("cheap", -np.inf)
 
 
 def test_oracle_takes_the_cheapest_that_is_right():
@@ -141,7 +142,7 @@ def test_frontier_goes_from_slow_to_fast_and_finds_the_near_point():
     assert len(few) <= 5
     assert few[0] == points[0]
     assert few[0].to_json(["cheap", "dear"])["share"] == {"cheap": 0.5, "dear": 0.5}
-    curve = cascade_curve(part, "cheap", "dear", 1.0, 10.0)
+    curve = cascade_curve(part, "cheap", 1.0, 10.0)
     assert curve[0] == (pytest.approx(1.0), pytest.approx(0.5))
     assert curve[-1] == (pytest.approx(11.0), pytest.approx(1.0))
 

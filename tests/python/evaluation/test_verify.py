@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from support.made_answers import made_answers
-from trt_moe.evaluation.answers import join
+from trt_moe.evaluation.answers import Verified, join
 from trt_moe.evaluation.frontier import Costs
 from trt_moe.evaluation.verify import Verifier, VerifyRule, decide
 
@@ -21,12 +21,24 @@ def test_unsure_images_of_the_cheap_expert_pay_for_both():
     assert done.milliseconds.tolist() == [12, 2, 12, 11]
 
 
-def test_decisions_name_the_expert_that_answers():
+def test_decisions_name_the_expert_that_is_asked_last():
     answers = made_answers([0, 0, 1, 1], [1, 0, 0, 0], gain=[0, 0, 0, 5], confidence=[0.3, 0.8, 0.3, 0.1])
     decision = decide(answers, ("cheap", "dear"), np.array([0.1, 1.0]), VerifyRule(1.0, 0.5))
     assert decision.first.tolist() == [0, 0, 0, 1]
     assert decision.passed_on.tolist() == [True, False, True, False]
-    assert decision.answering(1).tolist() == [1, 0, 1, 1]
+    assert decision.asked_last(1).tolist() == [1, 0, 1, 1]
+
+
+def test_where_both_are_asked_both_count():
+    answers = made_answers([0, 1], [0, 0], gain=[0, 0], confidence=[0.4, 0.4])
+    together = Verified.of(np.array([[0.3, 0.3, 0.4], [0.6, 0.2, 0.2]]), np.array([[0.4, 0.5, 0.1], [0.3, 0.7, 0.0]]))
+    assert together.predicted.tolist() == [1, 0]
+    assert together.confidence.tolist() == pytest.approx([0.4, 0.45])
+    answers.verified["cheap"] = together
+    # The second image: the cheap expert knows it, the dear one does not, and together they do.
+    assert VERIFIER.apply(answers, VerifyRule(1.0, 0.5)).right.tolist() == [False, True]
+    assert VERIFIER.apply(answers, VerifyRule(-9.0, 0.5)).right.tolist() == [False, False]
+    assert [point.accuracy for point in VERIFIER.frontier(answers)] == [0.5]
 
 
 def scene(count, seed=0, honest=True):

@@ -142,10 +142,13 @@ def test_unsure_experts_leave_images_to_the_dearest_in_any_batch(
     finally:
         router.verify_below = 0.0
     first = [router.model(f"expert-{route}").logits(image[None]) for route, image in zip(routes, images, strict=True)]
-    confidence = softmax(np.concatenate(first)).max(axis=1)
+    own, dearest = softmax(np.concatenate(first)), softmax(router.model("expert-2").logits(images))
+    confidence = own.max(axis=1)
     clear = np.abs(confidence - below) > 1e-5  # rounding decides the others
     expected = np.where(confidence < below, 2, routes)
     assert result.experts[clear].tolist() == expected[clear].tolist()
+    both = np.where((result.experts == routes)[:, None], own, (own + dearest) / 2)
+    np.testing.assert_allclose(result.probabilities, both, atol=1e-6)
     for row, (one, future) in enumerate(zip(alone, submitted, strict=True)):
         np.testing.assert_array_equal(one.probabilities[0], result.probabilities[row])
         np.testing.assert_array_equal(future.probabilities, result.probabilities[row])

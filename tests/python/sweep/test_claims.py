@@ -18,7 +18,7 @@ from trt_moe.sweep.claims import (
     upper,
 )
 from trt_moe.sweep.compare import Outcomes, Spread, compare
-from trt_moe.training.routing import Frontier, cascade_frontier
+from trt_moe.training.routing import Frontier
 
 COSTS = np.array([0.2, 1.0])
 THRESHOLD = 0.7 * 0.8  # nats that the dearest must gain at latency weight 0.7
@@ -35,12 +35,12 @@ EXPLAINED = {"entropy": Spread.of([0.1]), "edges": Spread.of([0.2]), "learned": 
 
 def outcomes(names=("light", "heavy"), costs=COSTS, right=RIGHT, losses=LOSSES):
     confidence = np.repeat(np.linspace(0.9, 0.1, len(right)), len(names)).reshape(len(right), -1).astype(np.float32)
-    return Outcomes(names, costs, 0.05, SEVERITIES[: len(right)], right, losses, confidence)
+    together = np.repeat(right[:, -1:], len(names), axis=1)  # the dearest is always the surer one
+    return Outcomes(names, costs, 0.05, SEVERITIES[: len(right)], right, together, losses, confidence)
 
 
 def rivals(of, robust=None):
-    cascade = cascade_frontier(of.confidence[:, 0], of.right, of.costs)
-    return Rivals(robust, Single("heavy", 0.8, 1.0), cascade, ("light", "robust"))
+    return Rivals(robust, Single("heavy", 0.8, 1.0), of.cascade(), ("light", "robust"))
 
 
 def judge(scores, robust=None, explained=EXPLAINED, blurred=None, noisy=None, of=None, used=PAPER):
@@ -232,7 +232,7 @@ def test_with_both_settings_free_all_mixtures_are_tried():
 def test_the_strongest_cascade_may_start_anywhere():
     right, dearest = np.array([True, True, False, False]), np.array([True, True, True, False])
     sure = np.array([0.9, 0.8, 0.1, 0.2])
-    found = strongest_cascade([(sure, right, 0.2), (sure, np.zeros(4, bool), 0.1)], dearest)
+    found = strongest_cascade([(sure, right, dearest, 0.2), (sure, np.zeros(4, bool), dearest, 0.1)])
     # From the worse start nothing is right alone; its first image passed on is worth less than the other start.
     assert found.costs.tolist() == pytest.approx([0.1, 0.2, 0.45])
     assert found.accuracies.tolist() == pytest.approx([0.0, 0.5, 0.75])

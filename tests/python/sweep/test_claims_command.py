@@ -12,6 +12,7 @@ pytest.importorskip("timm")
 
 from benchmarks.claims import BLURRED, EVERY, NOISY, corrupted, main
 from trt_moe.data import EVALUATION_SEED, corrupt, load_dataset
+from trt_moe.errors import InputError
 from trt_moe.sweep.finished import open_run
 
 
@@ -44,6 +45,20 @@ def test_all_claims_are_judged_and_written(command, run, tmp_path, capsys):
     main(command)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == made
     assert json.loads((tmp_path / "out" / "claims.json").read_text()) == data
+
+
+def test_a_mixture_of_some_experts_is_judged_with_gaters_of_its_own(command, run, tmp_path):
+    main([*command, "--experts", "heavy,light"])
+    data = json.loads((tmp_path / "out" / "claims-only-light-heavy.json").read_text())
+    assert any("cheapest expert (light)" in row["name"] for row in data["claims"])
+    assert (tmp_path / "out" / "claims-only-light-heavy.md").exists()
+    assert list((run.checkpoints / "tiny" / "only-light-heavy").glob("gater-*.safetensors"))
+    opened = open_run(run, None, lambda _: None)
+    for names in (["light"], ["heavy", "heavy"], ["light", "middle"]):
+        with pytest.raises(
+            InputError, match=r"expected two or more of light, heavy, one of them heavy"
+        ):
+            opened.only(names, lambda _: None)
 
 
 def test_images_are_those_of_eval_and_one_corruption_is_left_out(run):

@@ -26,7 +26,9 @@ BLIND = np.array([[0.0, -9.0]] * 4)
 @pytest.fixture
 def outcomes():
     confidence = np.array([[0.9, 0.5], [0.3, 0.5], [0.8, 0.5], [0.2, 0.5]], np.float32)
-    return Outcomes(("light", "heavy"), COSTS, 0.05, np.array([0, 0, 5, 5]), RIGHT, LOSSES, confidence)
+    return Outcomes(
+        ("light", "heavy"), COSTS, 0.05, np.array([0, 0, 5, 5]), RIGHT, RIGHT[:, [1, 1]], LOSSES, confidence
+    )
 
 
 def test_a_gater_is_judged_at_every_latency_weight(outcomes):
@@ -156,7 +158,14 @@ def test_gaters_that_differ_by_a_latency_weight_are_equal_at_equal_cost(scores, 
     right = np.arange(16).reshape(8, 2) % 3 == 0
     losses = np.where(right, 0.1, 3.0).astype(np.float32)
     outcomes = Outcomes(
-        ("a", "b"), COSTS, 0.0, np.zeros(8, int), right, losses, np.linspace(0, 1, 16, dtype=np.float32).reshape(8, 2)
+        ("a", "b"),
+        COSTS,
+        0.0,
+        np.zeros(8, int),
+        right,
+        right,
+        losses,
+        np.linspace(0, 1, 16, dtype=np.float32).reshape(8, 2),
     )
     (pair,) = compare(outcomes, {0: scores}, {weight: {0: scores + shift * COSTS}}).pairs
     assert pair.one == pair.separate

@@ -21,7 +21,7 @@ def judged(logits, labels, severities=None):
 
 
 def outcomes(of, names=("light", "heavy"), costs=COSTS):
-    return Outcomes(names, costs, 0.05, of.images.severities, of.right, of.losses, of.confidence)
+    return Outcomes(names, costs, 0.05, of.images.severities, of.right, of.right_verified, of.losses, of.confidence)
 
 
 def sure(right, margin):

@@ -15,8 +15,10 @@ from trt_moe.export.measure import predict_onnx  # noqa: E402
 from trt_moe.export.torch_export import export_onnx, logit_error, run_onnx  # noqa: E402
 from trt_moe.models import ImageModel  # noqa: E402
 from trt_moe.training import TrainConfig  # noqa: E402
+from trt_moe.training.logits import probabilities  # noqa: E402
 from trt_moe.training.losses import check_costs  # noqa: E402
 from trt_moe.training.pipeline import train  # noqa: E402
+from trt_moe.training.routing import route  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_train_writes_a_bundle_that_loads_and_answers(raw_config, data_folder, t
         assert (again / entry.file).read_bytes() == (out / entry.file).read_bytes()
     assert "| benefit | 0 |" in (tmp_path / "runs" / "tiny" / "gaters.md").read_text()
 
-    # No expert is ever surer than that: the dearest answers all, and nothing is trained for it.
+    # No expert is ever surer than that: the dearest is asked too for all, and nothing is trained for it.
     verifying = TrainConfig.model_validate({**raw_config, "verify_below": 1.0})
     verified = Bundle.load(train(verifying, tmp_path / "verified", lambda name, *_: steps.append(name), quiet))
     assert steps == []
@@ -71,7 +73,12 @@ def test_train_writes_a_bundle_that_loads_and_answers(raw_config, data_folder, t
     assert verified.manifest.evaluation is not None
     for row in verified.manifest.evaluation.severities.values():
         assert row.share[verified.experts[-1].name] == 1.0
-        assert row.mixture == row.experts[verified.experts[-1].name]
+    logits = {entry.name: predict_onnx(verified.file(entry), test.images) for entry in verified.models()}
+    cheap, dearest = (probabilities(logits[entry.name]) for entry in verified.experts)
+    costs = np.array([entry.relative_cost for entry in verified.experts])
+    first = route(logits["gater"], costs, verified.latency_weight)
+    answers = np.where(first[:, None] == 0, cheap + dearest, dearest).argmax(1)
+    assert verified.manifest.evaluation.severities["0"].mixture == pytest.approx((answers == test.labels).mean())
 
 
 def test_without_data_the_message_says_what_to_type(raw_config, tmp_path, quiet):

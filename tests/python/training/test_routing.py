@@ -13,7 +13,7 @@ from trt_moe.training.routing import (
     random_frontier,
     route,
     tabulate,
-    verify,
+    unsure,
     verify_frontier,
 )
 
@@ -53,8 +53,8 @@ def test_random_routing_is_the_line_between_the_experts():
 
 
 def test_a_cascade_pays_for_the_cheap_expert_always():
-    right = np.array([[False, True], [True, True], [True, False], [True, True]])
-    frontier = cascade_frontier(np.array([0.3, 0.9, 0.8, 0.95]), right, COSTS)
+    right, right_verified = np.array([False, True, True, True]), np.array([True, True, False, True])
+    frontier = cascade_frontier(np.array([0.3, 0.9, 0.8, 0.95]), right, right_verified, 0.2)
     assert frontier.costs == pytest.approx([0.2, 0.45, 0.7, 0.95, 1.2])
     assert frontier.accuracies == pytest.approx([0.75, 1.0, 0.75, 0.75, 0.75])
 
@@ -63,17 +63,19 @@ def test_verifying_passes_on_what_the_routed_expert_is_unsure_of():
     right = np.array([[True, False, True], [False, True, True], [True, True, True], [False, True, True]])
     confidences = np.array([[0.9, 0.1, 0.5], [0.1, 0.8, 0.5], [0.5, 0.5, 0.5], [0.4, 0.1, 0.5]])
     costs = np.array([0.2, 0.3, 1.0])
-    frontier = verify_frontier(np.array([0, 1, 2, 0]), confidences, right, costs, gater_cost=0.1)
-    # Image 2 is with the dearest expert already; image 3 is passed on first, and only that helps.
+    # Both together err where the first expert alone is right in image 1, and in image 0 with the second expert.
+    verified = np.array([[True, False, True], [True, False, True], [True, True, True], [True, False, True]])
+    frontier = verify_frontier(np.array([0, 1, 2, 0]), confidences, right, verified, costs, gater_cost=0.1)
+    # Image 2 is with the dearest expert already; image 3 is passed on first, which helps, then image 1.
     assert frontier.costs == pytest.approx([0.525, 0.775, 1.025, 1.275])
-    assert frontier.accuracies == pytest.approx([0.75, 1.0, 1.0, 1.0])
+    assert frontier.accuracies == pytest.approx([0.75, 1.0, 0.75, 0.75])
 
 
-def test_the_dearest_expert_answers_where_the_routed_one_is_unsure():
+def test_images_go_on_where_the_routed_expert_is_unsure_and_not_the_dearest():
     confidence = np.array([[0.9, 0.1, 0.5], [0.1, 0.8, 0.5], [0.5, 0.5, 0.1], [0.4, 0.1, 0.5]])
     routes = np.array([0, 0, 2, 1])
-    assert verify(routes, confidence, 0.5).tolist() == [0, 2, 2, 2]
-    assert verify(routes, confidence, 0.0).tolist() == routes.tolist()
+    assert unsure(routes, confidence, 0.5).tolist() == [False, True, False, True]
+    assert not unsure(routes, confidence, 0.0).any()
 
 
 def test_the_frontier_of_many_experts_finds_every_switch():
