@@ -5,7 +5,8 @@ python -m benchmarks.claims CONFIG [--data DIR] [--checkpoints DIR] [--seeds 0,1
 
 CONFIG is what `trt-moe train` was given; its experts are used as they are, their logits on the test images are
 computed once and kept beside the checkpoints. Costs are the mean latencies that the run measured, relative to the
-dearest expert's: nothing is timed here, so all figures can be repeated on any machine.
+dearest expert's: nothing is timed here, so all figures can be repeated on any machine. With --experts the files are
+called claims-only-A-B.
 """
 
 from __future__ import annotations

@@ -45,24 +45,29 @@ def load_mixed_images(bundle: Bundle) -> Images:
 
 
 class PythonRouting:
-    """The same routing rule, written the way users do: numpy around any runtime's `run(name, images)`."""
+    """The same routing and verifying, written the way users do: numpy around any runtime's `run(name, images)`."""
 
     def __init__(self, bundle: Bundle, run: Callable[[str, Images], NDArray[np.float32]]) -> None:
         self.run = run
         self.gater = bundle.gater.name
         self.experts = [entry.name for entry in bundle.experts]
         self.costs = np.array([entry.relative_cost for entry in bundle.experts], np.float32)
-        self.weight = bundle.latency_weight
+        self.weight, self.verify_below = bundle.latency_weight, bundle.verify_below
         self.classes = len(bundle.class_names)
 
     def grouped(self, images: Images) -> NDArray[np.float32]:
         routes = np.argmax(self.run(self.gater, images) - self.weight * self.costs, axis=1)
-        logits = np.empty((len(images), self.classes), np.float32)
+        probabilities = np.empty((len(images), self.classes), np.float32)
         for index, expert in enumerate(self.experts):
             chosen = np.flatnonzero(routes == index)
             if len(chosen):
-                logits[chosen] = self.run(expert, images[chosen])
-        return np.exp(log_softmax(logits))
+                probabilities[chosen] = np.exp(log_softmax(self.run(expert, images[chosen])))
+        dearest = len(self.experts) - 1
+        unsure = np.flatnonzero((probabilities.max(axis=1) < self.verify_below) & (routes != dearest))
+        if len(unsure):
+            probabilities[unsure] += np.exp(log_softmax(self.run(self.experts[dearest], images[unsure])))
+            probabilities[unsure] /= 2
+        return probabilities
 
     def per_image(self, images: Images) -> NDArray[np.float32]:
         return np.concatenate([self.grouped(images[i : i + 1]) for i in range(len(images))])

@@ -67,7 +67,7 @@ class LockedLoop:
 def run(bundle: Bundle, images: Images, quick: bool) -> dict[str, Any]:
     """Contenders take turns of some seconds, several times over."""
     turns, seconds = (1, 1.0) if quick else (5, 3.0)
-    with Router(bundle, verify_below=0.0) as router:
+    with Router(bundle) as router:
         openvino = OpenVinoPeer(bundle)
         grouping = GroupingServer(PythonRouting(bundle, openvino.run_batch))
         locked = LockedLoop(PythonRouting(bundle, openvino.run_one))

@@ -26,8 +26,7 @@ _SETTLE_S = 0.01
 
 
 def _ours(bundle: Bundle, precision: str) -> Callable[[Images], Any]:
-    # Without verification: the others route by the gater alone.
-    router = Router(bundle, precision=precision, verify_below=0.0)
+    router = Router(bundle, precision=precision)
     return lambda images: router.predict(images).probabilities
 
 

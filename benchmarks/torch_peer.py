@@ -1,7 +1,7 @@
 """torch eager as a peer: the bundle's architectures, since torch cannot run ONNX files.
 
-The weights are random, which does not change the speed; so that the same experts run on the same images, the
-gater's output is replaced by the scores of the bundle's own gater after it has run.
+The weights are random, which does not change the speed; so that the same experts run on the same images, every
+output is replaced by that of the bundle's own model after it has run.
 """
 
 from __future__ import annotations
@@ -22,15 +22,21 @@ from trt_moe.models import ImageModel, SqueezeNetLight, create_expert
 def torch_runner(bundle: Bundle, images: Images) -> Callable[[str, Images], NDArray[np.float32]]:
     torch.set_num_threads(_core.usable_cpus())
     modules = {entry.name: _module(bundle, entry) for entry in bundle.models()}
-    scores = Model.load(bundle, bundle.gater.name, precision="fp32").logits(images)
-    score_of = {image.tobytes(): row for image, row in zip(images, scores, strict=True)}
+    known = {
+        entry.name: dict(
+            zip(
+                (image.tobytes() for image in images),
+                Model.load(bundle, entry.name, precision="fp32").logits(images),
+                strict=True,
+            )
+        )
+        for entry in bundle.models()
+    }
 
     def run(name: str, batch: Images) -> NDArray[np.float32]:
         with torch.inference_mode():
-            logits = modules[name](torch.from_numpy(batch)).numpy()
-        if name == bundle.gater.name:
-            return np.stack([score_of[image.tobytes()] for image in batch])
-        return logits
+            modules[name](torch.from_numpy(batch))
+        return np.stack([known[name][image.tobytes()] for image in batch])
 
     return run
 

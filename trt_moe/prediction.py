@@ -25,7 +25,7 @@ class Prediction:
         path: of the image.
         label: likeliest class.
         probability: of that class.
-        expert: who answered.
+        expert: who was asked last.
         ms: latency of this image, alone.
         top: the likeliest classes with their probabilities, best first.
     """

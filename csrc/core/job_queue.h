@@ -20,7 +20,7 @@ struct Job {
   std::uint32_t index = 0;    // the image within its request
   Clock::time_point entered;  // when it entered the first line; a large request hands in its images bit by bit
   Clock::time_point queued;   // when it entered the line it is in
-  bool verifies = false;  // an expert was unsure, and has left its probabilities in the request's rows
+  bool verifies = false;      // an expert was unsure, and has left its probabilities in the request's rows
   // In earlier lines, and with an expert that was unsure:
   std::uint64_t waited_ns = 0;
   std::uint64_t gather_ns = 0;

@@ -41,7 +41,7 @@ struct SchedulerOptions {
 struct SchedulerStats {
   std::array<HistogramSnapshot, kStageNames.size()> stages;
   std::vector<std::uint64_t> images;     // answered, per expert
-  std::vector<std::uint64_t> passed_on;  // run, but left to the dearest expert, per expert
+  std::vector<std::uint64_t> passed_on;  // run, but passed on to the dearest as well, per expert
   std::vector<std::uint64_t> batches;    // run, per expert
   std::size_t in_flight = 0;
 };

@@ -99,7 +99,7 @@ class Bundle:
 
     @property
     def verify_below(self) -> float:
-        """The confidence below which the dearest expert answers instead, unless told otherwise."""
+        """The confidence below which the dearest expert is asked as well, unless told otherwise."""
         return self._manifest.verify_below
 
     @property

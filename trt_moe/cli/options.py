@@ -56,7 +56,7 @@ VerifyBelow = Annotated[
         "--verify-below",
         min=0.0,
         max=1.0,
-        help="An expert less sure than this leaves the image to the dearest one, 0: never; default: the bundle's.",
+        help="Where an expert is less sure than this the dearest is asked as well, 0: never; default: the bundle's.",
     ),
 ]
 Config = Annotated[Path, typer.Argument(help="Training configuration (YAML), see configs/.", metavar="CONFIG")]

@@ -17,21 +17,21 @@ _BATCH = 256
 
 
 @dataclass(frozen=True)
-class Verified:
+class WithDearest:
     """The mean of a model's and the dearest expert's probabilities: int64 [N] likeliest class, float32 [N] its own."""
 
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float32]
 
     @classmethod
-    def of(cls, first: NDArray[np.float32], second: NDArray[np.float32]) -> Verified:
+    def of(cls, first: NDArray[np.float32], second: NDArray[np.float32]) -> WithDearest:
         """From the probabilities of both, [N, classes]."""
         mean = (first + second) / 2
         return cls(mean.argmax(axis=1), mean.max(axis=1))
 
-    def take(self, chosen: NDArray[np.bool_]) -> Verified:
+    def take(self, chosen: NDArray[np.bool_]) -> WithDearest:
         """The images where `chosen`, bool [N], is true."""
-        return Verified(self.predicted[chosen], self.confidence[chosen])
+        return WithDearest(self.predicted[chosen], self.confidence[chosen])
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Answers:
     predicted: dict[str, NDArray[np.int64]]
     confidence: dict[str, NDArray[np.float32]]
     loss: dict[str, NDArray[np.float32]]
-    verified: dict[str, Verified]
+    verified: dict[str, WithDearest]
     image_cue: NDArray[np.float64]
 
     def right(self, name: str) -> NDArray[np.bool_]:
@@ -133,7 +133,7 @@ def collect(
             progress(f"answers, severity {severity}", done, total)
     image_cue = measure(log_laplacian_variance, images)
     dearest = probabilities[bundle.experts[-1].name]
-    verified = {name: Verified.of(rows, dearest) for name, rows in probabilities.items()}
+    verified = {name: WithDearest.of(rows, dearest) for name, rows in probabilities.items()}
     return Answers(severity, labels, gater_logits, predicted, confidence, loss, verified, image_cue)
 
 
@@ -147,7 +147,7 @@ def join(parts: Sequence[Answers]) -> Answers:
         {name: np.concatenate([part.confidence[name] for part in parts]) for name in parts[0].confidence},
         {name: np.concatenate([part.loss[name] for part in parts]) for name in parts[0].loss},
         {
-            name: Verified(
+            name: WithDearest(
                 np.concatenate([part.verified[name].predicted for part in parts]),
                 np.concatenate([part.verified[name].confidence for part in parts]),
             )

@@ -178,7 +178,8 @@ def evaluate(
       dearest. Each half of the images by the rule that is the most accurate on the other half, within the
       mixture's mean latency there.
     - oracle: the cheapest expert that is right. `oracle_gain` is the share of its gain over the best single
-      expert that the mixture captures; None where it gains nothing.
+      expert that the mixture captures; None where it gains nothing. It takes one expert's word, so a mixture that
+      verifies can be right where no expert is.
 
     Args:
         router: at the latency weight and `verify_below` to evaluate.

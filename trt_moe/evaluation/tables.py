@@ -31,17 +31,16 @@ def corruption(data: dict[str, Any]) -> str:
 
 
 def print_shares(data: dict[str, Any]) -> None:
-    """One row for each severity: shares, accuracy of mixture, cheapest and dearest expert, latency."""
+    """One row for each severity: shares, accuracy of mixture and experts, latency."""
     experts = data["experts"]
-    ends = [experts[0], experts[-1]]
     columns = ["severity", *(f"share {name} %" for name in experts), f"{MIXTURE} right %"]
-    columns += [*(f"{name} right %" for name in ends), "mean ms", "p99 ms"]
+    columns += [*(f"{name} right %" for name in experts), "mean ms", "p99 ms"]
     rows = [
         [
             severity,
             *(points(row["share"][name]) for name in experts),
             points(row["accuracy"]),
-            *(points(row["experts"][name]) for name in ends),
+            *(points(row["experts"][name]) for name in experts),
             milliseconds(row["mean_ms"]),
             milliseconds(row["p99_ms"]),
         ]

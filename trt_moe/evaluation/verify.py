@@ -124,7 +124,7 @@ class Verifier:
             order = cheap[np.argsort(confidence[cheap], kind="stable")]
             gained = np.concatenate([[0], np.cumsum((verified - right)[order])])
             base_ms = self._costs.mixture_ms(shares(chosen, len(self._experts)))
-            # To pass all on is never worth it: the dearest expert can be asked at once.
+            # The surest image stays: no threshold up to 1 passes on one with a probability of 1.
             for passed_on in np.unique(np.linspace(0, max(0, len(order) - 1), points).round().astype(int)):
                 # The next image's confidence, so that those before it are below.
                 rule = VerifyRule(float(weight), float(confidence[order[passed_on]]) if passed_on else 0.0)

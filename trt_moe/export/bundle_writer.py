@@ -33,9 +33,9 @@ from trt_moe.bundle import (
 )
 from trt_moe.data import EVALUATION_SEED, SEVERITIES, Dataset, corrupt
 from trt_moe.errors import DataError
-from trt_moe.export.measure import Timing, available_threads, cpu_name, predict_onnx
+from trt_moe.export.measure import Timing, available_threads, cpu_name, load_onnx
 from trt_moe.export.torch_export import run_onnx
-from trt_moe.training.logits import mean_right
+from trt_moe.training.logits import mean_right, probabilities
 from trt_moe.training.routing import route, unsure
 
 GATER = "gater"
@@ -206,13 +206,15 @@ def _evaluate(
     count = min(source.evaluation_images, len(source.test))
     labels = source.test.labels[:count]
     weights = np.asarray([costs[e.name] for e in experts])
+    names = [GATER, *(model.name for model in (*experts, *source.baselines))]
+    models = {name: load_onnx(work / f"{name}.onnx") for name in names}
     rows = {}
     for severity in range(SEVERITIES):
         images = _corrupted(source, np.arange(count), severity)
-        scores = predict_onnx(work / f"{GATER}.onnx", images)
-        logits = [predict_onnx(work / f"{e.name}.onnx", images) for e in experts]
+        scores = models[GATER](images)
+        logits = [models[e.name](images) for e in experts]
         right = np.stack([_right(rows, labels) for rows in logits], axis=1)
-        confidence = np.stack([_confidence(rows) for rows in logits], axis=1)
+        confidence = np.stack([probabilities(rows).max(1) for rows in logits], axis=1)
         routes = route(scores, weights, source.latency_weight)
         passed_on = unsure(routes, confidence, source.verify_below)
         verified = np.stack([mean_right(rows, logits[-1], labels) for rows in logits], axis=1)
@@ -223,8 +225,7 @@ def _evaluate(
             mixture=round(float(accuracy), 6),
             experts={e.name: round(float(right[:, k].mean()), 6) for k, e in enumerate(experts)},
             baselines={
-                b.name: round(float(_right(predict_onnx(work / f"{b.name}.onnx", images), labels).mean()), 6)
-                for b in source.baselines
+                b.name: round(float(_right(models[b.name](images), labels).mean()), 6) for b in source.baselines
             },
             share={e.name: round(float(share[k]), 6) for k, e in enumerate(experts)},
         )
@@ -240,11 +241,6 @@ def _evaluate(
 def _right(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     right: NDArray[np.bool_] = logits.argmax(1) == labels
     return right
-
-
-def _confidence(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    confidence: NDArray[np.float32] = 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
-    return confidence
 
 
 def _corrupted(source: BundleSource, indices: NDArray[np.int64], severity: int) -> NDArray[np.uint8]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from trt_moe import _core
 from trt_moe.hardware import cpu_report
+
+if TYPE_CHECKING:
+    from trt_moe import _core
 
 _WARMUP = 20
 _PREDICT_BATCH = 64
@@ -34,7 +37,6 @@ def measure_latency(
     files: Mapping[str, Path],
     iterations: int = 1000,
     precision: str = "fp32",
-    threads: int | None = None,
     always_fp32: Collection[str] = (),
 ) -> dict[str, Timing]:
     """Time every model at batch 1 as a router runs single images, in turns, so that a busy moment falls on all.
@@ -43,13 +45,9 @@ def measure_latency(
         files: ONNX file by model name.
         iterations: timed inferences per model.
         precision: "fp32", "bf16" or "fp16".
-        threads: that a model may use; as many as this process may where left out. Models that one serves better
-            take one.
         always_fp32: models that a router runs in fp32 whatever the precision (the gater).
     """
-    models = {
-        name: _compile(file, "fp32" if name in always_fp32 else precision, threads, [1]) for name, file in files.items()
-    }
+    models = {name: _compile(file, "fp32" if name in always_fp32 else precision, [1]) for name, file in files.items()}
     generator = np.random.Generator(np.random.PCG64(0))
     images = {
         name: generator.integers(0, 256, size=model.input_shape, dtype=np.uint8) for name, model in models.items()
@@ -61,11 +59,20 @@ def measure_latency(
     return {name: Timing(np.concatenate([times[name] for times in rounds])) for name in models}
 
 
+def load_onnx(file: Path, precision: str = "fp32") -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """Compile a model; the result gives logits float32 [N, K] of uint8 [N, H, W, C], in batches."""
+    model = _compile(file, precision, [])
+
+    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        batches = (np.ascontiguousarray(images[i : i + _PREDICT_BATCH]) for i in range(0, len(images), _PREDICT_BATCH))
+        return np.concatenate([model.logits(batch) for batch in batches])
+
+    return predict
+
+
 def predict_onnx(file: Path, images: NDArray[np.uint8], precision: str = "fp32") -> NDArray[np.float32]:
     """Logits float32 [N, K] of uint8 [N, H, W, C], in batches."""
-    model = _compile(file, precision, None, [])
-    batches = (np.ascontiguousarray(images[i : i + _PREDICT_BATCH]) for i in range(0, len(images), _PREDICT_BATCH))
-    return np.concatenate([model.logits(batch) for batch in batches])
+    return load_onnx(file, precision)(images)
 
 
 def native_precision() -> str:
@@ -85,7 +92,7 @@ def cpu_name() -> str:
     return str(cpu_report()["name"])
 
 
-def _compile(file: Path, precision: str, threads: int | None, buckets: list[int]) -> _core.Model:
-    return _core.Model(
-        file.read_bytes(), backend="openvino", precision=precision, threads=threads or 0, buckets=buckets
-    )
+def _compile(file: Path, precision: str, buckets: list[int]) -> _core.Model:
+    from trt_moe import _core
+
+    return _core.Model(file.read_bytes(), backend="openvino", precision=precision, buckets=buckets)

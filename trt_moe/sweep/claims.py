@@ -53,7 +53,7 @@ class Rule:
         verified = f", verify below {self.verify_below:g}" if self.verify_below > 0 else ""
         return f"latency weight {self.latency_weight:g}{verified}"
 
-    def answered_by(self, outcomes: Outcomes, scores: Floats) -> Ints:
+    def asked_last(self, outcomes: Outcomes, scores: Floats) -> Ints:
         """Int64 [N]: the last expert that is asked."""
         routes = route(scores, outcomes.costs, self.latency_weight)
         asked_too = unsure(routes, outcomes.confidence, self.verify_below)
@@ -398,11 +398,11 @@ def _explained(explained: Mapping[str, Spread], learned: str) -> list[Claim]:
 
 
 def _shares(routed: Routed, rule: Rule, images: Bools, experts: Bools) -> list[float]:
-    """By seed, which part of these images is answered by these experts."""
+    """By seed, which part of these images ends with these experts."""
     if not images.any():
         return [float("nan")]
-    answered = [rule.answered_by(routed.outcomes, scores) for scores in routed.scores.values()]
-    return [float(experts[chosen[images]].mean()) for chosen in answered]
+    asked = [rule.asked_last(routed.outcomes, scores) for scores in routed.scores.values()]
+    return [float(experts[chosen[images]].mean()) for chosen in asked]
 
 
 def _claim(

@@ -98,7 +98,10 @@ class FinishedRun:
                 f"experts are {', '.join(names)}; expected two or more of {', '.join(known)}, one of them {known[-1]}"
             )
         experts = tuple(expert for expert in self.config.experts if expert.name in names)
-        return self._of(experts, "only-" + "-".join(expert.name for expert in experts), log)
+        run = self._of(experts, "only-" + "-".join(expert.name for expert in experts), log)
+        # The others have been trained all the same: experts may have learned from them, and they may be better.
+        others = tuple(expert for expert in self.config.experts if expert.name not in names)
+        return replace(run, config=run.config.model_copy(update={"teachers": (*run.config.teachers, *others)}))
 
     def with_expert(self, entry: ExpertConfig, log: Log) -> FinishedRun:
         """The same run with a baseline as one more expert; it needs gaters of its own."""
@@ -108,7 +111,7 @@ class FinishedRun:
     def _of(self, experts: tuple[ExpertConfig, ...], gater_folder: str, log: Log) -> FinishedRun:
         config = self.config.model_copy(update={"experts": experts})
         training, validation = (
-            judge(config, experts, self.models, what, judged.images, self.folder, log)
+            judge(self.config, experts, self.models, what, judged.images, self.folder, log)
             for what, judged in ((GATER_PART, self.training), (VALIDATION_PART, self.validation))
         )
         folder = self.gater_folder / gater_folder

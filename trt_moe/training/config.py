@@ -67,7 +67,6 @@ class ExpertConfig(Section):
     pretrained: bool = False
     weights: Path | None = None
     severities: Weights
-    shift: int = Field(default=0, ge=0, description="pixels that a training image is moved by, at most, each way")
     epochs: int = Field(default=8, ge=1)
     batch: int = Field(default=128, ge=1, description="images an optimizer step, over all processes")
     accumulate: int = Field(default=1, ge=1, description="pieces that a step's images are computed in, to save memory")
@@ -95,7 +94,7 @@ class ExpertConfig(Section):
 class GaterConfig(Section):
     """The gater phase: every method with every seed is trained, the best by validation is kept."""
 
-    methods: tuple[Method, ...] = Field(default=("benefit", "gumbel"), min_length=1)
+    methods: tuple[Method, ...] = Field(default=("regret", "benefit", "gumbel"), min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
     width: int = Field(default=16, ge=2)
     epochs: int = Field(default=10, ge=1)

@@ -200,7 +200,7 @@ def _train_epoch(
         len(part.labels), expert.batch, seed, config.flip,
         expert.accumulate, processes.process_index, processes.num_processes,
     )  # fmt: skip
-    images = draw(part, expert.severities, config.corruption, seed, order.chosen.ravel(), expert.shift)
+    images = draw(part, expert.severities, config.corruption, seed, order.chosen.ravel())
     distilled = teacher is not None and _set_distilled(model.network)
     if expert.token_drop > 0:
         _drop_tokens(model.network, expert.token_drop if epoch < expert.token_drop_epochs else 0.0)

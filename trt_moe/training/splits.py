@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,25 +80,19 @@ def draw(
     corruption: CorruptionConfig,
     seed: int,
     rows: NDArray[np.int64] | None = None,
-    shift: int = 0,
 ) -> Corrupted:
     """Give every image a severity at random by weight, and corrupt it: by blur and noise, or by one of them.
 
     `seed` names the pass: the same seed gives the same severities and the same pixels. With `rows` only those
-    images are returned, in that order, each as it is in the whole draw. Before they are corrupted, images are
-    moved by up to `shift` pixels each way.
+    images are returned, in that order, each as it is in the whole draw.
     """
     shares = np.asarray(weights, dtype=np.float64)
     generator = np.random.Generator(np.random.PCG64(seed))
     severities = generator.choice(len(shares), size=len(part.images), p=shares / shares.sum())
     # Drawn after the severities, so that these are the same whatever the share of single corruptions is.
     kinds = _kinds(len(part.images), corruption.alone, generator)
-    moves = generator.integers(-shift, shift + 1, size=(len(part.images), 2)) if shift > 0 else None
     if rows is not None:
         part, severities, kinds = part.take(rows), severities[rows], kinds[rows]
-        moves = moves[rows] if moves is not None else None
-    if moves is not None:
-        part = replace(part, images=_moved(part.images, moves, shift))
     images = np.empty_like(part.images)
     for kind in np.unique(kinds):
         chosen = np.flatnonzero(kinds == kind)
@@ -111,17 +105,6 @@ def _kinds(count: int, alone: float, generator: np.random.Generator) -> NDArray[
     if alone == 0:
         return np.zeros(count, np.int64)
     return generator.choice(len(KINDS), size=count, p=[1 - alone, alone / 2, alone / 2])
-
-
-def _moved(images: NDArray[np.uint8], moves: NDArray[np.int64], furthest: int) -> NDArray[np.uint8]:
-    """Move each image by (down, right) pixels, int64 [N, 2]; what comes in at the edge is black."""
-    _, height, width, _ = images.shape
-    margin = (furthest, furthest)
-    padded = np.pad(images, ((0, 0), margin, margin, (0, 0)))
-    rows = np.arange(height) + furthest - moves[:, :1]
-    columns = np.arange(width) + furthest - moves[:, 1:]
-    moved: NDArray[np.uint8] = padded[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return moved
 
 
 def every_severity(part: Part, corruption: CorruptionConfig, seed: int) -> Corrupted:

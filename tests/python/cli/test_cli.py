@@ -230,7 +230,7 @@ def test_export_of_an_unfinished_run(tmp_path):
     from safetensors.numpy import save_file
 
     (tmp_path / "demo").mkdir()
-    gaters = [f"gater-{method}-{seed}" for method in ("benefit", "gumbel") for seed in range(3)]
+    gaters = [f"gater-{method}-{seed}" for method in ("regret", "benefit", "gumbel") for seed in range(3)]
     for name in ("small", "large", *gaters):
         save_file({}, tmp_path / "demo" / f"{name}.safetensors", {"config": "of another day"})
     message = run("export", config, "--data", tmp_path, "--checkpoints", tmp_path, code=2).stderr

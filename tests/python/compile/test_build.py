@@ -336,9 +336,11 @@ def test_progress_goes_through_models_and_buckets_and_knows_the_time_left(
     steps: list[Step] = []
     options = BuildOptions(buckets=(1, 2, 4, 8, 16, 32), precision="fp32")
     build(shipped, options, progress=steps.append)
-    assert list(dict.fromkeys(step.model for step in steps)) == ["gater", "squeezenet", "resnet"]
+    assert list(dict.fromkeys(step.model for step in steps)) == [
+        "gater", "light-clean", "light-harsh", "resnet",
+    ]  # fmt: skip
     assert {step.seconds_left for step in steps} == {None}
-    assert [step.bucket for step in steps if step.stage == "converting"] == [None] * 3
+    assert [step.bucket for step in steps if step.stage == "converting"] == [None] * 4
     reached = [step.bucket for step in steps if step.model == "resnet" and step.bucket]
     assert reached == sorted(reached)
     assert {1, 32} <= set(reached) <= set(options.buckets)
@@ -388,7 +390,7 @@ def test_a_builder_stopped_in_the_middle(
 ) -> None:
     # So many buckets that TensorRT is at them for long.
     builder = start(shipped.path, cache, 16)
-    wait_for(builder, "squeezenet building")
+    wait_for(builder, "light-clean building")
     builder.send_signal(stop)
     out, _ = builder.communicate(timeout=60)
     if stop == signal.SIGINT:

@@ -18,6 +18,11 @@ from trt_moe.router import Router
 WEIGHT = 6.0
 
 
+def probabilities(logits):
+    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return raised / raised.sum(axis=1, keepdims=True)
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     return write_tiny_bundle(
@@ -68,6 +73,19 @@ def test_a_router_that_verifies_is_evaluated_as_such(tiny, sets):
         row = data["severities"][str(test_set.severity)]
         assert list(row["share"].values()) == [0, 0, 1]
         assert row["passed_on"] == pytest.approx((tiny.routes(test_set.images, WEIGHT) != 2).mean())
+
+
+def test_both_answer_means_the_model_and_the_dearest_expert(tiny, sets):
+    images, labels = sets[0].images, sets[0].labels
+    with Router(tiny.path, precision="fp32", threads=1) as router:
+        answers = collect(router, images, labels, 0, lambda *_: None)
+        own, dearest = (probabilities(router.model(name).logits(images)) for name in ("expert-0", "expert-2"))
+    both = answers.verified["expert-0"]
+    np.testing.assert_allclose(both.confidence, ((own + dearest) / 2).max(axis=1), atol=1e-6)
+    assert (np.abs(both.confidence - dearest.max(axis=1)) > 1e-3).any()
+    assert (np.abs(both.confidence - own.max(axis=1)) > 1e-3).any()
+    np.testing.assert_allclose(answers.verified["expert-2"].confidence, dearest.max(axis=1), atol=1e-6)
+    assert both.take(np.arange(60) < 7).predicted.tolist() == both.predicted[:7].tolist()
 
 
 def test_report_is_complete(report):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from support.made_answers import made_answers
-from trt_moe.evaluation.answers import Verified, join
+from trt_moe.evaluation.answers import WithDearest, join
 from trt_moe.evaluation.frontier import Costs
 from trt_moe.evaluation.verify import Verifier, VerifyRule, decide
 
@@ -31,7 +31,8 @@ def test_decisions_name_the_expert_that_is_asked_last():
 
 def test_where_both_are_asked_both_count():
     answers = made_answers([0, 1], [0, 0], gain=[0, 0], confidence=[0.4, 0.4])
-    together = Verified.of(np.array([[0.3, 0.3, 0.4], [0.6, 0.2, 0.2]]), np.array([[0.4, 0.5, 0.1], [0.3, 0.7, 0.0]]))
+    cheap, dear = np.array([[0.3, 0.3, 0.4], [0.6, 0.2, 0.2]]), np.array([[0.4, 0.5, 0.1], [0.3, 0.7, 0.0]])
+    together = WithDearest.of(cheap, dear)
     assert together.predicted.tolist() == [1, 0]
     assert together.confidence.tolist() == pytest.approx([0.4, 0.45])
     answers.verified["cheap"] = together

@@ -125,7 +125,7 @@ def test_a_latency_weight_that_is_no_weight(router: trt_moe.Router, weight: obje
 
 @settings(deadline=None, max_examples=25)
 @given(below=st.floats(0, 1, width=32), seed=st.integers(0, 1000))
-def test_unsure_experts_leave_images_to_the_dearest_in_any_batch(
+def test_where_an_expert_is_unsure_it_and_the_dearest_answer_in_any_batch(
     router: trt_moe.Router, tiny: TinyBundle, below: float, seed: int
 ) -> None:
     def passed_on() -> list[int]:

@@ -32,6 +32,7 @@ def test_all_claims_are_judged_and_written(command, run, tmp_path, capsys):
     assert len(names) == len(set(names)) == 23  # the bundle routes by the latency weight of the paper
     assert all(row["met"] in (True, False) for row in data["claims"] if row["goal"] and row["value"])
     ideas = {(idea["name"], idea["plain"]) for idea in data["ideas"]}
+    assert ("gater that learns its choices (regret)", "one that regresses losses (benefit)") in ideas
     assert ("specialised experts: light + heavy", "robust-light + heavy") in ideas
     assert ("specialised experts: robust-light + light + heavy", "robust-light + heavy") in ideas
     text, printed = (tmp_path / "out" / "claims.md").read_text(), capsys.readouterr().out
@@ -40,7 +41,7 @@ def test_all_claims_are_judged_and_written(command, run, tmp_path, capsys):
     assert "Beyond the paper" in printed
     # Logits and the gater of three experts are kept, and nothing of the run is replaced.
     folder = run.checkpoints / "tiny"
-    assert (folder / "with-robust-light" / "gater-benefit-0.safetensors").is_file()
+    assert (folder / "with-robust-light" / "gater-regret-0.safetensors").is_file()
     made = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     main(command)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == made
@@ -54,10 +55,14 @@ def test_a_mixture_of_some_experts_is_judged_with_gaters_of_its_own(command, run
     assert (tmp_path / "out" / "claims-only-light-heavy.md").exists()
     assert list((run.checkpoints / "tiny" / "only-light-heavy").glob("gater-*.safetensors"))
     opened = open_run(run, None, lambda _: None)
+    three = opened.with_expert(opened.config.baselines[0], lambda _: None)
+    assert [expert.name for expert in three.config.experts] == ["robust-light", "light", "heavy"]
+    two = three.only(["heavy", "light"], lambda _: None)
+    assert [expert.name for expert in two.config.experts] == ["light", "heavy"]
+    assert "robust-light" in [expert.name for expert in two.config.teachers]
+    assert two.training.logits.shape[1] == two.validation.logits.shape[1] == 2
     for names in (["light"], ["heavy", "heavy"], ["light", "middle"]):
-        with pytest.raises(
-            InputError, match=r"expected two or more of light, heavy, one of them heavy"
-        ):
+        with pytest.raises(InputError, match=r"expected two or more of light, heavy, one of them heavy"):
             opened.only(names, lambda _: None)
 
 

@@ -36,13 +36,13 @@ def test_a_sweep_trains_what_is_missing_and_writes_its_files(run, tmp_path):
     before, steps = checkpoints(folder), []
     comparison = sweep(run, (0.7, 0.1), (1, 0), out, lambda what, *_: steps.append(what), quiet)
 
-    # The run itself had trained both methods with seed 0 at its own weight, 0.7: they are neither trained nor lost.
+    # The run itself had trained all methods with seed 0 at its own weight, 0.7: they are neither trained nor lost.
     after = checkpoints(folder)
-    assert set(steps) == {"gater benefit 1", "gater gumbel 0", "gater gumbel 1"}
+    assert set(steps) == {"gater regret 1", "gater gumbel 0", "gater gumbel 1"}
     assert {name: content for name, content in after.items() if name in before} == before
     other = "sweep/latency-weight-0.1"
     assert after.keys() - before.keys() == {
-        "gater-benefit-1.safetensors",
+        "gater-regret-1.safetensors",
         "gater-gumbel-1.safetensors",
         f"{other}/gater-gumbel-0.safetensors",
         f"{other}/gater-gumbel-1.safetensors",

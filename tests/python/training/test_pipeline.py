@@ -11,13 +11,13 @@ pytest.importorskip("onnxscript")
 from trt_moe.bundle import Bundle  # noqa: E402
 from trt_moe.data import EVALUATION_SEED, corrupt, load_dataset  # noqa: E402
 from trt_moe.errors import DataError, InputError, ModelOutputError  # noqa: E402
-from trt_moe.export.measure import predict_onnx  # noqa: E402
+from trt_moe.export.measure import Timing, predict_onnx  # noqa: E402
 from trt_moe.export.torch_export import export_onnx, logit_error, run_onnx  # noqa: E402
 from trt_moe.models import ImageModel  # noqa: E402
 from trt_moe.training import TrainConfig  # noqa: E402
 from trt_moe.training.logits import probabilities  # noqa: E402
 from trt_moe.training.losses import check_costs  # noqa: E402
-from trt_moe.training.pipeline import train  # noqa: E402
+from trt_moe.training.pipeline import _pooled, train  # noqa: E402
 from trt_moe.training.routing import route  # noqa: E402
 
 
@@ -79,6 +79,14 @@ def test_train_writes_a_bundle_that_loads_and_answers(raw_config, data_folder, t
     first = route(logits["gater"], costs, verified.latency_weight)
     answers = np.where(first[:, None] == 0, cheap + dearest, dearest).argmax(1)
     assert verified.manifest.evaluation.severities["0"].mixture == pytest.approx((answers == test.labels).mean())
+
+
+def test_networks_of_one_shape_share_their_timings(raw_config):
+    config = TrainConfig.model_validate(raw_config)
+    timed = {"gater": 0.1, "light": 1.0, "heavy": 4.0, "robust-light": 3.0}
+    pooled = _pooled({name: Timing(np.full(2, ms)) for name, ms in timed.items()}, config)
+    means = {name: timing.milliseconds.mean() for name, timing in pooled.items()}
+    assert means == pytest.approx({"gater": 0.1, "light": 2.0, "heavy": 4.0, "robust-light": 2.0})
 
 
 def test_without_data_the_message_says_what_to_type(raw_config, tmp_path, quiet):

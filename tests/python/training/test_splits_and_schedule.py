@@ -56,28 +56,6 @@ def test_some_images_get_one_corruption_alone():
     np.testing.assert_array_equal(some.images, mixed.images[rows])
 
 
-def test_images_are_moved_before_they_are_corrupted():
-    count, clean = 50, (1, 0, 0, 0, 0, 0)
-    pixels = np.random.default_rng(0).integers(1, 256, (count, 6, 4, 3), np.uint8)
-    part = Part(pixels, np.zeros(count, np.int64), np.arange(count))
-    moved = draw(part, clean, CorruptionConfig(), seed=1, shift=1)
-    seen = set()
-    for image, before in zip(moved.images, pixels, strict=True):
-        around = np.pad(before, ((1, 1), (1, 1), (0, 0)))
-        fits = [(y, x) for y in range(3) for x in range(3) if (around[y : y + 6, x : x + 4] == image).all()]
-        assert len(fits) == 1
-        seen.add(fits[0])
-    assert len(seen) == 9
-    rows = np.array([7, 3])
-    np.testing.assert_array_equal(draw(part, clean, CorruptionConfig(), 1, rows, shift=1).images, moved.images[rows])
-    mixed = (1, 1, 1, 1, 1, 1)
-    still, noisy = (draw(part, mixed, CorruptionConfig(alone=0.5), seed=1, shift=shift) for shift in (0, 1))
-    assert (noisy.severities == still.severities).all()
-    # Noise at the new edge, too: a black border would tell a network that it sees a training image.
-    harshest = noisy.images[noisy.severities == 5]
-    assert (harshest[:, 0] > 0).any(axis=(1, 2)).mean() > 0.9
-
-
 def test_checkpoints_made_before_single_corruptions_keep_their_hash():
     assert "alone" not in CorruptionConfig().identity()
     assert CorruptionConfig(alone=0.1).identity()["alone"] == 0.1
