@@ -49,7 +49,7 @@ def test_the_shipped_bundle_builds_for_every_target_and_once(
     plans = []
     for target, each in zip(TARGETS, options, strict=True):
         report = build(shipped, each)
-        assert [engine.built for engine in report.engines] == [True] * 3
+        assert [engine.built for engine in report.engines] == [True] * 4
         for entry, engine in zip(shipped.models(), report.engines, strict=True):
             sidecar = engine.engine.sidecar
             assert sidecar.spec.model == entry.name
@@ -69,7 +69,7 @@ def test_the_shipped_bundle_builds_for_every_target_and_once(
     monkeypatch.setattr(build_module, "EngineBuilder", lambda flavour: pytest.fail("TensorRT was started"))
     for each in options:
         report = build(shipped, each)
-        assert [engine.built for engine in report.engines] == [False] * 3
+        assert [engine.built for engine in report.engines] == [False] * 4
         assert report.to_json()["built"] == 0
 
 
@@ -400,7 +400,7 @@ def test_a_builder_stopped_in_the_middle(
     assert [entry.sidecar.spec.model for entry in cache.entries(check=True) if entry.sidecar] == ["gater"]
     assert [entry.problem for entry in cache.entries(check=True)] == [None]
     report = build_bundle(shipped, rtx, cache, FP32)
-    assert report.to_json()["built"] == 3
+    assert report.to_json()["built"] == 4
 
 
 def test_two_builders_build_once(tiny: TinyBundle, cache: EngineCache, rtx: Flavour) -> None:

@@ -106,7 +106,7 @@ def test_two_processes_give_the_losses_and_weights_of_one_in_all_phases(small_co
     assert done.returncode == 0, done.stderr
     two = json.loads((tmp_path / "two.json").read_text())
     assert (one["processes"], two["processes"]) == (1, 2)
-    assert len(one["losses"]) == 2 * (2 * 4) + 2 * 2 * 7 + 2 * 3  # experts, gaters, joint
+    assert len(one["losses"]) == 2 * (2 * 4) + 3 * 2 * 7 + 2 * 3  # experts, gaters by three methods, joint
     # Rounding grows from step to step, by a few thousandths in the end; noise that differed made several hundredths.
     np.testing.assert_allclose(two["losses"], one["losses"], rtol=5e-3)
     folders = tmp_path / "one" / "tiny", tmp_path / "two" / "tiny"
