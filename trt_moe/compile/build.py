@@ -198,6 +198,7 @@ class _Run:
         built = self._builder.build(
             prepared.onnx, spec, self._cache.timing_cache(spec.device), lambda fraction: tell("building", fraction)
         )
+        tell("building", 1.0)
         del self._expected[spec.model]
         sidecar = Sidecar(
             spec=spec,
