@@ -315,8 +315,9 @@ class Router:
 
         Returns:
             "stages": for gate, queue, gather, expert, scatter and total: count, mean_ms, p50_ms, p90_ms,
-            p99_ms, p99_9_ms, max_ms (per image; quantiles to 3.2 %). "experts": by name: images it answered, alone or second,
-            their share, images it was unsure of and passed on, batches it ran. "in_flight": unfinished images.
+            p99_ms, p99_9_ms, max_ms (per image; quantiles to 3.2 %). "experts": by name: images it
+            answered, alone or second, their share, images it was unsure of and passed on, batches it ran.
+            "in_flight": unfinished images.
         """
         raw = self._pipeline.stats()
         total = sum(raw["images"])
