@@ -49,7 +49,7 @@ def test_the_shipped_bundle_builds_for_every_target_and_once(
     plans = []
     for target, each in zip(TARGETS, options, strict=True):
         report = build(shipped, each)
-        assert [engine.built for engine in report.engines] == [True] * 4
+        assert [engine.built for engine in report.engines] == [True] * 3
         for entry, engine in zip(shipped.models(), report.engines, strict=True):
             sidecar = engine.engine.sidecar
             assert sidecar.spec.model == entry.name
@@ -69,7 +69,7 @@ def test_the_shipped_bundle_builds_for_every_target_and_once(
     monkeypatch.setattr(build_module, "EngineBuilder", lambda flavour: pytest.fail("TensorRT was started"))
     for each in options:
         report = build(shipped, each)
-        assert [engine.built for engine in report.engines] == [False] * 4
+        assert [engine.built for engine in report.engines] == [False] * 3
         assert report.to_json()["built"] == 0
 
 
@@ -336,11 +336,9 @@ def test_progress_goes_through_models_and_buckets_and_knows_the_time_left(
     steps: list[Step] = []
     options = BuildOptions(buckets=(1, 2, 4, 8, 16, 32), precision="fp32")
     build(shipped, options, progress=steps.append)
-    assert list(dict.fromkeys(step.model for step in steps)) == [
-        "gater", "light-clean", "light-harsh", "resnet",
-    ]  # fmt: skip
+    assert list(dict.fromkeys(step.model for step in steps)) == ["gater", "squeezenet", "resnet"]
     assert {step.seconds_left for step in steps} == {None}
-    assert [step.bucket for step in steps if step.stage == "converting"] == [None] * 4
+    assert [step.bucket for step in steps if step.stage == "converting"] == [None] * 3
     reached = [step.bucket for step in steps if step.model == "resnet" and step.bucket]
     assert reached == sorted(reached)
     assert {1, 32} <= set(reached) <= set(options.buckets)
@@ -390,7 +388,7 @@ def test_a_builder_stopped_in_the_middle(
 ) -> None:
     # So many buckets that TensorRT is at them for long.
     builder = start(shipped.path, cache, 16)
-    wait_for(builder, "light-clean building")
+    wait_for(builder, "squeezenet building")
     builder.send_signal(stop)
     out, _ = builder.communicate(timeout=60)
     if stop == signal.SIGINT:
@@ -400,7 +398,7 @@ def test_a_builder_stopped_in_the_middle(
     assert [entry.sidecar.spec.model for entry in cache.entries(check=True) if entry.sidecar] == ["gater"]
     assert [entry.problem for entry in cache.entries(check=True)] == [None]
     report = build_bundle(shipped, rtx, cache, FP32)
-    assert report.to_json()["built"] == 4
+    assert report.to_json()["built"] == 3
 
 
 def test_two_builders_build_once(tiny: TinyBundle, cache: EngineCache, rtx: Flavour) -> None:
