@@ -29,7 +29,7 @@ from trt_moe.compile.gate_runtime import logits
 from trt_moe.compile.int8 import quantize
 from trt_moe.data import SEVERITIES, load_dataset
 from trt_moe.evaluation.evaluate import make_test_sets
-from trt_moe.export.measure import measure_latency, native_precision, predict_onnx
+from trt_moe.export.measure import load_onnx, measure_latency, native_precision
 
 TITLE = "INT8 on the CPU (OpenVINO, single images; milliseconds)"
 TEST_SET = Path("/usr/share/datasets/fashion-mnist")
@@ -161,7 +161,7 @@ def _quantized(file: Path, folder: Path, calibration: Images) -> dict[str, Path]
 def _rows(files: Mapping[str, Path], judged: Judged) -> dict[str, Any]:
     """By precision: accuracy, agreement with float32, and for engines the verdict of `trt-moe build`."""
     answers = {
-        name: predict_onnx(path, judged.images, FP32 if name == FP32 else native_precision()).argmax(axis=1)
+        name: load_onnx(path, FP32 if name == FP32 else native_precision())(judged.images).argmax(axis=1)
         for name, path in files.items()
     }
     rows: dict[str, Any] = {}

@@ -70,11 +70,6 @@ def load_onnx(file: Path, precision: str = "fp32") -> Callable[[NDArray[np.uint8
     return predict
 
 
-def predict_onnx(file: Path, images: NDArray[np.uint8], precision: str = "fp32") -> NDArray[np.float32]:
-    """Logits float32 [N, K] of uint8 [N, H, W, C], in batches."""
-    return load_onnx(file, precision)(images)
-
-
 def native_precision() -> str:
     """Name the fastest precision that this CPU has natively: what a router's "auto" comes to."""
     capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -11,7 +11,7 @@ pytest.importorskip("onnxscript")
 from trt_moe.bundle import Bundle  # noqa: E402
 from trt_moe.data import EVALUATION_SEED, corrupt, load_dataset  # noqa: E402
 from trt_moe.errors import DataError, InputError, ModelOutputError  # noqa: E402
-from trt_moe.export.measure import Timing, predict_onnx  # noqa: E402
+from trt_moe.export.measure import Timing, load_onnx  # noqa: E402
 from trt_moe.export.torch_export import export_onnx, logit_error, run_onnx  # noqa: E402
 from trt_moe.models import ImageModel  # noqa: E402
 from trt_moe.training import TrainConfig  # noqa: E402
@@ -39,7 +39,7 @@ def test_train_writes_a_bundle_that_loads_and_answers(raw_config, data_folder, t
 
     golden = bundle.golden()
     for entry in manifest.all_models():
-        assert logit_error(predict_onnx(bundle.file(entry), golden["images"]), golden[entry.name]) < 1e-3
+        assert logit_error(load_onnx(bundle.file(entry))(golden["images"]), golden[entry.name]) < 1e-3
 
     images, labels, severities = bundle.samples()
     assert images.shape == (60, 16, 16, 1)
@@ -52,7 +52,7 @@ def test_train_writes_a_bundle_that_loads_and_answers(raw_config, data_folder, t
 
     assert manifest.evaluation is not None
     row = manifest.evaluation.severities["0"]
-    clean = predict_onnx(bundle.file(bundle.entry("light")), test.images).argmax(1) == test.labels
+    clean = load_onnx(bundle.file(bundle.entry("light")))(test.images).argmax(1) == test.labels
     assert row.experts["light"] == pytest.approx(clean.mean(), abs=1e-5)
     assert sum(row.share.values()) == pytest.approx(1.0)
 
@@ -73,7 +73,7 @@ def test_train_writes_a_bundle_that_loads_and_answers(raw_config, data_folder, t
     assert verified.manifest.evaluation is not None
     for row in verified.manifest.evaluation.severities.values():
         assert row.share[verified.experts[-1].name] == 1.0
-    logits = {entry.name: predict_onnx(verified.file(entry), test.images) for entry in verified.models()}
+    logits = {entry.name: load_onnx(verified.file(entry))(test.images) for entry in verified.models()}
     cheap, dearest = (probabilities(logits[entry.name]) for entry in verified.experts)
     costs = np.array([entry.relative_cost for entry in verified.experts])
     first = route(logits["gater"], costs, verified.latency_weight)
