@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -63,26 +64,32 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     numeric = [index > 0 and all(_is_number(row[index]) for row in rows) for index in range(len(columns))]
     longest = [max((len(str(row[index])) for row in rows), default=0) for index in range(len(columns))]
     # Narrow terminals break headers and text, never the numbers: those at the right would be cut off. Where there is
-    # room for it, headers of numbers break between words only.
+    # room for it, headers of numbers break between words and at hyphens only.
     least = [
         min(width, 40) if numbers else min(width if index == 0 else 8, 20)
         for index, (width, numbers) in enumerate(zip(longest, numeric, strict=True))
     ]
-    words = [max(width, *map(len, column.split())) for width, column in zip(least, columns, strict=True)]
+    words = [max(width, *map(len, _broken(column, 1))) for width, column in zip(least, columns, strict=True)]
     whole = [max(width, len(column)) for width, column in zip(longest, columns, strict=True)]
     room = out.width - _BETWEEN * len(columns)
     between_words = sum(whole) > room >= sum(words)
     for column, numbers, width, word in zip(columns, numeric, least, words, strict=True):
+        broken = between_words and numbers
         table.add_column(
-            column,
+            "\n".join(_broken(column, word)) if broken else column,
             justify="right" if numbers else "left",
             overflow="fold",
             min_width=width,
-            width=word if between_words and numbers else None,
+            width=word if broken else None,
         )
     for row in rows:
         table.add_row(*(clean(cell) for cell in row))
     out.print(table)
+
+
+def _broken(header: str, width: int) -> list[str]:
+    """Lines of a header, no wider than `width` where words allow it."""
+    return wrap(header, width, break_long_words=False) or [header]
 
 
 @contextmanager

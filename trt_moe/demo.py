@@ -12,7 +12,7 @@ from trt_moe.bundle import Bundle
 from trt_moe.bundle.manifest import MIXTURE
 from trt_moe.console import ProgressCallback, routing_rule, stdout
 from trt_moe.evaluation import Report, TestSet, evaluate
-from trt_moe.evaluation.tables import print_frontier, print_shares, print_strategies
+from trt_moe.evaluation.tables import print_accuracies, print_frontier, print_shares, print_strategies
 from trt_moe.router import Router
 
 _STRATEGY_KEYS = ("accuracy", "mean_ms", "p99_ms")
@@ -89,6 +89,7 @@ def print_demo(demo: Demo) -> None:
         style="bold",
     )
     print_shares(data)
+    print_accuracies(data)
     print_strategies(data)
     print_frontier(data)
     if data["disagreements"]:

@@ -31,40 +31,26 @@ def corruption(data: dict[str, Any]) -> str:
 
 
 def print_shares(data: dict[str, Any]) -> None:
-    """One row for each severity: shares, accuracy of mixture and experts, latency."""
-    experts = data["experts"]
-    columns = ["severity", *(f"share {name} %" for name in experts), f"{MIXTURE} right %"]
-    columns += [*(f"{name} right %" for name in experts), "mean ms", "p99 ms"]
+    """One column for each severity, however many experts there are: shares and the mixture's latency."""
+    levels = data["severities"]
     rows = [
-        [
-            severity,
-            *(points(row["share"][name]) for name in experts),
-            points(row["accuracy"]),
-            *(points(row["experts"][name]) for name in experts),
-            milliseconds(row["mean_ms"]),
-            milliseconds(row["p99_ms"]),
-        ]
-        for severity, row in data["severities"].items()
+        *([f"share {name} %", *(points(row["share"][name]) for row in levels.values())] for name in data["experts"]),
+        *([f"{name[:-3]} ms", *(milliseconds(row[name]) for row in levels.values())] for name in ("mean_ms", "p99_ms")),
     ]
-    print_table("by severity: where images go, who is right, and the mixture's latency", columns, rows)
+    print_table("by severity: where images go, and the mixture's latency", ["severity", *levels], rows)
 
 
 def print_accuracies(data: dict[str, Any]) -> None:
-    """One row for each severity, one column for each strategy."""
-    experts, baselines = data["experts"], data["baselines"]
+    """One row for each strategy, one column for each severity."""
+    levels = data["severities"]
     rivals = {RANDOM: "random", IMAGE_CUE: "image cue", CASCADE: "cascade", VERIFY: "verified", ORACLE: "oracle"}
     rows = [
-        [
-            severity,
-            points(row["accuracy"]),
-            *(points(row["experts"][name]) for name in experts),
-            *(points(row["baselines"][name]) for name in baselines),
-            *(points(row[name]) for name in rivals),
-        ]
-        for severity, row in data["severities"].items()
+        [MIXTURE, *(points(row["accuracy"]) for row in levels.values())],
+        *([name, *(points(row["experts"][name]) for row in levels.values())] for name in data["experts"]),
+        *([name, *(points(row["baselines"][name]) for row in levels.values())] for name in data["baselines"]),
+        *([label, *(points(row[name]) for row in levels.values())] for name, label in rivals.items()),
     ]
-    columns = ["severity", MIXTURE, *experts, *baselines, *rivals.values()]
-    print_table("accuracy by severity and strategy, in %", columns, rows)
+    print_table("by severity: who is right, in %", ["severity", *levels], rows)
 
 
 def print_strategies(data: dict[str, Any]) -> None:

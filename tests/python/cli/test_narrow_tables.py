@@ -9,9 +9,11 @@ COLUMNS = ["severity", "share squeezenet %", "share resnet %", "mixture right %"
 ROW = ["0", "95.0", "5.0", "89.2", "88.3", "0.736"]
 
 
-def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int) -> list[str]:
+def lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int, columns: list[str] = COLUMNS
+) -> list[str]:
     monkeypatch.setattr(console, "stdout", lambda: Console(width=width, markup=False, highlight=False))
-    console.print_table("", COLUMNS, [ROW])
+    console.print_table("", columns, [ROW])
     return capsys.readouterr().out.splitlines()
 
 
@@ -24,6 +26,17 @@ def test_headers_break_between_words_where_there_is_room(monkeypatch, capsys):
         ["severity", "%", "%", "right", "%", "right", "%", "ms"],
     ]
     assert printed[5].split() == ROW
+
+
+def test_headers_break_at_hyphens_too(monkeypatch, capsys):
+    columns = [column.replace("squeezenet", "light-clean") for column in COLUMNS]
+    printed = lines(monkeypatch, capsys, 8 + 6 + 6 + 7 + 6 + 5 + 2 * 6, columns)
+    assert [line.split() for line in printed[1:5]] == [
+        ["share", "light-"],
+        ["light-", "share", "clean"],
+        ["clean", "resnet", "mixture", "right", "p99"],
+        ["severity", "%", "%", "right", "%", "%", "ms"],
+    ]
 
 
 def test_numbers_are_never_cut_off(monkeypatch, capsys):
