@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_moe import Bundle, Router, _core
-from trt_moe.evaluation.answers import log_softmax
+from trt_moe.softmax import softmax
 
 Images = NDArray[np.uint8]
 
@@ -61,11 +61,11 @@ class PythonRouting:
         for index, expert in enumerate(self.experts):
             chosen = np.flatnonzero(routes == index)
             if len(chosen):
-                probabilities[chosen] = np.exp(log_softmax(self.run(expert, images[chosen])))
+                probabilities[chosen] = softmax(self.run(expert, images[chosen]))
         dearest = len(self.experts) - 1
         unsure = np.flatnonzero((probabilities.max(axis=1) < self.verify_below) & (routes != dearest))
         if len(unsure):
-            probabilities[unsure] += np.exp(log_softmax(self.run(self.experts[dearest], images[unsure])))
+            probabilities[unsure] += softmax(self.run(self.experts[dearest], images[unsure]))
             probabilities[unsure] /= 2
         return probabilities
 

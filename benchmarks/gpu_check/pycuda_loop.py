@@ -17,6 +17,7 @@ from trt_moe.compile.build import BuildOptions, build_bundle
 from trt_moe.compile.cache import Engine, EngineCache
 from trt_moe.cuda.device import compute_capability, flavour_for, open_device
 from trt_moe.cuda.tensorrt_source import TensorRt
+from trt_moe.softmax import softmax
 
 _LARGEST = 8
 
@@ -60,9 +61,7 @@ class PycudaLoop:
             rows = np.flatnonzero(routes == index)
             if len(rows):
                 logits[rows] = self._run(name, images[rows], CLASSES)
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
-        return probabilities
+        return softmax(logits)
 
     def _run(self, name: str, images: NDArray[np.uint8], outputs: int) -> NDArray[np.float32]:
         count = len(images)

@@ -12,6 +12,7 @@ from trt_moe.console import ProgressCallback
 from trt_moe.errors import ModelOutputError
 from trt_moe.evaluation.cues import log_laplacian_variance, measure
 from trt_moe.router import Router
+from trt_moe.softmax import log_softmax
 
 _BATCH = 256
 
@@ -155,10 +156,3 @@ def join(parts: Sequence[Answers]) -> Answers:
         },
         np.concatenate([part.image_cue for part in parts]),
     )
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Float32 [N, K], logarithms of probabilities that sum to 1 in each row."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result

@@ -35,7 +35,8 @@ from trt_moe.data import EVALUATION_SEED, SEVERITIES, Dataset, corrupt
 from trt_moe.errors import DataError
 from trt_moe.export.measure import Timing, available_threads, cpu_name, load_onnx
 from trt_moe.export.torch_export import run_onnx
-from trt_moe.training.logits import mean_right, probabilities
+from trt_moe.softmax import softmax
+from trt_moe.training.logits import mean_right
 from trt_moe.training.routing import route, unsure
 
 GATER = "gater"
@@ -214,7 +215,7 @@ def _evaluate(
         scores = models[GATER](images)
         logits = [models[e.name](images) for e in experts]
         right = np.stack([_right(rows, labels) for rows in logits], axis=1)
-        confidence = np.stack([probabilities(rows).max(1) for rows in logits], axis=1)
+        confidence = np.stack([softmax(rows).max(1) for rows in logits], axis=1)
         routes = route(scores, weights, source.latency_weight)
         passed_on = unsure(routes, confidence, source.verify_below)
         verified = np.stack([mean_right(rows, logits[-1], labels) for rows in logits], axis=1)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trt_moe.evaluation.answers import log_softmax
 from trt_moe.evaluation.metrics import expected_calibration_error
+from trt_moe.softmax import log_softmax, softmax
 from trt_moe.sweep.claims import WEIGHT, Routed, gated, verified
 from trt_moe.sweep.compare import Comparison, Spread
 from trt_moe.training.config import Method
@@ -120,7 +120,7 @@ def calibrated(every: Routed, judged: Judged, validation: Judged) -> Idea:
         chosen = judged.logits[np.arange(len(routes)), routes]
         right = chosen.argmax(axis=1) == judged.images.labels
         for scaled, divisors in ((False, 1.0), (True, np.asarray(fitted)[routes, None])):
-            confidence = np.exp(log_softmax((chosen / divisors).astype(np.float32)).max(axis=1))
+            confidence = softmax((chosen / divisors).astype(np.float32)).max(axis=1)
             errors[scaled].append(expected_calibration_error(confidence, right))
     shown = ", ".join(f"{value:.2f}" for value in fitted)
     return _idea(

@@ -14,6 +14,7 @@ from safetensors.numpy import save
 from trt_moe.bundle.writer import write_bytes
 from trt_moe.errors import DataError
 from trt_moe.models import ImageModel
+from trt_moe.softmax import log_softmax, softmax
 from trt_moe.training.config import ExpertConfig, TrainConfig, digest
 from trt_moe.training.experts import predict
 from trt_moe.training.processes import connect
@@ -34,10 +35,8 @@ class Judged:
     @property
     def losses(self) -> NDArray[np.float32]:
         """Cross-entropy of every expert on every image, float32 [N, K], in nats."""
-        shifted = self.logits - self.logits.max(2, keepdims=True)
-        normaliser = np.log(np.exp(shifted).sum(2))
-        picked = np.take_along_axis(shifted, self.images.labels[:, None, None], axis=2)[:, :, 0]
-        losses: NDArray[np.float32] = (normaliser - picked).astype(np.float32)
+        scores = log_softmax(self.logits)
+        losses: NDArray[np.float32] = -np.take_along_axis(scores, self.images.labels[:, None, None], axis=2)[:, :, 0]
         return losses
 
     @property
@@ -49,7 +48,7 @@ class Judged:
     @property
     def confidence(self) -> NDArray[np.float32]:
         """Largest probability of every expert, float32 [N, K]."""
-        confidence: NDArray[np.float32] = 1 / np.exp(self.logits - self.logits.max(2, keepdims=True)).sum(2)
+        confidence: NDArray[np.float32] = softmax(self.logits).max(2)
         return confidence
 
     @property
@@ -68,15 +67,8 @@ class Judged:
 
 def mean_right(first: NDArray[np.float32], second: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether the mean of two models' probabilities is right, bool [N], by their logits [N, classes]."""
-    right: NDArray[np.bool_] = (probabilities(first) + probabilities(second)).argmax(1) == labels
+    right: NDArray[np.bool_] = (softmax(first) + softmax(second)).argmax(1) == labels
     return right
-
-
-def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Softmax of logits [N, classes]."""
-    raised = np.exp(logits - logits.max(1, keepdims=True))
-    shares: NDArray[np.float32] = raised / raised.sum(1, keepdims=True)
-    return shares
 
 
 def judge_parts(

@@ -14,8 +14,8 @@ from trt_moe.errors import DataError, InputError, ModelOutputError  # noqa: E402
 from trt_moe.export.measure import Timing, load_onnx  # noqa: E402
 from trt_moe.export.torch_export import export_onnx, logit_error, run_onnx  # noqa: E402
 from trt_moe.models import ImageModel  # noqa: E402
+from trt_moe.softmax import softmax  # noqa: E402
 from trt_moe.training import TrainConfig  # noqa: E402
-from trt_moe.training.logits import probabilities  # noqa: E402
 from trt_moe.training.losses import check_costs  # noqa: E402
 from trt_moe.training.pipeline import _pooled, train  # noqa: E402
 from trt_moe.training.routing import route  # noqa: E402
@@ -74,7 +74,7 @@ def test_train_writes_a_bundle_that_loads_and_answers(raw_config, data_folder, t
     for row in verified.manifest.evaluation.severities.values():
         assert row.share[verified.experts[-1].name] == 1.0
     logits = {entry.name: load_onnx(verified.file(entry))(test.images) for entry in verified.models()}
-    cheap, dearest = (probabilities(logits[entry.name]) for entry in verified.experts)
+    cheap, dearest = (softmax(logits[entry.name]) for entry in verified.experts)
     costs = np.array([entry.relative_cost for entry in verified.experts])
     first = route(logits["gater"], costs, verified.latency_weight)
     answers = np.where(first[:, None] == 0, cheap + dearest, dearest).argmax(1)
