@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trt_moe.evaluation.metrics import expected_calibration_error
-from trt_moe.softmax import log_softmax, softmax
+from trt_moe.softmax import softmax
 from trt_moe.sweep.claims import WEIGHT, Routed, gated, verified
 from trt_moe.sweep.compare import Comparison, Spread
+from trt_moe.training.calibration import temperature
 from trt_moe.training.config import Method
 from trt_moe.training.logits import Judged
 from trt_moe.training.routing import Floats, frontier_score, gater_frontier, route
@@ -20,7 +20,6 @@ BUDGETS = (0.3, 0.5, 0.7)
 """Mean costs at which gate-then-verify is judged."""
 
 _AREA = "accuracy, mean over equally spaced costs"
-_TEMPERATURES = np.geomspace(0.25, 4.0, 97)
 
 
 @dataclass(frozen=True)
@@ -131,16 +130,6 @@ def calibrated(every: Routed, judged: Judged, validation: Judged) -> Idea:
         errors[True],
         better=-1,
     )
-
-
-def temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The divisor of logits [N, classes] under which the labels [N] are likeliest."""
-
-    def loss(divisor: float) -> float:
-        scores = log_softmax(logits / np.float32(divisor))
-        return -float(scores[np.arange(len(labels)), labels].mean())
-
-    return min(map(float, _TEMPERATURES), key=loss)
 
 
 def _idea(

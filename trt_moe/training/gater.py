@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trt_moe.models import ImageModel, SqueezeNetLight
 from trt_moe.models.gater import GATER_SIDE
+from trt_moe.training.calibration import temperatures
 from trt_moe.training.checkpoint import load_checkpoint
 from trt_moe.training.config import COST_FREE, Method, TrainConfig, digest
 from trt_moe.training.experts import Shape, make_optimizer, predict
@@ -49,7 +50,7 @@ class TrainedGater:
         seed: of initialisation and order.
         model: uint8 images in, cost-free scores out: route = argmax(score - latency weight * cost).
         frontier: mean accuracy over the frontier, see `frontier_score`; the larger the better.
-        r2: explained variance of the dearest expert's benefit.
+        r2: explained variance of the dearest expert's benefit, by calibrated losses.
     """
 
     method: Method
@@ -87,7 +88,7 @@ def train_gaters(
     Args:
         config: methods, seeds, latency weight.
         shape: of the images.
-        training: what the gaters learn from.
+        training: what the gaters learn from: calibrated losses, see `temperatures`.
         validation: what they are ranked by.
         costs: measured latency of every expert divided by the largest, [K].
         folder: for the checkpoints.
@@ -99,7 +100,11 @@ def train_gaters(
         ModelOutputError: the loss is not finite.
     """
     check_costs(torch.tensor(costs), len(config.experts), config.latency_weight)
-    identity = digest([config.gater_hash(), [round(float(c), 12) for c in costs]])
+    # A small expert that is too sure has larger losses than one that is right less often, and would not be chosen.
+    fitted = temperatures(config.experts, training)
+    log("temperatures: " + " ".join(f"{e.name} {t:.2f}" for e, t in zip(config.experts, fitted, strict=True)))
+    training, validation = training.divided_by(fitted), validation.divided_by(fitted)
+    identity = digest([config.gater_hash(), [round(float(c), 12) for c in (*costs, *fitted)]])
     gaters = []
     for method in config.gater.methods:
         for seed in config.gater.seeds:

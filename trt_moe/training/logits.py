@@ -57,6 +57,10 @@ class Judged:
         experts = np.moveaxis(self.logits, 1, 0)
         return np.stack([mean_right(logits, experts[-1], self.images.labels) for logits in experts], axis=1)
 
+    def divided_by(self, temperatures: NDArray[np.float64]) -> Judged:
+        """Return the same with each expert's logits divided by its temperature, of float64 [K]."""
+        return Judged(self.images, (self.logits / temperatures[:, None]).astype(np.float32))
+
     def thinned(self, count: int) -> Judged:
         """Return about `count` of the images, or all of fewer: every n-th, which keeps the balance of severities."""
         images, step = self.images, max(1, len(self.images.labels) // count)

@@ -7,7 +7,7 @@ pytest.importorskip("torch")  # trt_moe.training imports it
 
 from trt_moe.sweep.claims import Routed
 from trt_moe.sweep.compare import Outcomes, Spread, compare
-from trt_moe.sweep.ideas import Idea, calibrated, distilled, one_training, regret, specialised, temperature, verifying
+from trt_moe.sweep.ideas import Idea, calibrated, distilled, one_training, regret, specialised, verifying
 from trt_moe.training.logits import Judged
 from trt_moe.training.splits import Corrupted
 
@@ -85,12 +85,6 @@ def test_a_cost_that_the_gater_alone_exceeds_is_not_compared():
     every = Routed(outcomes(of), {0: np.zeros((8, 2)), 1: np.stack([np.zeros(8), np.full(8, 9.0)], axis=1)})
     assert verifying(every, 0.7, 0.8) == ()  # the second gater sends all to the dear one, at 1.05
     assert len(verifying(every, 0.7, 1.1)) == 2
-
-
-def test_a_temperature_makes_the_labels_likeliest():
-    # Three of four right, at every margin: the fitted confidence is 0.75, so margin / T = ln 3.
-    logits = np.array([sure(i % 4 != 0, 4.0) for i in range(40)], np.float32)
-    assert temperature(logits, np.zeros(40, int)) == pytest.approx(4 / np.log(3), rel=0.03)
 
 
 def test_calibration_is_fitted_on_validation_and_counted_as_a_gain():
