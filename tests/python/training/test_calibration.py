@@ -6,10 +6,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from trt_moe.training import TrainConfig  # noqa: E402
-from trt_moe.training.calibration import temperature, temperatures  # noqa: E402
-from trt_moe.training.logits import Judged  # noqa: E402
-from trt_moe.training.splits import Corrupted  # noqa: E402
+from trt_moe.training import TrainConfig
+from trt_moe.training.calibration import temperature, temperatures
+from trt_moe.training.logits import Judged
+from trt_moe.training.splits import Corrupted
 
 
 def sure(right, margin):
