@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "answers.h"
 #include "backends/cuda/device_routed_plan.h"
 #include "core/error.h"
 #include "core/scheduler.h"
@@ -21,15 +22,7 @@ constexpr ImageShape kShape{2, 2, 1};
 constexpr std::size_t kExperts = 3;
 constexpr std::size_t kClasses = 5;
 
-struct Answers {
-  explicit Answers(std::size_t images)
-      : probabilities(images * kClasses), gater(images * kExperts), routes(images, -1), latency(images) {}
-  OutputRows rows() { return {probabilities.data(), gater.data(), routes.data(), latency.data()}; }
-  std::vector<float> probabilities;
-  std::vector<float> gater;
-  std::vector<std::int64_t> routes;
-  std::vector<float> latency;
-};
+using Answers = AnswersOf<kExperts, kClasses>;
 
 struct Rig {
   explicit Rig(cuda::DeviceInfo info = FakeStreamDevice::some_gpu(), SchedulerOptions options = {})
@@ -62,17 +55,8 @@ struct Rig {
     scheduler.use(routing.plan);
   }
 
-  static std::vector<std::uint8_t> pixels(const std::vector<std::uint8_t>& levels) {
-    std::vector<std::uint8_t> all;
-    for (const std::uint8_t level : levels) all.insert(all.end(), kShape.bytes(), level);
-    return all;
-  }
-
   Answers predict(const std::vector<std::uint8_t>& levels, void (*poll)() = nullptr) {
-    const std::vector<std::uint8_t> images = pixels(levels);
-    Answers answers(levels.size());
-    scheduler.predict({images.data(), levels.size(), kShape.bytes()}, answers.rows(), poll);
-    return answers;
+    return predict_levels<Answers>(scheduler, kShape, levels, poll);
   }
 
   std::shared_ptr<FakeStreamDevice> device;

@@ -102,7 +102,7 @@ TEST_CASE("images on the device come to the host where the host routes or verifi
 
 TEST_CASE("answers stay on the device where they are asked to") {
   const std::vector<std::uint8_t> levels = some_levels(21, 9);
-  const std::vector<std::uint8_t> images = Rig::pixels(levels);
+  const std::vector<std::uint8_t> images = testing::pixels_of(kShape, levels);
   for (const bool integrated : {false, true}) {
     Rig rig(FakeStreamDevice::some_gpu(13000, 13000, integrated));
     rig.route_on_device();

@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "answers.h"
 #include "core/error.h"
 #include "core/scheduler.h"
 #include "fake_backend.h"
@@ -23,15 +24,7 @@ constexpr ImageShape kShape{2, 2, 1};
 constexpr std::uint8_t kDark = 20;     // goes to expert 0
 constexpr std::uint8_t kBright = 230;  // goes to expert 1
 
-struct Answers {
-  explicit Answers(std::size_t images)
-      : probabilities(images * 3), gater(images * 2), routes(images, -1), latency(images) {}
-  OutputRows rows() { return {probabilities.data(), gater.data(), routes.data(), latency.data()}; }
-  std::vector<float> probabilities;
-  std::vector<float> gater;
-  std::vector<std::int64_t> routes;
-  std::vector<float> latency;
-};
+using Answers = testing::AnswersOf<2, 3>;
 
 struct Rig {
   explicit Rig(SchedulerOptions options = {}) : Rig(options, fake_gater(kShape, 2), fake_expert(kShape, 3, 0)) {}
@@ -65,20 +58,13 @@ struct Rig {
     return options;
   }
 
-  static std::vector<std::uint8_t> pixels(const std::vector<std::uint8_t>& levels) {
-    std::vector<std::uint8_t> all;
-    for (const std::uint8_t level : levels) all.insert(all.end(), kShape.bytes(), level);
-    return all;
-  }
-
   Answers predict(const std::vector<std::uint8_t>& levels, void (*poll)() = nullptr) {
-    const std::vector<std::uint8_t> images = pixels(levels);
-    Answers answers(levels.size());
-    scheduler.predict({images.data(), levels.size(), kShape.bytes()}, answers.rows(), poll);
-    return answers;
+    return testing::predict_levels<Answers>(scheduler, kShape, levels, poll);
   }
 
-  void submit(std::uint64_t ticket, std::uint8_t level) { scheduler.submit(ticket, pixels({level}).data()); }
+  void submit(std::uint64_t ticket, std::uint8_t level) {
+    scheduler.submit(ticket, testing::pixels_of(kShape, {level}).data());
+  }
 
   // Outcomes of `count` submissions by ticket: "" or the error's text.
   std::map<std::uint64_t, std::string> collect(std::size_t count) {
