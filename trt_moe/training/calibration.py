@@ -26,7 +26,15 @@ def temperature(
         scores = log_softmax(logits / np.float32(divisor))
         return -float(np.average(scores[np.arange(len(labels)), labels], weights=weights))
 
-    return min(map(float, _TEMPERATURES), key=loss)
+    # Convex in 1 / divisor: halving finds what trying all of them would.
+    low, high = 0, len(_TEMPERATURES) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if loss(_TEMPERATURES[middle]) <= loss(_TEMPERATURES[middle + 1]):
+            high = middle
+        else:
+            low = middle + 1
+    return float(_TEMPERATURES[low])
 
 
 def temperatures(experts: Sequence[ExpertConfig], judged: Judged) -> NDArray[np.float64]:
