@@ -56,8 +56,7 @@ class Bench:
         self.one = self.gaters(run.config.gater.for_every_weight, run.config.latency_weight)
 
     def judged(self, what: str, classifiers: Sequence[ExpertConfig]) -> Judged:
-        run = self.run
-        return judge(run.config, classifiers, run.models, what, self.images[what], run.folder, note)
+        return self.run.judged(what, self.images[what], classifiers, note)
 
     def gaters(self, method: Method, weight: float) -> dict[int, TrainedGater]:
         return self.run.gaters(method, weight, self.seeds, self.update, note)
@@ -148,14 +147,14 @@ def explained(every: Routed, images: Corrupted) -> dict[str, Spread]:
 
 def beyond(bench: Bench, every: Routed, comparison: Comparison, robust: ExpertConfig | None) -> list[Idea]:
     run = bench.run
-    judged = bench.judged(EVERY, run.config.experts)
     method = run.config.gater.for_every_weight
     ideas = [one_training(method, comparison)]
     if method == "regret":
         ideas.append(regret(every, bench.scores(EVERY, bench.gaters("benefit", run.config.latency_weight))))
     for budget in BUDGETS:
         ideas += verifying(every, run.config.latency_weight, budget)
-    ideas.append(calibrated(every, judged, run.validation))
+    raw = judge(run.config, run.config.experts, run.models, EVERY, bench.images[EVERY], run.folder, note)
+    ideas.append(calibrated(every, raw, [run.temperatures[entry.name] for entry in run.config.experts]))
     if robust is not None:
         ideas += specialists(bench, robust)
     for expert in run.config.experts:

@@ -31,6 +31,7 @@ from trt_moe.data import EVALUATION_SEED, Dataset, load_dataset
 from trt_moe.evaluation import evaluate, make_test_sets
 from trt_moe.evaluation.tables import print_report
 from trt_moe.models import ImageModel
+from trt_moe.training.calibration import temperatures
 from trt_moe.training.config import TrainConfig, load_config
 from trt_moe.training.experts import Shape, predict, severity_accuracy, train_experts
 from trt_moe.training.gater import build_gater, train_gaters
@@ -119,6 +120,9 @@ class Trained:
         parts = split(training, config.splits)
         models = train_experts(config, parts, shape, folder, log=note)
         names = [entry.name for entry in config.experts]
+        judged = judge_parts(config, config.experts, models, parts, folder, note)
+        fitted = temperatures(config.experts, judged[0])
+        models |= {name: models[name].with_temperature(t) for name, t in zip(names, fitted.tolist(), strict=True)}
         halves = {name: HalfModel(models[name]) for name in names} | {GATER: HalfModel(build_gater(config, shape))}
         self.compiled = {name: torch.compile(half) for name, half in halves.items()}
         self.timings = time_bare(self.compiled, shape, test)
@@ -127,9 +131,10 @@ class Trained:
         self.config = config.model_copy(
             update={"experts": tuple(sorted(config.experts, key=lambda entry: costs[entry.name]))}
         )
-        judged = judge_parts(self.config, models, parts, folder, note)
+        columns = [config.experts.index(entry) for entry in self.config.experts]
+        training_part, validation = (part.divided_by(fitted).of(columns) for part in judged)
         weights = np.array([costs[entry.name] for entry in self.config.experts])
-        gater = train_gaters(self.config, shape, *judged, weights, folder, log=note)[0].model
+        gater = train_gaters(self.config, shape, training_part, validation, weights, folder, log=note)[0].model
         halves[GATER].load_state_dict(HalfModel(gater).state_dict())  # timed before it was trained
         self.models = {**models, GATER: gater}
         self.bundle = Bundle(Path(config.name), manifest(self.config, shape, training.class_names, self.models, costs))

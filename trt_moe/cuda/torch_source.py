@@ -26,8 +26,7 @@ class HalfModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Answer with logits."""
-        logits: Tensor = self.model.network(self.model.preprocess(images).half()).float()
-        return logits
+        return self.model.calibrate(self.model.network(self.model.preprocess(images).half()))
 
 
 class TorchSource:

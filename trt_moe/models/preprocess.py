@@ -1,7 +1,8 @@
-"""Preprocessing as a part of the network, so that no runtime can disagree with training about it."""
+"""Preprocessing and calibration as parts of the network, so that no runtime can disagree with training about them."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -15,8 +16,8 @@ class ImageModel(nn.Module):
     """A float network behind the bundle's interface.
 
     Input `images` uint8 [N, H, W, C]; output `logits` float32 [N, K]. Inside: cast, permute, scale and
-    bias (that is (x / 255 - mean) / std), a bilinear resize where the network wants another size, then the
-    network.
+    bias (that is (x / 255 - mean) / std), a bilinear resize where the network wants another size, the network,
+    and a division by the temperature that makes its probabilities as sure as it is right.
     """
 
     scale: Tensor
@@ -41,6 +42,7 @@ class ImageModel(nn.Module):
         self.network = network
         self.graph_size = graph_size
         self.resize = input_size != graph_size
+        self.temperature = 1.0
         shape = (1, len(mean), 1, 1)
         self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in std]).reshape(shape))
         self.register_buffer("bias", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).reshape(shape))
@@ -52,7 +54,17 @@ class ImageModel(nn.Module):
             x = functional.interpolate(x, self.graph_size, mode="bilinear", align_corners=False)
         return x
 
+    def calibrate(self, logits: Tensor) -> Tensor:
+        """Turn what the network answers, of any float type, into calibrated logits in float32."""
+        logits = logits.float()
+        return logits if self.temperature == 1 else logits / self.temperature
+
+    def with_temperature(self, temperature: float) -> ImageModel:
+        """Return the same network, shared and not copied, with another temperature."""
+        model = copy.copy(self)
+        model.temperature = temperature
+        return model
+
     def forward(self, images: Tensor) -> Tensor:
         """Answer with logits float32 [N, K]."""
-        logits: Tensor = self.network(self.preprocess(images)).float()
-        return logits
+        return self.calibrate(self.network(self.preprocess(images)))

@@ -17,12 +17,13 @@ from trt_moe.export.bundle_writer import GATER, relative_costs
 from trt_moe.export.measure import Timing
 from trt_moe.models import ImageModel
 from trt_moe.sweep.compare import Outcomes
+from trt_moe.training.calibration import temperatures
 from trt_moe.training.config import ExpertConfig, Method, TrainConfig
 from trt_moe.training.experts import Shape, train_experts
 from trt_moe.training.gater import TrainedGater, train_gaters
 from trt_moe.training.logits import GATER_PART, VALIDATION_PART, Judged, judge, judge_parts
 from trt_moe.training.pipeline import load_splits
-from trt_moe.training.splits import split
+from trt_moe.training.splits import Corrupted, split
 from trt_moe.training_run import check_finished
 
 Log = Callable[[str], None]
@@ -38,8 +39,9 @@ class FinishedRun:
         gater_folder: checkpoints of gaters for these experts.
         shape: of the images.
         models: every classifier by name.
-        training: what gaters learn from.
-        validation: what they are compared on.
+        temperatures: of every expert and baseline by name.
+        training: what gaters learn from, calibrated.
+        validation: what they are compared on, calibrated.
         test: images that nothing was chosen by, clean.
         relative_costs: of gater, experts and baselines by name.
     """
@@ -49,6 +51,7 @@ class FinishedRun:
     gater_folder: Path
     shape: Shape
     models: Mapping[str, ImageModel]
+    temperatures: Mapping[str, float]
     training: Judged
     validation: Judged
     test: Dataset
@@ -58,6 +61,11 @@ class FinishedRun:
     def costs(self) -> NDArray[np.float64]:
         """Relative costs of the experts, float64 [K]."""
         return np.asarray([self.relative_costs[expert.name] for expert in self.config.experts])
+
+    def judged(self, what: str, images: Corrupted, classifiers: Sequence[ExpertConfig], log: Log) -> Judged:
+        """The images with the classifiers' calibrated logits on them; a teacher's are as they are. See `judge`."""
+        logits = judge(self.config, classifiers, self.models, what, images, self.folder, log)
+        return logits.divided_by(np.asarray([self.temperatures.get(entry.name, 1.0) for entry in classifiers]))
 
     def outcomes(self, judged: Judged) -> Outcomes:
         """What the experts do with images that they have judged."""
@@ -111,7 +119,7 @@ class FinishedRun:
     def _of(self, experts: tuple[ExpertConfig, ...], gater_folder: str, log: Log) -> FinishedRun:
         config = self.config.model_copy(update={"experts": experts})
         training, validation = (
-            judge(self.config, experts, self.models, what, judged.images, self.folder, log)
+            self.judged(what, judged.images, experts, log)
             for what, judged in ((GATER_PART, self.training), (VALIDATION_PART, self.validation))
         )
         folder = self.gater_folder / gater_folder
@@ -134,8 +142,12 @@ def open_run(config: TrainConfig, progress: ProgressCallback | None, log: Log) -
     config = config.model_copy(update={"experts": tuple(sorted(config.experts, key=lambda e: costs[e.name]))})
     parts = split(data, config.splits)
     models = train_experts(config, parts, shape, folder, progress, log)
-    training, validation = judge_parts(config, models, parts, folder, log)
-    return FinishedRun(config, folder, folder, shape, models, training, validation, test, costs)
+    kept = [*config.experts, *config.baselines]
+    judged = judge_parts(config, kept, models, parts, folder, log)
+    fitted = temperatures(kept, judged[0])
+    by_name = {entry.name: value for entry, value in zip(kept, fitted.tolist(), strict=True)}
+    training, validation = (part.divided_by(fitted).of(range(len(config.experts))) for part in judged)
+    return FinishedRun(config, folder, folder, shape, models, by_name, training, validation, test, costs)
 
 
 def _relative_costs(config: TrainConfig, folder: Path) -> dict[str, float]:

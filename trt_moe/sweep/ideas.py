@@ -11,7 +11,6 @@ from trt_moe.evaluation.metrics import expected_calibration_error
 from trt_moe.softmax import softmax
 from trt_moe.sweep.claims import WEIGHT, Routed, gated, verified
 from trt_moe.sweep.compare import Comparison, Spread
-from trt_moe.training.calibration import temperature
 from trt_moe.training.config import Method
 from trt_moe.training.logits import Judged
 from trt_moe.training.routing import Floats, frontier_score, gater_frontier, route
@@ -107,21 +106,17 @@ def distilled(name: str, before: Sequence[float], after: Sequence[float]) -> Ide
     )
 
 
-def calibrated(every: Routed, judged: Judged, validation: Judged) -> Idea:
-    """One temperature for each expert, fitted on the validation images, against logits as they are.
-
-    Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
-    """
-    fitted = [temperature(validation.logits[:, k], validation.images.labels) for k in range(judged.logits.shape[1])]
+def calibrated(every: Routed, raw: Judged, temperatures: Sequence[float]) -> Idea:
+    """The temperature of each expert, which its exported graph divides by, against logits as they are."""
     errors: dict[bool, list[float]] = {False: [], True: []}
     for scores in every.scores.values():
         routes = route(scores, every.outcomes.costs, WEIGHT)
-        chosen = judged.logits[np.arange(len(routes)), routes]
-        right = chosen.argmax(axis=1) == judged.images.labels
-        for scaled, divisors in ((False, 1.0), (True, np.asarray(fitted)[routes, None])):
+        chosen = raw.logits[np.arange(len(routes)), routes]
+        right = chosen.argmax(axis=1) == raw.images.labels
+        for scaled, divisors in ((False, 1.0), (True, np.asarray(temperatures)[routes, None])):
             confidence = softmax((chosen / divisors).astype(np.float32)).max(axis=1)
             errors[scaled].append(expected_calibration_error(confidence, right))
-    shown = ", ".join(f"{value:.2f}" for value in fitted)
+    shown = ", ".join(f"{value:.2f}" for value in temperatures)
     return _idea(
         f"calibrated temperatures ({shown})",
         "logits as they are",

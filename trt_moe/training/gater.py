@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from trt_moe.models import ImageModel, SqueezeNetLight
 from trt_moe.models.gater import GATER_SIDE
-from trt_moe.training.calibration import temperatures
 from trt_moe.training.checkpoint import load_checkpoint
 from trt_moe.training.config import COST_FREE, Method, TrainConfig, digest
 from trt_moe.training.experts import Shape, make_optimizer, predict
@@ -88,8 +87,9 @@ def train_gaters(
     Args:
         config: methods, seeds, latency weight.
         shape: of the images.
-        training: what the gaters learn from: calibrated losses, see `temperatures`.
-        validation: what they are ranked by.
+        training: what the gaters learn from, by calibrated experts: one that is too sure has larger losses than one
+            that is right less often, and would not be chosen.
+        validation: what they are ranked by, calibrated alike.
         costs: measured latency of every expert divided by the largest, [K].
         folder: for the checkpoints.
         progress: called after every step.
@@ -100,11 +100,8 @@ def train_gaters(
         ModelOutputError: the loss is not finite.
     """
     check_costs(torch.tensor(costs), len(config.experts), config.latency_weight)
-    # A small expert that is too sure has larger losses than one that is right less often, and would not be chosen.
-    fitted = temperatures(config.experts, training)
-    log("temperatures: " + " ".join(f"{e.name} {t:.2f}" for e, t in zip(config.experts, fitted, strict=True)))
-    training, validation = training.divided_by(fitted), validation.divided_by(fitted)
-    identity = digest([config.gater_hash(), [round(float(c), 12) for c in (*costs, *fitted)]])
+    # Checkpoints of gaters that learned from logits as they were have no "calibrated".
+    identity = digest([config.gater_hash(), "calibrated", [round(float(cost), 12) for cost in costs]])
     gaters = []
     for method in config.gater.methods:
         for seed in config.gater.seeds:

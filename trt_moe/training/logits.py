@@ -61,6 +61,10 @@ class Judged:
         """Return the same with each expert's logits divided by its temperature, of float64 [K]."""
         return Judged(self.images, (self.logits / temperatures[:, None]).astype(np.float32))
 
+    def of(self, columns: Sequence[int]) -> Judged:
+        """Return the same with some of the experts, in the order of `columns`."""
+        return Judged(self.images, self.logits[:, list(columns)])
+
     def thinned(self, count: int) -> Judged:
         """Return about `count` of the images, or all of fewer: every n-th, which keeps the balance of severities."""
         images, step = self.images, max(1, len(self.images.labels) // count)
@@ -77,12 +81,13 @@ def mean_right(first: NDArray[np.float32], second: NDArray[np.float32], labels: 
 
 def judge_parts(
     config: TrainConfig,
+    classifiers: Sequence[ExpertConfig],
     models: Mapping[str, ImageModel],
     parts: Parts,
     folder: Path,
     log: Callable[[str], None] = print,
 ) -> tuple[Judged, Judged]:
-    """Return the gater's training images and the validation images, judged by all experts.
+    """Return the gater's training images and the validation images, judged by the classifiers.
 
     The gater trains on `config.gater.passes` corrupted copies of its part, severities uniform; validation
     sees every image at every severity. Logits are kept in `folder`.
@@ -98,8 +103,8 @@ def judge_parts(
     )
     validation = every_severity(parts.validation, config.corruption, derived_seed("validation", config.seed))
     return (
-        judge(config, config.experts, models, GATER_PART, training, folder, log),
-        judge(config, config.experts, models, VALIDATION_PART, validation, folder, log),
+        judge(config, classifiers, models, GATER_PART, training, folder, log),
+        judge(config, classifiers, models, VALIDATION_PART, validation, folder, log),
     )
 
 

@@ -24,6 +24,7 @@ from trt_moe.export.bundle_writer import (
 from trt_moe.export.measure import Timing, measure_latency, native_precision
 from trt_moe.export.torch_export import export_onnx
 from trt_moe.models import ImageModel
+from trt_moe.training.calibration import temperatures
 from trt_moe.training.checkpoint import checkpoint_hash
 from trt_moe.training.config import ExpertConfig, TrainConfig
 from trt_moe.training.experts import Shape, checkpoint_path, train_experts
@@ -80,13 +81,18 @@ def train(
     kept = [*config.experts, *config.baselines]
     # The others come when the first process is done, and read what it made.
     with processes.main_process_first():
+        judged = judge_parts(config, kept, models, parts, folder, log)
+        fitted = temperatures(kept, judged[0])
+        log("temperatures: " + " ".join(f"{e.name} {t:.2f}" for e, t in zip(kept, fitted, strict=True)))
+        models = {e.name: models[e.name].with_temperature(t) for e, t in zip(kept, fitted.tolist(), strict=True)}
         files = {
             e.name: _export(models[e.name], onnx / f"{e.name}.onnx", checkpoint_path(folder, e.name), shape, log)
             for e in kept
         }
         timings, costs = _latencies(config, files, shape, folder, log)
         config = config.model_copy(update={"experts": tuple(sorted(config.experts, key=lambda e: costs[e.name]))})
-        training, validation = judge_parts(config, models, parts, folder, log)
+        columns = [kept.index(e) for e in config.experts]
+        training, validation = (part.divided_by(fitted).of(columns) for part in judged)
         weights = np.asarray([costs[e.name] for e in config.experts])
         gaters = train_gaters(config, shape, training, validation, weights, folder, progress, log)
     best = gaters[0]
@@ -181,8 +187,8 @@ def _pooled(timings: dict[str, Timing], config: TrainConfig) -> dict[str, Timing
 
 
 def _export(model: ImageModel, file: Path, checkpoint: Path, shape: Shape, log: Callable[[str], None]) -> Path:
-    """Write the ONNX file, unless it was made from this checkpoint before."""
-    made_of = checkpoint_hash(checkpoint)
+    """Write the ONNX file, unless it was made from this checkpoint, with this temperature, before."""
+    made_of = [checkpoint_hash(checkpoint), model.temperature]
     mark = file.with_suffix(".json")
     if not (file.is_file() and _read_json(mark) == made_of):
         # A copy, as exporting changes the memory format, and with it the last bits of what comes after.

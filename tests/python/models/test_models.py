@@ -143,6 +143,15 @@ def test_the_resize_is_inside_and_bilinear():
     torch.testing.assert_close(rows, torch.tensor([0.0, 0.25, 0.75, 1.0]))
 
 
+def test_a_temperature_divides_the_logits_of_the_same_network():
+    model = ImageModel(_Flat(), (1, 2), (1, 2), mean=[0.0], std=[1.0])
+    images = torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 2, 1)
+    calibrated = model.with_temperature(4.0)
+    torch.testing.assert_close(calibrated(images), torch.tensor([[0.0, 0.25]]))
+    torch.testing.assert_close(model(images), torch.tensor([[0.0, 1.0]]))
+    assert calibrated.network is model.network
+
+
 @pytest.mark.parametrize(("mean", "std"), [([0.5], [0.5, 0.5]), ([], []), ([0.5], [0.0])])
 def test_a_normalisation_that_cannot_be_is_refused(mean, std):
     with pytest.raises(InputError, match="one value per channel"):

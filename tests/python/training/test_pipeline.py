@@ -1,8 +1,11 @@
 """Data to bundle on tiny data: the result loads, and the second run trains nothing."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
@@ -15,7 +18,9 @@ from trt_moe.export.measure import Timing, load_onnx  # noqa: E402
 from trt_moe.export.torch_export import export_onnx, logit_error, run_onnx  # noqa: E402
 from trt_moe.models import ImageModel  # noqa: E402
 from trt_moe.softmax import softmax  # noqa: E402
+from trt_moe.sweep.finished import open_run  # noqa: E402
 from trt_moe.training import TrainConfig  # noqa: E402
+from trt_moe.training.experts import predict  # noqa: E402
 from trt_moe.training.losses import check_costs  # noqa: E402
 from trt_moe.training.pipeline import _pooled, train  # noqa: E402
 from trt_moe.training.routing import route  # noqa: E402
@@ -79,6 +84,30 @@ def test_train_writes_a_bundle_that_loads_and_answers(raw_config, data_folder, t
     first = route(logits["gater"], costs, verified.latency_weight)
     answers = np.where(first[:, None] == 0, cheap + dearest, dearest).argmax(1)
     assert verified.manifest.evaluation.severities["0"].mixture == pytest.approx((answers == test.labels).mean())
+
+
+def test_a_bundle_holds_calibrated_experts(raw_config, data_folder, tmp_path, quiet):
+    config = TrainConfig.model_validate(raw_config)
+    bundle = Bundle.load(train(config, tmp_path / "bundle", log=quiet))
+    run = open_run(config, None, quiet)
+    assert run.temperatures.keys() == {"light", "heavy", "robust-light"}
+    assert 1.0 not in run.temperatures.values()
+    images = load_dataset(data_folder, "test").images
+    for name, temperature in run.temperatures.items():
+        expected = predict(run.models[name], images) / np.float32(temperature)
+        assert logit_error(load_onnx(bundle.file(bundle.entry(name)))(images), expected) < 1e-3
+
+    kept = load_file(run.folder / "logits-validation-light.safetensors")["logits"]
+    column = [entry.name for entry in run.config.experts].index("light")
+    np.testing.assert_allclose(run.validation.logits[:, column], kept / run.temperatures["light"], rtol=1e-6)
+
+    # Made with another temperature: exported again.
+    file, mark = (run.folder / "onnx" / f"light.{end}" for end in ("onnx", "json"))
+    good = file.read_bytes(), mark.read_text()
+    mark.write_text(json.dumps([json.loads(good[1])[0], 9.0]))
+    file.write_bytes(b"of another temperature")
+    train(config, tmp_path / "bundle", log=quiet)
+    assert (file.read_bytes(), mark.read_text()) == good
 
 
 def test_networks_of_one_shape_share_their_timings(raw_config):
