@@ -27,7 +27,7 @@ from trt_moe.console import note, print_table, progress
 from trt_moe.data import EVALUATION_SEED
 from trt_moe.evaluation.cues import CUES, measure
 from trt_moe.study.fit import Bootstrap, Curve, estimate
-from trt_moe.study.study import GATER, LOSS_CLIP
+from trt_moe.study.study import LOSS_CLIP
 from trt_moe.sweep.claims import HARSHEST, Claim, Rivals, Routed, Rule, Single, claims, strongest_cascade
 from trt_moe.sweep.compare import Comparison, Spread, compare
 from trt_moe.sweep.finished import FinishedRun, open_run
@@ -125,10 +125,11 @@ def find_rivals(bench: Bench, robust: ExpertConfig | None) -> Rivals:
     return Rivals(None if robust is None else single(robust.name), single(best), cascade, starts)
 
 
-def explained(every: Routed, images: Corrupted) -> dict[str, Spread]:
-    """R^2 of the dearest expert's benefit by a curve over each cue and over the gater's estimate.
+def explained(bench: Bench, every: Routed) -> tuple[dict[str, Spread], dict[str, Spread]]:
+    """R^2 of the dearest expert's benefit by a curve over each cue, and over the estimates of gaters by their method.
 
-    As in `trt-moe study`: every second image fits, the others test.
+    The gaters are those that route, and those that learn the benefit itself. As in `trt-moe study`: every second image
+    fits, the others test.
     """
     clipped = np.minimum(every.outcomes.losses.astype(np.float64), LOSS_CLIP)
     benefit = clipped[:, 0] - clipped[:, -1]
@@ -141,8 +142,17 @@ def explained(every: Routed, images: Corrupted) -> dict[str, Spread]:
         curve = Curve(x[~tests], benefit[~tests])(x[tests])
         return estimate(bootstrap.r_squared(benefit[tests], curve)).value
 
-    rows = {name: Spread.of([r2(measure(cue, images.images))]) for name, cue in CUES.items()}
-    return {**rows, GATER: Spread.of([r2(scores[:, -1] - scores[:, 0]) for scores in every.scores.values()])}
+    config = bench.run.config
+    learned = {config.gater.for_every_weight: every.scores}
+    if "benefit" not in learned:
+        learned["benefit"] = bench.scores(EVERY, bench.gaters("benefit", config.latency_weight))
+    return (
+        {name: Spread.of([r2(measure(cue, bench.images[EVERY].images))]) for name, cue in CUES.items()},
+        {
+            m: Spread.of([r2(scores[:, -1] - scores[:, 0]) for scores in by_seed.values()])
+            for m, by_seed in learned.items()
+        },
+    )
 
 
 def beyond(bench: Bench, every: Routed, comparison: Comparison, robust: ExpertConfig | None) -> list[Idea]:
@@ -257,8 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             bench.routed(NOISY),
             comparison,
             find_rivals(bench, robust),
-            explained(every, bench.images[EVERY]),
-            GATER,
+            *explained(bench, every),
             Rule(run.config.latency_weight, run.config.verify_below),
         )
         ideas = beyond(bench, every, comparison, robust)

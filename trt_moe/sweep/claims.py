@@ -113,8 +113,8 @@ def claims(
     noisy: Routed,
     comparison: Comparison,
     rivals: Rivals,
-    explained: Mapping[str, Spread],
-    learned: str,
+    cues: Mapping[str, Spread],
+    learned: Mapping[str, Spread],
     used: Rule,
 ) -> list[Claim]:
     """Judge all claims.
@@ -125,8 +125,8 @@ def claims(
         noisy: with the noise of severity 5, without its blur.
         comparison: of gaters on the same images as `every`.
         rivals: what is to be had without a gater.
-        explained: R^2 of the dearest expert's benefit by cue.
-        learned: the name of the learned gater in `explained`.
+        cues: R^2 of the dearest expert's benefit by cue.
+        learned: the same by the gaters of a method, one that serves every latency weight.
         used: what the run's bundle routes by; claims on where images go are judged for it too. Mixtures that
             verify have its latency weight, and their threshold of confidence is swept.
     """
@@ -144,7 +144,7 @@ def claims(
         *(_one_corruption(what, seen, rule) for rule in rules for what, seen in (("blur", blurred), ("noise", noisy))),
         *_from_comparison(comparison),
         _against_strongest(every.outcomes, free, rivals),
-        *_explained(explained, learned),
+        *_explained(cues, learned),
     ]
 
 
@@ -378,22 +378,23 @@ def _from_comparison(comparison: Comparison) -> list[Claim]:
     ]
 
 
-def _explained(explained: Mapping[str, Spread], learned: str) -> list[Claim]:
-    cues = {name: value for name, value in explained.items() if name != learned}
+def _explained(cues: Mapping[str, Spread], learned: Mapping[str, Spread]) -> list[Claim]:
     best = max(cues, key=lambda name: cues[name].mean)
-    gater = explained[learned]
-    rows = [_spread_claim(f"R2 of {name} against the benefit", "", "R2", value) for name, value in cues.items()]
-    ahead = gater.low - cues[best].mean
-    return [
-        *rows,
-        _spread_claim(
-            f"R2 of the {learned} against the benefit",
+
+    def first(method: str, gater: Spread) -> Claim:
+        ahead = gater.low - cues[best].mean
+        return _spread_claim(
+            f"R2 of the learned gater ({method}) against the benefit",
             "clearly first",
             "R2",
             gater,
             lambda _: ahead > 0.02,
             f"the best cue is {best}; the worst seed is {ahead:+.3f} ahead of it; clearly: by more than 0.02",
-        ),
+        )
+
+    return [
+        *(_spread_claim(f"R2 of {name} against the benefit", "", "R2", value) for name, value in cues.items()),
+        *(first(method, gater) for method, gater in learned.items()),
     ]
 
 

@@ -30,7 +30,8 @@ GAINS = np.array([0.0, 0.0, 0.0, 0.0, 0.9, 2.5, 2.5, 0.1, 0.1, 0.1])
 GOOD = np.stack([np.zeros(10), GAINS], axis=1)
 BLIND = np.zeros((10, 2))
 PAPER = Rule(0.7)
-EXPLAINED = {"entropy": Spread.of([0.1]), "edges": Spread.of([0.2]), "learned": Spread(0.5, 0.4, 0.6)}
+CUES = {"entropy": Spread.of([0.1]), "edges": Spread.of([0.2])}
+LEARNED = {"regret": Spread(0.3, 0.21, 0.4), "benefit": Spread(0.5, 0.4, 0.6)}
 
 
 def outcomes(names=("light", "heavy"), costs=COSTS, right=RIGHT, losses=LOSSES):
@@ -43,12 +44,12 @@ def rivals(of, robust=None):
     return Rivals(robust, Single("heavy", 0.8, 1.0), of.cascade(), ("light", "robust"))
 
 
-def judge(scores, robust=None, explained=EXPLAINED, blurred=None, noisy=None, of=None, used=PAPER):
+def judge(scores, robust=None, cues=CUES, blurred=None, noisy=None, of=None, used=PAPER):
     """The claims by the first word that tells them apart."""
     of = of or outcomes()
     every = Routed(of, scores)
     comparison = compare(of, scores, {0.7: scores, 0.1: scores})
-    rows = claims(every, blurred or every, noisy or every, comparison, rivals(of, robust), explained, "learned", used)
+    rows = claims(every, blurred or every, noisy or every, comparison, rivals(of, robust), cues, LEARNED, used)
     words = {
         "clean": "clean images",
         "harsh": "severity-5",
@@ -64,7 +65,8 @@ def judge(scores, robust=None, explained=EXPLAINED, blurred=None, noisy=None, of
         "any single": "the most accurate classifier trained",
         "one": "one gater",
         "collapse": "collapse",
-        "learned": "R2 of the learned",
+        "regret": "R2 of the learned gater (regret)",
+        "benefit": "R2 of the learned gater (benefit)",
         "entropy": "R2 of entropy",
         "verified": "verifies: mean cost at equal",
         "used clean": f"clean images on the cheapest expert (light), {used}",
@@ -193,7 +195,7 @@ def test_the_furthest_difference_is_reported_whatever_its_sign():
     worse = {0: np.stack([np.zeros(10), np.where(RIGHT[:, 0], 2.0, -2.0)], axis=1)}
     every = Routed(of, {0: GOOD})
     better = compare(of, {0: GOOD}, {0.7: worse, 0.1: {0: GOOD}})
-    rows = claims(every, every, every, better, rivals(of), EXPLAINED, "learned", PAPER)
+    rows = claims(every, every, every, better, rivals(of), CUES, LEARNED, PAPER)
     row = next(row for row in rows if row.name.startswith("one gater"))
     # Five images go on in either case: the one gater's bring three right answers, the other's none.
     assert row.value.mean == pytest.approx(0.3)
@@ -202,11 +204,12 @@ def test_the_furthest_difference_is_reported_whatever_its_sign():
 
 
 def test_the_learned_gater_must_be_clearly_first_with_its_worst_seed():
-    row = judge({0: GOOD})["learned"]
-    assert (row.value.mean, row.met) == (0.5, True)
-    assert "the best cue is edges; the worst seed is +0.200 ahead" in row.remark
-    close = {**EXPLAINED, "edges": Spread.of([0.39])}
-    assert judge({0: GOOD}, explained=close)["learned"].met is False
+    rows = judge({0: GOOD})
+    assert (rows["benefit"].value.mean, rows["benefit"].met) == (0.5, True)
+    assert "the best cue is edges; the worst seed is +0.200 ahead" in rows["benefit"].remark
+    assert (rows["regret"].value.mean, rows["regret"].met) == (0.3, False)
+    close = {**CUES, "edges": Spread.of([0.39])}
+    assert judge({0: GOOD}, cues=close)["benefit"].met is False
     assert judge({0: GOOD})["entropy"].value.mean == 0.1
 
 

@@ -29,7 +29,7 @@ def test_all_claims_are_judged_and_written(command, run, tmp_path, capsys):
     assert (data["name"], data["images"], data["seeds"]) == ("tiny", 360, [0])
     assert data["relative_cost"] == {"gater": 0.025, "light": 0.25, "heavy": 1.0, "robust-light": 0.25}
     names = [row["name"] for row in data["claims"]]
-    assert len(names) == len(set(names)) == 23  # the bundle routes by the latency weight of the paper
+    assert len(names) == len(set(names)) == 24  # the bundle routes by the latency weight of the paper
     assert all(row["met"] in (True, False) for row in data["claims"] if row["goal"] and row["value"])
     ideas = {(idea["name"], idea["plain"]) for idea in data["ideas"]}
     assert ("gater that learns its choices (regret)", "one that regresses losses (benefit)") in ideas
