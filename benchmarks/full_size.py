@@ -122,8 +122,8 @@ class Trained:
         names = [entry.name for entry in config.experts]
         judged = judge_parts(config, config.experts, models, parts, folder, note)
         fitted = temperatures(config.experts, judged[0])
-        models |= {name: models[name].with_temperature(t) for name, t in zip(names, fitted.tolist(), strict=True)}
-        halves = {name: HalfModel(models[name]) for name in names} | {GATER: HalfModel(build_gater(config, shape))}
+        calibrated = {name: models[name].with_temperature(t) for name, t in zip(names, fitted.tolist(), strict=True)}
+        halves = {name: HalfModel(calibrated[name]) for name in names} | {GATER: HalfModel(build_gater(config, shape))}
         self.compiled = {name: torch.compile(half) for name, half in halves.items()}
         self.timings = time_bare(self.compiled, shape, test)
         dearest = max(self.timings[entry.name]["mean_ms"] for entry in config.experts)

@@ -22,6 +22,8 @@ class ImageModel(nn.Module):
 
     scale: Tensor
     bias: Tensor
+    temperature: Tensor | None
+    """What calibrated logits were divided by, a scalar; None: logits are as the network answers them."""
 
     def __init__(
         self,
@@ -42,10 +44,11 @@ class ImageModel(nn.Module):
         self.network = network
         self.graph_size = graph_size
         self.resize = input_size != graph_size
-        self.temperature = 1.0
         shape = (1, len(mean), 1, 1)
         self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in std]).reshape(shape))
         self.register_buffer("bias", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).reshape(shape))
+        # No part of a checkpoint. A tensor, as torch.compile treats the second number that it meets unlike the first.
+        self.register_buffer("temperature", None, persistent=False)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Turn uint8 [N, H, W, C] into float32 [N, C, *graph_size], as the network sees it."""
@@ -57,12 +60,12 @@ class ImageModel(nn.Module):
     def calibrate(self, logits: Tensor) -> Tensor:
         """Turn what the network answers, of any float type, into calibrated logits in float32."""
         logits = logits.float()
-        return logits if self.temperature == 1 else logits / self.temperature
+        return logits if self.temperature is None else logits / self.temperature
 
     def with_temperature(self, temperature: float) -> ImageModel:
-        """Return the same network, shared and not copied, with another temperature."""
-        model = copy.copy(self)
-        model.temperature = temperature
+        """Return a copy that divides its logits."""
+        model = copy.deepcopy(self)
+        model.temperature = self.scale.new_tensor(temperature)
         return model
 
     def forward(self, images: Tensor) -> Tensor:

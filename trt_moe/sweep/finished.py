@@ -38,7 +38,7 @@ class FinishedRun:
         folder: its checkpoints and logits.
         gater_folder: checkpoints of gaters for these experts.
         shape: of the images.
-        models: every classifier by name.
+        models: every classifier by name, with logits as they are.
         temperatures: of every expert and baseline by name.
         training: what gaters learn from, calibrated.
         validation: what they are compared on, calibrated.
@@ -63,7 +63,10 @@ class FinishedRun:
         return np.asarray([self.relative_costs[expert.name] for expert in self.config.experts])
 
     def judged(self, what: str, images: Corrupted, classifiers: Sequence[ExpertConfig], log: Log) -> Judged:
-        """The images with the classifiers' calibrated logits on them; a teacher's are as they are. See `judge`."""
+        """The images with the classifiers' calibrated logits on them; see `judge`.
+
+        The logits of what the run neither exported nor routes to, a teacher's, are as they are.
+        """
         logits = judge(self.config, classifiers, self.models, what, images, self.folder, log)
         return logits.divided_by(np.asarray([self.temperatures.get(entry.name, 1.0) for entry in classifiers]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +101,8 @@ def train_gaters(
         ModelOutputError: the loss is not finite.
     """
     check_costs(torch.tensor(costs), len(config.experts), config.latency_weight)
-    # Checkpoints of gaters that learned from logits as they were have no "calibrated".
-    identity = digest([config.gater_hash(), "calibrated", [round(float(cost), 12) for cost in costs]])
+    learned_from = hashlib.sha256(training.logits.tobytes()).hexdigest()
+    identity = digest([config.gater_hash(), [round(float(cost), 12) for cost in costs], learned_from])
     gaters = []
     for method in config.gater.methods:
         for seed in config.gater.seeds:

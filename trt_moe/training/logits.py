@@ -59,7 +59,7 @@ class Judged:
 
     def divided_by(self, temperatures: NDArray[np.float64]) -> Judged:
         """Return the same with each expert's logits divided by its temperature, of float64 [K]."""
-        return Judged(self.images, (self.logits / temperatures[:, None]).astype(np.float32))
+        return Judged(self.images, self.logits / temperatures.astype(np.float32)[:, None])
 
     def of(self, columns: Sequence[int]) -> Judged:
         """Return the same with some of the experts, in the order of `columns`."""

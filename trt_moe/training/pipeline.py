@@ -84,9 +84,9 @@ def train(
         judged = judge_parts(config, kept, models, parts, folder, log)
         fitted = temperatures(kept, judged[0])
         log("temperatures: " + " ".join(f"{e.name} {t:.2f}" for e, t in zip(kept, fitted, strict=True)))
-        models = {e.name: models[e.name].with_temperature(t) for e, t in zip(kept, fitted.tolist(), strict=True)}
+        calibrated = {e.name: models[e.name].with_temperature(t) for e, t in zip(kept, fitted.tolist(), strict=True)}
         files = {
-            e.name: _export(models[e.name], onnx / f"{e.name}.onnx", checkpoint_path(folder, e.name), shape, log)
+            e.name: _export(calibrated[e.name], onnx / f"{e.name}.onnx", checkpoint_path(folder, e.name), shape, log)
             for e in kept
         }
         timings, costs = _latencies(config, files, shape, folder, log)
@@ -99,12 +99,15 @@ def train(
     log(f"gater {best.method}, seed {best.seed} is the best by validation")
     gater, tuned = best.model, None
     if config.joint is not None:
-        tuned = train_joint(config, config.joint, best, models, parts.gater, validation, weights, folder, progress, log)
+        tuned = train_joint(
+            config, config.joint, best, calibrated, parts.gater, validation, weights, folder, progress, log
+        )
     if not processes.is_main_process:
         return out.absolute()
     _write_report(config, gaters, validation, weights, costs[GATER], folder)
     if tuned is not None:
-        gater, models = tuned.gater, {**models, **tuned.experts}
+        # With the temperatures from before it: the images that they could be fitted on have now been trained on.
+        gater, calibrated = tuned.gater, {**calibrated, **tuned.experts}
         for name, model in tuned.experts.items():
             files[name] = _export(model, onnx / "joint" / f"{name}.onnx", tuned.file, shape, log)
     files[GATER] = onnx / "gater.onnx"
@@ -112,8 +115,8 @@ def train(
     source = BundleSource(
         name=config.name,
         gater=_gater_source(gater, files[GATER], config),
-        experts=[_source(entry, models[entry.name], files[entry.name]) for entry in config.experts],
-        baselines=[_source(entry, models[entry.name], files[entry.name]) for entry in config.baselines],
+        experts=[_source(entry, calibrated[entry.name], files[entry.name]) for entry in config.experts],
+        baselines=[_source(entry, calibrated[entry.name], files[entry.name]) for entry in config.baselines],
         timings=timings,
         costs=costs,
         latency_weight=config.latency_weight,
@@ -188,7 +191,7 @@ def _pooled(timings: dict[str, Timing], config: TrainConfig) -> dict[str, Timing
 
 def _export(model: ImageModel, file: Path, checkpoint: Path, shape: Shape, log: Callable[[str], None]) -> Path:
     """Write the ONNX file, unless it was made from this checkpoint, with this temperature, before."""
-    made_of = [checkpoint_hash(checkpoint), model.temperature]
+    made_of = [checkpoint_hash(checkpoint), None if model.temperature is None else model.temperature.item()]
     mark = file.with_suffix(".json")
     if not (file.is_file() and _read_json(mark) == made_of):
         # A copy, as exporting changes the memory format, and with it the last bits of what comes after.

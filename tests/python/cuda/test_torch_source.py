@@ -107,3 +107,5 @@ def test_half_models_compute_the_network_in_half_and_leave_their_argument_alone(
     assert 0 < float((found - expected).abs().max()) < 5e-3
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert {parameter.dtype for parameter in half.parameters()} == {torch.float16}
+    with torch.inference_mode():
+        torch.testing.assert_close(HalfModel(model.with_temperature(4.0))(images), found / 4)

@@ -133,6 +133,13 @@ def test_a_cut_gater_ends_in_the_same_weights_and_a_finished_one_is_skipped(conf
     assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == [f"gater-gumbel-{s}.safetensors" for s in (0, 1)]
 
 
+def test_a_gater_of_other_logits_is_trained_again(config, tmp_path):
+    _train(config(), tmp_path)
+    steps = []
+    _train(config(), tmp_path, MIXED.divided_by(np.array([2.0, 1.0, 1.0])), lambda *step: steps.append(step))
+    assert len(steps) == 2 * STEPS
+
+
 def test_after_a_loss_that_is_not_finite_the_last_good_epoch_is_gone_on_from(config, tmp_path, monkeypatch):
     whole = _train(config(), tmp_path / "whole")[0].model.state_dict()
     calls = []

@@ -91,7 +91,7 @@ def test_a_bundle_holds_calibrated_experts(raw_config, data_folder, tmp_path, qu
     bundle = Bundle.load(train(config, tmp_path / "bundle", log=quiet))
     run = open_run(config, None, quiet)
     assert run.temperatures.keys() == {"light", "heavy", "robust-light"}
-    assert 1.0 not in run.temperatures.values()
+    assert set(run.temperatures.values()) != {1.0}
     images = load_dataset(data_folder, "test").images
     for name, temperature in run.temperatures.items():
         expected = predict(run.models[name], images) / np.float32(temperature)
