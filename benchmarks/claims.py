@@ -15,6 +15,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ class Bench:
 
     def judged(self, what: str, classifiers: Sequence[ExpertConfig]) -> Judged:
         return self.run.judged(what, self.images[what], classifiers, note)
+
+    @cached_property
+    def benefit_scores(self) -> dict[int, NDArray[np.float32]]:
+        """Of gaters that learn the benefit, on the images of every severity."""
+        return self.scores(EVERY, self.gaters("benefit", self.run.config.latency_weight))
 
     def gaters(self, method: Method, weight: float) -> dict[int, TrainedGater]:
         return self.run.gaters(method, weight, self.seeds, self.update, note)
@@ -142,10 +148,9 @@ def explained(bench: Bench, every: Routed) -> tuple[dict[str, Spread], dict[str,
         curve = Curve(x[~tests], benefit[~tests])(x[tests])
         return estimate(bootstrap.r_squared(benefit[tests], curve)).value
 
-    config = bench.run.config
-    learned = {config.gater.for_every_weight: every.scores}
+    learned = {bench.run.config.gater.for_every_weight: every.scores}
     if "benefit" not in learned:
-        learned["benefit"] = bench.scores(EVERY, bench.gaters("benefit", config.latency_weight))
+        learned["benefit"] = bench.benefit_scores
     return (
         {name: Spread.of([r2(measure(cue, bench.images[EVERY].images))]) for name, cue in CUES.items()},
         {
@@ -160,7 +165,7 @@ def beyond(bench: Bench, every: Routed, comparison: Comparison, robust: ExpertCo
     method = run.config.gater.for_every_weight
     ideas = [one_training(method, comparison)]
     if method == "regret":
-        ideas.append(regret(every, bench.scores(EVERY, bench.gaters("benefit", run.config.latency_weight))))
+        ideas.append(regret(every, bench.benefit_scores))
     for budget in BUDGETS:
         ideas += verifying(every, run.config.latency_weight, budget)
     raw = judge(run.config, run.config.experts, run.models, EVERY, bench.images[EVERY], run.folder, note)

@@ -119,11 +119,10 @@ class Trained:
         folder = config.checkpoints / config.name
         parts = split(training, config.splits)
         models = train_experts(config, parts, shape, folder, log=note)
-        names = [entry.name for entry in config.experts]
         judged = judge_parts(config, config.experts, models, parts, folder, note)
         fitted = temperatures(config.experts, judged[0])
-        calibrated = {name: models[name].with_temperature(t) for name, t in zip(names, fitted.tolist(), strict=True)}
-        halves = {name: HalfModel(calibrated[name]) for name in names} | {GATER: HalfModel(build_gater(config, shape))}
+        halves = {name: HalfModel(models[name].with_temperature(value)) for name, value in fitted.items()}
+        halves[GATER] = HalfModel(build_gater(config, shape))
         self.compiled = {name: torch.compile(half) for name, half in halves.items()}
         self.timings = time_bare(self.compiled, shape, test)
         dearest = max(self.timings[entry.name]["mean_ms"] for entry in config.experts)
@@ -132,7 +131,8 @@ class Trained:
             update={"experts": tuple(sorted(config.experts, key=lambda entry: costs[entry.name]))}
         )
         columns = [config.experts.index(entry) for entry in self.config.experts]
-        training_part, validation = (part.divided_by(fitted).of(columns) for part in judged)
+        divisors = [fitted[entry.name] for entry in self.config.experts]
+        training_part, validation = (part.of(columns).divided_by(divisors) for part in judged)
         weights = np.array([costs[entry.name] for entry in self.config.experts])
         gater = train_gaters(self.config, shape, training_part, validation, weights, folder, log=note)[0].model
         halves[GATER].load_state_dict(HalfModel(gater).state_dict())  # timed before it was trained

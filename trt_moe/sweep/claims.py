@@ -126,7 +126,7 @@ def claims(
         comparison: of gaters on the same images as `every`.
         rivals: what is to be had without a gater.
         cues: R^2 of the dearest expert's benefit by cue.
-        learned: the same by the gaters of a method, one that serves every latency weight.
+        learned: the same by gaters, by the method that trained them.
         used: what the run's bundle routes by; claims on where images go are judged for it too. Mixtures that
             verify have its latency weight, and their threshold of confidence is swept.
     """

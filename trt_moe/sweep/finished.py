@@ -68,7 +68,7 @@ class FinishedRun:
         The logits of what the run neither exported nor routes to, a teacher's, are as they are.
         """
         logits = judge(self.config, classifiers, self.models, what, images, self.folder, log)
-        return logits.divided_by(np.asarray([self.temperatures.get(entry.name, 1.0) for entry in classifiers]))
+        return logits.divided_by([self.temperatures.get(entry.name, 1.0) for entry in classifiers])
 
     def outcomes(self, judged: Judged) -> Outcomes:
         """What the experts do with images that they have judged."""
@@ -148,9 +148,9 @@ def open_run(config: TrainConfig, progress: ProgressCallback | None, log: Log) -
     kept = [*config.experts, *config.baselines]
     judged = judge_parts(config, kept, models, parts, folder, log)
     fitted = temperatures(kept, judged[0])
-    by_name = {entry.name: value for entry, value in zip(kept, fitted.tolist(), strict=True)}
-    training, validation = (part.divided_by(fitted).of(range(len(config.experts))) for part in judged)
-    return FinishedRun(config, folder, folder, shape, models, by_name, training, validation, test, costs)
+    columns, divisors = range(len(config.experts)), [fitted[entry.name] for entry in config.experts]
+    training, validation = (part.of(columns).divided_by(divisors) for part in judged)
+    return FinishedRun(config, folder, folder, shape, models, fitted, training, validation, test, costs)
 
 
 def _relative_costs(config: TrainConfig, folder: Path) -> dict[str, float]:

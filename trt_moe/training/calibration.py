@@ -37,14 +37,14 @@ def temperature(
     return float(_TEMPERATURES[low])
 
 
-def temperatures(experts: Sequence[ExpertConfig], judged: Judged) -> NDArray[np.float64]:
-    """Every expert's temperature, float64 [K], on images like those that it was trained on.
+def temperatures(experts: Sequence[ExpertConfig], judged: Judged) -> dict[str, float]:
+    """Every expert's temperature by its name, on images like those that it was trained on.
 
     They must be images that no expert has seen: on others each is surer than it is right.
     """
-    fitted = []
+    fitted = {}
     for k, expert in enumerate(experts):
         weights = np.asarray(expert.severities, np.float64)[judged.images.severities]
         known = weights if weights.any() else None
-        fitted.append(temperature(judged.logits[:, k], judged.images.labels, known))
-    return np.asarray(fitted)
+        fitted[expert.name] = temperature(judged.logits[:, k], judged.images.labels, known)
+    return fitted

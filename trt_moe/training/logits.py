@@ -57,9 +57,9 @@ class Judged:
         experts = np.moveaxis(self.logits, 1, 0)
         return np.stack([mean_right(logits, experts[-1], self.images.labels) for logits in experts], axis=1)
 
-    def divided_by(self, temperatures: NDArray[np.float64]) -> Judged:
-        """Return the same with each expert's logits divided by its temperature, of float64 [K]."""
-        return Judged(self.images, self.logits / temperatures.astype(np.float32)[:, None])
+    def divided_by(self, temperatures: Sequence[float]) -> Judged:
+        """Return the same with each expert's logits divided by its temperature, of K."""
+        return Judged(self.images, self.logits / np.asarray(temperatures, np.float32)[:, None])
 
     def of(self, columns: Sequence[int]) -> Judged:
         """Return the same with some of the experts, in the order of `columns`."""

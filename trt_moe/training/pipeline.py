@@ -83,16 +83,16 @@ def train(
     with processes.main_process_first():
         judged = judge_parts(config, kept, models, parts, folder, log)
         fitted = temperatures(kept, judged[0])
-        log("temperatures: " + " ".join(f"{e.name} {t:.2f}" for e, t in zip(kept, fitted, strict=True)))
-        calibrated = {e.name: models[e.name].with_temperature(t) for e, t in zip(kept, fitted.tolist(), strict=True)}
+        log("temperatures: " + " ".join(f"{name} {value:.2f}" for name, value in fitted.items()))
+        calibrated = {name: models[name].with_temperature(value) for name, value in fitted.items()}
         files = {
             e.name: _export(calibrated[e.name], onnx / f"{e.name}.onnx", checkpoint_path(folder, e.name), shape, log)
             for e in kept
         }
         timings, costs = _latencies(config, files, shape, folder, log)
         config = config.model_copy(update={"experts": tuple(sorted(config.experts, key=lambda e: costs[e.name]))})
-        columns = [kept.index(e) for e in config.experts]
-        training, validation = (part.divided_by(fitted).of(columns) for part in judged)
+        columns, divisors = [kept.index(e) for e in config.experts], [fitted[e.name] for e in config.experts]
+        training, validation = (part.of(columns).divided_by(divisors) for part in judged)
         weights = np.asarray([costs[e.name] for e in config.experts])
         gaters = train_gaters(config, shape, training, validation, weights, folder, progress, log)
     best = gaters[0]

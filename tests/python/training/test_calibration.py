@@ -39,8 +39,8 @@ def test_an_expert_is_calibrated_on_what_it_was_trained_on(raw_config):
     severities = np.repeat([0, 5], 20)
     answers = [sure(i % 4 != 0 if s == 0 else i % 2 == 0, 1.0) for i, s in enumerate(severities)]
     fitted = temperatures(config.experts, judged(severities, answers, answers))
-    assert fitted[0] == pytest.approx(1 / np.log(3), rel=0.03)
-    assert fitted[1] == 4.0  # nothing tells the classes apart: as unsure as can be
+    assert fitted["light"] == pytest.approx(1 / np.log(3), rel=0.03)
+    assert fitted["heavy"] == 4.0  # nothing tells the classes apart: as unsure as can be
 
 
 def test_an_expert_that_saw_none_of_the_severities_is_calibrated_on_all(raw_config):
@@ -48,7 +48,7 @@ def test_an_expert_that_saw_none_of_the_severities_is_calibrated_on_all(raw_conf
     config = TrainConfig.model_validate({**raw_config, "experts": experts})
     answers = [sure(i % 4 != 0, 4.0) for i in range(40)]
     fitted = temperatures(config.experts, judged(np.repeat([0, 5], 20), answers, answers))
-    np.testing.assert_allclose(fitted, 4 / np.log(3), rtol=0.03)
+    np.testing.assert_allclose(list(fitted.values()), 4 / np.log(3), rtol=0.03)
 
 
 def test_being_too_sure_costs_an_expert_nothing_once_it_is_calibrated(raw_config):
@@ -57,5 +57,5 @@ def test_being_too_sure_costs_an_expert_nothing_once_it_is_calibrated(raw_config
     modest = [sure(i % 5 != 0, np.log(4)) for i in range(100)]
     of = judged(np.arange(100) % 6, bold, modest)
     assert of.losses.mean(0)[0] > of.losses.mean(0)[1]
-    fair = of.divided_by(temperatures(config.experts, of)).losses.mean(0)
+    fair = of.divided_by(list(temperatures(config.experts, of).values())).losses.mean(0)
     assert fair[0] < fair[1]
