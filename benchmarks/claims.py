@@ -37,7 +37,7 @@ from trt_moe.sweep.tables import Table
 from trt_moe.training.config import CorruptionConfig, ExpertConfig, Method
 from trt_moe.training.experts import predict
 from trt_moe.training.gater import TrainedGater
-from trt_moe.training.logits import Judged, judge, mean_right
+from trt_moe.training.logits import Judged, judge
 from trt_moe.training.splits import Corrupted, Part, apply, every_severity
 from trt_moe.training_run import open_config
 
@@ -68,7 +68,7 @@ class Bench:
         return self.run.gaters(method, weight, self.seeds, self.update, note)
 
     def routed(self, what: str) -> Routed:
-        outcomes = self.run.outcomes(self.judged(what, self.run.config.experts))
+        outcomes = self.run.outcomes(what, self.images[what], note)
         return Routed(outcomes, self.scores(what, self.one))
 
     def scores(self, what: str, gaters: Mapping[int, TrainedGater]) -> dict[int, NDArray[np.float32]]:
@@ -116,15 +116,17 @@ def find_rivals(bench: Bench, robust: ExpertConfig | None) -> Rivals:
     dearest = run.config.experts[-1].name
     timed = [entry.name for entry in (*run.config.experts, *run.config.baselines)]
     starts = tuple(name for name in timed if name != dearest)
+    classifiers = [run.config.classifier(name) for name in starts]
+    first, costs = bench.judged(EVERY, classifiers), [run.relative_costs[name] for name in starts]
+    # Second looks as the mixture may have them, and what they cost.
+    looks = [(first.right_with(judged.logits[:, [column[dearest]]]), [1.0] * len(starts))]
+    if run.config.verify_by == "mirror":
+        looks.append((first.right_with(run.mirrored(EVERY, bench.images[EVERY], classifiers, note).logits), costs))
     cascade = strongest_cascade(
         [
-            (
-                judged.confidence[:, column[name]],
-                judged.right[:, column[name]],
-                mean_right(judged.logits[:, column[name]], judged.logits[:, column[dearest]], judged.images.labels),
-                run.relative_costs[name],
-            )
-            for name in starts
+            (first.confidence[:, k], first.right[:, k], right[:, k], costs[k], second_costs[k])
+            for right, second_costs in looks
+            for k in range(len(starts))
         ]
     )
     best = max(accuracy, key=lambda name: accuracy[name])

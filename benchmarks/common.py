@@ -53,6 +53,7 @@ class PythonRouting:
         self.experts = [entry.name for entry in bundle.experts]
         self.costs = np.array([entry.relative_cost for entry in bundle.experts], np.float32)
         self.weight, self.verify_below = bundle.latency_weight, bundle.verify_below
+        self.by_mirror = bundle.verify_by == "mirror"
         self.classes = len(bundle.class_names)
 
     def grouped(self, images: Images) -> NDArray[np.float32]:
@@ -64,9 +65,13 @@ class PythonRouting:
                 probabilities[chosen] = softmax(self.run(expert, images[chosen]))
         dearest = len(self.experts) - 1
         unsure = np.flatnonzero((probabilities.max(axis=1) < self.verify_below) & (routes != dearest))
-        if len(unsure):
-            probabilities[unsure] += softmax(self.run(self.experts[dearest], images[unsure]))
-            probabilities[unsure] /= 2
+        verifier = routes if self.by_mirror else np.full_like(routes, dearest)
+        for index, expert in enumerate(self.experts):
+            chosen = unsure[verifier[unsure] == index]
+            if len(chosen):
+                seen = images[chosen][:, :, ::-1] if self.by_mirror else images[chosen]
+                second = softmax(self.run(expert, np.ascontiguousarray(seen)))
+                probabilities[chosen] = (probabilities[chosen] + second) / 2
         return probabilities
 
     def per_image(self, images: Images) -> NDArray[np.float32]:

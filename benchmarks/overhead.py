@@ -23,14 +23,15 @@ def run(bundle: Bundle, images: Images, quick: bool) -> dict[str, Any]:
         gater = router.model(bundle.gater.name)
         for names in sorted(set(asked), key=asked.count, reverse=True):
             mine = images[[one == names for one in asked]]
-            models = [router.model(name) for name in names]
+            models = [gater, *(router.model(name) for name in names)]
             bare, routed, python = [], [], []
             for i in range(rounds + rounds // 10):
                 image = mine[i % len(mine)]
                 batch = image[None]
+                seen = [image, image, image[:, ::-1] if router.verify_by == "mirror" else image]
                 for bare_now in (True, False) if i % 2 else (False, True):
                     if bare_now:
-                        bare.append(float(sum(model.time(image, 1, 0)[0] for model in (gater, *models))))
+                        bare.append(float(sum(m.time(look, 1, 0)[0] for m, look in zip(models, seen, strict=False))))
                         continue
                     start = perf_counter()
                     result = router.predict(batch)
@@ -49,13 +50,16 @@ def run(bundle: Bundle, images: Images, quick: bool) -> dict[str, Any]:
 
 
 def _asked(router: Router, images: Images) -> list[tuple[str, ...]]:
-    """The experts that answer each image: one, or two where the first is unsure."""
+    """The experts that answer each image: one, or where it is unsure the one that has the second look as well."""
     last = router.predict(images).experts
     verify_below, router.verify_below = router.verify_below, 0.0
-    first = router.predict(images).experts
+    result = router.predict(images)
     router.verify_below = verify_below
     names = router.expert_names
-    return [(names[a],) if a == b else (names[a], names[b]) for a, b in zip(first, last, strict=True)]
+    unsure = (result.probabilities.max(axis=1) < verify_below) & (result.experts != len(names) - 1)
+    return [
+        (names[a], names[b]) if twice else (names[a],) for a, b, twice in zip(result.experts, last, unsure, strict=True)
+    ]
 
 
 def table(report: dict[str, Any]) -> str:

@@ -57,7 +57,7 @@ class Pipeline:
     """
     A gater and its experts behind one scheduler.
     """
-    def __init__(self, gater: Model, experts: collections.abc.Sequence[Model], *, names: collections.abc.Sequence[str], costs: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], latency_weight: typing.SupportsFloat | typing.SupportsIndex, verify_below: typing.SupportsFloat | typing.SupportsIndex, max_batch: typing.SupportsInt | typing.SupportsIndex, max_wait_us: typing.SupportsInt | typing.SupportsIndex, max_queue: typing.SupportsInt | typing.SupportsIndex, warmup: bool, device_routed: bool = False, speculate: bool = False) -> None:
+    def __init__(self, gater: Model, experts: collections.abc.Sequence[Model], *, names: collections.abc.Sequence[str], costs: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], latency_weight: typing.SupportsFloat | typing.SupportsIndex, verify_below: typing.SupportsFloat | typing.SupportsIndex, verify_by_mirror: bool, max_batch: typing.SupportsInt | typing.SupportsIndex, max_wait_us: typing.SupportsInt | typing.SupportsIndex, max_queue: typing.SupportsInt | typing.SupportsIndex, warmup: bool, device_routed: bool = False, speculate: bool = False) -> None:
         ...
     def close(self, cancel_pending: bool) -> None:
         ...

@@ -40,9 +40,10 @@ def clean(text: object) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
 
 
-def routing_rule(latency_weight: float, verify_below: float) -> str:
+def routing_rule(latency_weight: float, verify_below: float, verify_by: str) -> str:
     """How a router decides, for headings."""
-    return f"latency weight {latency_weight:.3g}" + (f", verified below {verify_below:.3g}" if verify_below else "")
+    by = " by mirror" if verify_by == "mirror" else ""
+    return f"latency weight {latency_weight:.3g}" + (f", verified{by} below {verify_below:.3g}" if verify_below else "")
 
 
 def note(message: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trt_moe.bundle import Bundle
-from trt_moe.bundle.manifest import MIXTURE
+from trt_moe.bundle.manifest import MIXTURE, VerifyBy
 from trt_moe.console import ProgressCallback, routing_rule, stdout
 from trt_moe.evaluation import Report, TestSet, evaluate
 from trt_moe.evaluation.tables import print_accuracies, print_frontier, print_shares, print_strategies
@@ -40,6 +40,7 @@ def run_demo(
     threads: int | None = None,
     latency_weight: float | None = None,
     verify_below: float | None = None,
+    verify_by: VerifyBy | None = None,
     progress: ProgressCallback = lambda what, done, total: None,
 ) -> Demo:
     """Route the bundle's samples at every severity, compare, and draw the picture.
@@ -52,6 +53,7 @@ def run_demo(
         threads: CPU threads; None: all usable.
         latency_weight: None: the bundle's.
         verify_below: None: the bundle's.
+        verify_by: None: the bundle's.
         progress: called as progress(what, done, total).
 
     Raises:
@@ -73,6 +75,7 @@ def run_demo(
         threads=threads,
         latency_weight=latency_weight,
         verify_below=verify_below,
+        verify_by=verify_by,
     ) as router:
         report = evaluate(router, sets, "shipped samples", None, progress)
     draw(report, picture)
@@ -83,9 +86,10 @@ def print_demo(demo: Demo) -> None:
     """Print the demo as tables."""
     data = demo.report.data
     out = stdout()
+    rule = routing_rule(data["latency_weight"], data["verify_below"], data["verify_by"])
     out.print(
         f"{data['bundle']}: {data['images']} real test images on {data['device']}, "
-        f"experts in {data['precision']}, {routing_rule(data['latency_weight'], data['verify_below'])}",
+        f"experts in {data['precision']}, {rule}",
         style="bold",
     )
     print_shares(data)

@@ -26,7 +26,8 @@ def print_bundle(bundle: Bundle) -> None:
     out.print(f"input           uint8 {height} x {width} x {channels} (height, width, channels)")
     out.print(f"classes         {len(bundle.class_names)}: {shown}")
     out.print(f"latency weight  {bundle.latency_weight:g}")
-    out.print(f"verify below    {f'{bundle.verify_below:g}' if bundle.verify_below else 'never'}")
+    verified = f"{bundle.verify_below:g}, by {bundle.verify_by}" if bundle.verify_below else "never"
+    out.print(f"verify below    {verified}")
     if manifest.samples is not None:
         out.print(f"samples         {manifest.samples.images} images in {manifest.samples.folder}/")
     if manifest.golden is not None:

@@ -52,6 +52,7 @@ class Predictions:
             "device": router.device,
             "latency_weight": router.latency_weight,
             "verify_below": router.verify_below,
+            "verify_by": router.verify_by,
             "predictions": [{**asdict(row), "top": [list(pair) for pair in row.top]} for row in self.rows],
             "failures": [{"path": str(failure.path), "reason": failure.reason} for failure in self.failures],
         }
@@ -97,7 +98,8 @@ def print_predictions(predictions: Predictions, router: Router) -> None:
                 for cells, row in zip(rows, predictions.rows, strict=True)
             ]
         print_table(
-            f"{router.bundle.name} on {router.device}, {routing_rule(router.latency_weight, router.verify_below)}",
+            f"{router.bundle.name} on {router.device}, "
+            f"{routing_rule(router.latency_weight, router.verify_below, router.verify_by)}",
             columns,
             rows,
         )

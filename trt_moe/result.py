@@ -19,7 +19,7 @@ class ResultRow:
 
     Attributes:
         probabilities: float32 [classes], softmax of the expert's logits; where that was unsure, the mean of its and the
-            dearest expert's.
+            second look's, see `Router(verify_by)`.
         label: index of the likeliest class.
         class_name: its name.
         expert: index of the expert that was asked last, cheapest first.
@@ -43,7 +43,7 @@ class Result:
 
     Attributes:
         probabilities: float32 [N, classes], softmax of the routed expert's logits; where that was unsure, the mean of
-            its and the dearest expert's.
+            its and the second look's, see `Router(verify_by)`.
         experts: int64 [N], index of the expert that was asked last, cheapest first.
         latency_ms: float32 [N], milliseconds from the call to each image's answer.
         gater_logits: float32 [N, experts], the gater's scores before the latency weight.

@@ -26,6 +26,7 @@ from trt_moe.model import Model
 from trt_moe.result import DeviceResult, Result, ResultRow, join
 
 if TYPE_CHECKING:
+    from trt_moe.bundle.manifest import VerifyBy
     from trt_moe.cuda.load import CudaModels
 
 _log = logging.getLogger("trt_moe")
@@ -34,6 +35,7 @@ _BACKEND_OF = {"cpu": "openvino", "cuda": "cuda"}
 _DEVICE_OF = {backend: device for device, backend in _BACKEND_OF.items()}
 
 PLANS = ("auto", "host-routed")
+VERIFY_BY: tuple[VerifyBy, ...] = ("dearest", "mirror")
 
 MAX_BATCH = 1 << 16
 MAX_WAIT_US = 10_000_000
@@ -59,8 +61,11 @@ class Router:
         warmup: run every model before the constructor returns.
         latency_weight: of the routing rule argmax(logit - latency_weight * relative_cost); None: the bundle's.
         verify_below: gate, then verify: an image whose expert gives its likeliest class a probability below this is
-            answered by the mean of its expert's and the dearest expert's probabilities, which costs the latter's
-            latency on top. 0: never. None: the bundle's.
+            seen a second time and answered by the mean of both looks' probabilities. Only the dearest expert's word
+            always stands. 0: never. None: the bundle's.
+        verify_by: whose the second look is: the "dearest" expert's, which costs its latency on top, or by "mirror" the
+            same expert's at the image mirrored left to right, which costs that expert's once more. A mirror image must
+            mean the same: with letters or left and right hands it does not. None: the bundle's.
         check: first compare the compiled models with the bundle's golden logits, and their answers in every batch
             size with those for single images.
         threads: CPU threads; None: all that this process may use (affinity and cgroup quota).
@@ -91,6 +96,7 @@ class Router:
         warmup: bool = True,
         latency_weight: float | None = None,
         verify_below: float | None = None,
+        verify_by: VerifyBy | None = None,
         check: bool = True,
         threads: int | None = None,
         plan: str = "auto",
@@ -111,6 +117,9 @@ class Router:
         self._latency_weight = _checked_weight(weight)
         below = self._bundle.verify_below if verify_below is None else verify_below
         self._verify_below = _checked_probability(below)
+        self._verify_by = self._bundle.verify_by if verify_by is None else verify_by
+        if self._verify_by not in VERIFY_BY:
+            raise InputError(f"verify_by is {verify_by!r}; expected {' or '.join(map(repr, VERIFY_BY))}")
         self._max_batch = max_batch
         self._precision = precision
         self._threads = threads
@@ -131,6 +140,7 @@ class Router:
             costs=[entry.relative_cost for entry in self._bundle.experts],
             latency_weight=self._latency_weight,
             verify_below=self._verify_below,
+            verify_by_mirror=self._verify_by == "mirror",
             max_batch=max_batch,
             max_wait_us=max_wait_us,
             max_queue=max_queue,
@@ -184,7 +194,7 @@ class Router:
 
     @property
     def verify_below(self) -> float:
-        """Confidence below which the dearest expert is asked as well; set it any time, like `latency_weight`."""
+        """Confidence below which an answer is verified; set it any time, like `latency_weight`."""
         return self._verify_below
 
     @verify_below.setter
@@ -192,6 +202,11 @@ class Router:
         probability = _checked_probability(value)
         self._pipeline.verify_below = probability
         self._verify_below = probability
+
+    @property
+    def verify_by(self) -> VerifyBy:
+        """How an answer is verified: "dearest" or "mirror"."""
+        return self._verify_by
 
     @overload
     def predict(self, batch: Any, *, device_output: Literal[False] = False) -> Result: ...
@@ -316,7 +331,8 @@ class Router:
         Returns:
             "stages": for gate, queue, gather, expert, scatter and total: count, mean_ms, p50_ms, p90_ms,
             p99_ms, p99_9_ms, max_ms (per image; quantiles to 3.2 %). "experts": by name: images it
-            answered, alone or second, their share, images it was unsure of and passed on, batches it ran.
+            answered, alone or second, their share, images it was unsure of and passed on to be verified, batches it
+            ran.
             "in_flight": unfinished images.
         """
         raw = self._pipeline.stats()

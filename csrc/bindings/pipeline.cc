@@ -101,8 +101,8 @@ void register_pipeline(py::module_& module) {
   pipeline
       .def(py::init([](const std::shared_ptr<ModelRunner>& gater,
                        const std::vector<std::shared_ptr<ModelRunner>>& experts, const std::vector<std::string>& names,
-                       const std::vector<float>& costs, float latency_weight, float verify_below, std::size_t max_batch,
-                       std::int64_t max_wait_us, std::size_t max_queue, bool warmup, bool device_routed,
+                       const std::vector<float>& costs, float latency_weight, float verify_below, bool verify_by_mirror,
+                       std::size_t max_batch, std::int64_t max_wait_us, std::size_t max_queue, bool warmup, bool device_routed,
                        bool speculate) {
              std::vector<Expert> list;
              std::vector<std::shared_ptr<Engine>> engines;
@@ -113,13 +113,14 @@ void register_pipeline(py::module_& module) {
              const py::gil_scoped_release release;
              auto made = std::make_unique<Pipeline>(
                  gater->engine(), std::move(list),
-                 SchedulerOptions{latency_weight, verify_below, max_batch, std::chrono::microseconds(max_wait_us),
-                                  max_queue, warmup, speculate});
+                 SchedulerOptions{latency_weight, verify_below,
+                                  verify_by_mirror ? VerifyBy::kMirror : VerifyBy::kDearest, max_batch,
+                                  std::chrono::microseconds(max_wait_us), max_queue, warmup, speculate});
              choose_routing(*made, gater->engine(), engines, device_routed, speculate);
              return made;
            }),
            py::arg("gater"), py::arg("experts"), py::kw_only(), py::arg("names"), py::arg("costs"),
-           py::arg("latency_weight"), py::arg("verify_below"), py::arg("max_batch"), py::arg("max_wait_us"),
+           py::arg("latency_weight"), py::arg("verify_below"), py::arg("verify_by_mirror"), py::arg("max_batch"), py::arg("max_wait_us"),
            py::arg("max_queue"), py::arg("warmup"), py::arg("device_routed") = false, py::arg("speculate") = false)
       .def("predict", &predict, py::arg("images"), py::arg("keep") = py::none(),
            "(probabilities float32 [N,C], gater logits float32 [N,K], routes int64 [N], latency_ms float32 [N]). "

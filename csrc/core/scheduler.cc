@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <numeric>
 #include <optional>
 #include <system_error>
 #include <utility>
 
+#include "core/mirror.h"
 #include "core/scheduler_parts.h"
 
 namespace trt_moe {
@@ -236,6 +238,18 @@ Failure Scheduler::take_failure() {
 
 bool Scheduler::unsure(std::size_t expert, float confidence) const noexcept {
   return confidence < verify_below() && expert + 1 != experts_.size();
+}
+
+std::size_t Scheduler::verifier_of(std::size_t expert) const noexcept {
+  return options_.verify_by == VerifyBy::kMirror ? expert : experts_.size() - 1;
+}
+
+void Scheduler::copy_image(const std::uint8_t* image, bool verifies, std::uint8_t* to) const {
+  if (verifies && options_.verify_by == VerifyBy::kMirror) {
+    copy_mirrored(image, input_, to);
+  } else {
+    std::memcpy(to, image, input_.bytes());
+  }
 }
 
 void Scheduler::close(bool cancel_pending) {

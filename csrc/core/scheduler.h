@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -25,9 +26,16 @@ struct Expert {
   float cost = 0.0F;  // relative to the dearest expert
 };
 
+// Who answers together with an expert that is unsure; nobody does with the dearest expert, the last one.
+enum class VerifyBy {
+  kDearest,  // the dearest expert
+  kMirror,   // the expert itself, which looks once more, at the image mirrored left to right
+};
+
 struct SchedulerOptions {
   float latency_weight = 0.0F;
   float verify_below = 0.0F;  // see Scheduler::set_verify_below
+  VerifyBy verify_by = VerifyBy::kDearest;
   std::size_t max_batch = 64;
   std::chrono::microseconds max_wait{0};
   std::size_t max_queue = 4096;
@@ -41,7 +49,7 @@ struct SchedulerOptions {
 struct SchedulerStats {
   std::array<HistogramSnapshot, kStageNames.size()> stages;
   std::vector<std::uint64_t> images;     // answered, per expert
-  std::vector<std::uint64_t> passed_on;  // run, but passed on to the dearest as well, per expert
+  std::vector<std::uint64_t> passed_on;  // run, but unsure and passed on to be verified, per expert
   std::vector<std::uint64_t> batches;    // run, per expert
   std::size_t in_flight = 0;
 };
@@ -82,8 +90,8 @@ class Scheduler {
   void set_latency_weight(float weight) noexcept { latency_weight_.store(weight, std::memory_order_relaxed); }
   float latency_weight() const noexcept { return latency_weight_.load(std::memory_order_relaxed); }
 
-  // Gate, then verify: an image whose expert gives its likeliest class a probability below this goes on to the
-  // dearest expert, the last one, and is answered by the mean of both experts' probabilities. 0: never.
+  // Gate, then verify: an image whose expert gives its likeliest class a probability below this is seen a second time,
+  // as SchedulerOptions::verify_by says, and answered by the mean of both looks' probabilities. 0: never.
   void set_verify_below(float probability) noexcept { verify_below_.store(probability, std::memory_order_relaxed); }
   float verify_below() const noexcept { return verify_below_.load(std::memory_order_relaxed); }
 
@@ -112,6 +120,7 @@ class Scheduler {
   struct InlineLane;
   struct RoutedLane;
 
+  void gather(std::span<const Job> batch, Session& session) const;
   void run_gater(Worker& worker, Seat& seat, std::size_t count);
   void run_expert(std::size_t expert, Worker& worker, Seat& seat, std::size_t count);
   void run_inline(const std::uint8_t* image, const OutputRows& rows, Clock::time_point submitted);
@@ -125,6 +134,9 @@ class Scheduler {
   // Of a failed run, inside its catch block. A device that is lost closes the scheduler, and fails all that waits.
   Failure take_failure();
   bool unsure(std::size_t expert, float confidence) const noexcept;
+  std::size_t verifier_of(std::size_t expert) const noexcept;
+  // Where a second look is at the mirrored image, this makes it so.
+  void copy_image(const std::uint8_t* image, bool verifies, std::uint8_t* to) const;
   std::size_t drop_cancelled(std::span<Job> batch);
   const std::shared_ptr<Engine>& engine(std::size_t model) const;
   void add_crew(const std::vector<std::size_t>& models);

@@ -50,24 +50,23 @@ void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, Cl
   std::uint64_t expert_ns = 0;
   std::uint64_t scatter_ns = 0;
   Clock::time_point done = gated;
-  while (true) {
+  for (bool verifies = false;; verifies = true) {
     const Clock::time_point begin = done;
     Session& session = *lane.experts[expert];
     const bool started = speculation.answers(expert);
-    if (!started) std::memcpy(session.input().data(), image, input_.bytes());
+    if (!started) copy_image(image, verifies, session.input().data());
     const Clock::time_point gathered = Clock::now();
     const std::span<const float> logits = started ? speculation.take() : session.run(1);
     const Clock::time_point ran = Clock::now();
     if (!all_finite(logits)) throw error_of(bad_logits("expert " + experts_[expert].name));
-    const bool verifies = expert != route;
     const float confidence = verifies ? softmax_mean(logits, rows.probabilities) : softmax(logits, rows.probabilities);
     done = Clock::now();
     gather_ns += ns_between(begin, gathered);
     expert_ns += ns_between(gathered, ran);
     scatter_ns += ns_between(ran, done);
-    if (!unsure(expert, confidence)) break;
+    if (verifies || !unsure(expert, confidence)) break;
     add_one(lane.passed_on[expert]);
-    expert = experts_.size() - 1;
+    expert = verifier_of(expert);
   }
   *rows.routes = static_cast<std::int64_t>(expert);
   *rows.latency_ms = ms_between(submitted, done);

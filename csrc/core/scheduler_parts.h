@@ -109,8 +109,8 @@ struct Scheduler::InlineLane {
 struct Scheduler::RoutedLane {
   std::mutex mutex;
   std::shared_ptr<RoutedPlan> plan;
-  std::vector<std::uint32_t> unsure;  // of the run, indices of images
-  std::vector<bool> ran;              // in the run, by expert
+  std::vector<std::vector<std::uint32_t>> unsure;  // of the run, indices of images by the expert that verifies them
+  std::vector<bool> ran;                           // in the run, by expert
   std::vector<std::uint64_t> images;
   std::vector<std::uint64_t> passed_on;
   std::vector<std::uint64_t> batches;

@@ -10,7 +10,8 @@ namespace trt_moe {
 
 void Scheduler::use(std::shared_ptr<RoutedPlan> plan) {
   routed_lane_ = std::make_unique<RoutedLane>();
-  routed_lane_->unsure.reserve(plan->capacity());
+  routed_lane_->unsure.resize(experts_.size());
+  for (auto& images : routed_lane_->unsure) images.reserve(plan->capacity());
   routed_lane_->plan = std::move(plan);
   routed_lane_->ran.resize(experts_.size());
   routed_lane_->images.resize(experts_.size());
@@ -54,7 +55,8 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Cl
       throw error_of(take_failure());
     }
     const Clock::time_point done = Clock::now();
-    lane.unsure.clear();
+    for (auto& indices : lane.unsure) indices.clear();
+    std::size_t sure = images.count;
     std::fill(lane.ran.begin(), lane.ran.end(), false);
     for (std::size_t i = 0; i < images.count; ++i) {
       const auto expert = static_cast<std::size_t>(rows.routes[i]);
@@ -62,7 +64,8 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Cl
       lane.ran[expert] = true;
       const float* const row = rows.probabilities + i * classes_;
       if (kVerifies && keep == nullptr && unsure(expert, *std::max_element(row, row + classes_))) {
-        lane.unsure.push_back(static_cast<std::uint32_t>(i));
+        lane.unsure[verifier_of(expert)].push_back(static_cast<std::uint32_t>(i));
+        --sure;
         add_one(lane.passed_on[expert]);
         continue;
       }
@@ -72,13 +75,15 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Cl
       add_one(lane.images[expert]);
     }
     if constexpr (kVerifies) {
-      if (!lane.unsure.empty()) {
-        verified.emplace(images, rows, submitted);
-        for (std::size_t i = lane.unsure.size(); i < images.count; ++i) verified->complete_one();
+      if (sure < images.count) verified.emplace(images, rows, submitted);
+      for (std::size_t i = 0; verified && i < sure; ++i) verified->complete_one();
+      for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
+        const auto& indices = lane.unsure[expert];
         const auto job = [&](std::size_t i) {
-          return Job{.request = &*verified, .index = lane.unsure[i], .entered = done, .queued = done, .verifies = true};
+          return Job{.request = &*verified, .index = indices[i], .entered = done, .queued = done, .verifies = true};
         };
-        if (!push(experts_.size(), lane.unsure.size(), job)) throw error_of(closed_failure());
+        if (indices.empty() || push(expert + 1, indices.size(), job)) continue;
+        for (std::size_t i = 0; i < indices.size(); ++i) verified->fail_one(closed_failure());
       }
     }
   }

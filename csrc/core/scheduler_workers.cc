@@ -1,6 +1,5 @@
 // The workers: threads that run the gater and the experts on batches.
 #include <algorithm>
-#include <cstring>
 
 #include "core/scheduler_parts.h"
 
@@ -14,16 +13,6 @@ constexpr std::size_t kHostWorkersPerCpu = 2;
 
 void fail(std::span<const Job> batch, const Failure& failure) {
   for (const Job& job : batch) job.request->fail_one(failure);
-}
-
-// Copies each job's image to its row of the session's input.
-void gather(std::span<const Job> batch, Session& session) {
-  std::uint8_t* row = session.input().data();
-  for (const Job& job : batch) {
-    const ImageBatchView& images = job.request->images();
-    std::memcpy(row, images.image(job.index), images.image_bytes);
-    row += images.image_bytes;
-  }
 }
 
 }  // namespace
@@ -97,6 +86,15 @@ std::size_t Scheduler::drop_cancelled(std::span<Job> batch) {
   return kept;
 }
 
+// Copies each job's image to its row of the session's input.
+void Scheduler::gather(std::span<const Job> batch, Session& session) const {
+  std::uint8_t* row = session.input().data();
+  for (const Job& job : batch) {
+    copy_image(job.request->images().image(job.index), job.verifies, row);
+    row += input_.bytes();
+  }
+}
+
 void Scheduler::run_gater(Worker& worker, Seat& seat, std::size_t count) {
   const Buckets& buckets = gater_->info().buckets;
   std::size_t left = drop_cancelled(std::span(worker.batch).first(count));
@@ -167,7 +165,7 @@ void Scheduler::run_expert(std::size_t expert, Worker& worker, Seat& seat, std::
       job.gather_ns += ns_between(start, gathered);
       job.expert_ns += ns_between(gathered, ran);
       job.scatter_ns += ns_between(ran, done);
-      if (unsure(expert, confidence)) {
+      if (!job.verifies && unsure(expert, confidence)) {
         job.queued = done;
         job.verifies = true;
         worker.unsure.push_back(job);
@@ -186,7 +184,7 @@ void Scheduler::run_expert(std::size_t expert, Worker& worker, Seat& seat, std::
       job.request->complete_one();
     }
     if (!worker.unsure.empty()) {
-      pass_on(experts_.size(), worker.unsure.size(), [&](std::size_t i) { return worker.unsure[i]; });
+      pass_on(verifier_of(expert) + 1, worker.unsure.size(), [&](std::size_t i) { return worker.unsure[i]; });
       worker.unsure.clear();
     }
   }

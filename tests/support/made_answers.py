@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from trt_moe.evaluation.answers import Answers, WithDearest
+from trt_moe.evaluation.answers import Answers, SecondLook
 
 
 def made_answers(cheap_right, dear_right, gain, confidence=None, cue=None):
@@ -18,6 +18,7 @@ def made_answers(cheap_right, dear_right, gain, confidence=None, cue=None):
         predicted=predicted,
         confidence={"cheap": sure, "dear": sure},
         loss={"cheap": -np.log(sure + np.float32(1e-9)), "dear": -np.log(sure + np.float32(1e-9))},
-        verified={name: WithDearest(predicted["dear"], sure) for name in predicted},
+        verify_by="dearest",
+        second={"dearest": {name: SecondLook(predicted["dear"], sure) for name in predicted}},
         image_cue=np.asarray(cue if cue is not None else np.zeros(count), float),
     )

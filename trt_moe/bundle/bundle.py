@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trt_moe.bundle.manifest import GOLDEN_IMAGES_KEY, Manifest, ModelEntry, parse_manifest
+from trt_moe.bundle.manifest import GOLDEN_IMAGES_KEY, Manifest, ModelEntry, VerifyBy, parse_manifest
 from trt_moe.bundle.onnx_scan import check_io, scan_file
 from trt_moe.bundle.safety import (
     MAX_NPZ_BYTES,
@@ -99,8 +99,13 @@ class Bundle:
 
     @property
     def verify_below(self) -> float:
-        """The confidence below which the dearest expert is asked as well, unless told otherwise."""
+        """The confidence below which an expert's answer is verified, unless told otherwise."""
         return self._manifest.verify_below
+
+    @property
+    def verify_by(self) -> VerifyBy:
+        """How it is verified, unless told otherwise: "dearest" or "mirror"."""
+        return self._manifest.verify_by
 
     @property
     def gater(self) -> ModelEntry:

@@ -59,6 +59,8 @@ ClassName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}\z"), AfterValidator(_model_name)]
 BundleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\z")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z")]
+VerifyBy = Literal["dearest", "mirror"]
+"""Who answers together with an expert that is unsure: the dearest expert, or itself by a look at the mirrored image."""
 SeverityKey = Literal["0", "1", "2", "3", "4", "5"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -194,6 +196,7 @@ class Manifest(_Section):
     input: InputSpec
     latency_weight: Annotated[float, Field(ge=0.0, le=1e6)]
     verify_below: Fraction = 0.0
+    verify_by: VerifyBy = "dearest"
     gater: ModelEntry
     experts: Annotated[list[ModelEntry], Field(min_length=2, max_length=MAX_EXPERTS)]
     baselines: Annotated[list[ModelEntry], Field(max_length=MAX_EXPERTS)] = Field(default_factory=list)

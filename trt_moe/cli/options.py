@@ -33,6 +33,13 @@ class Precision(str, Enum):
     fp16 = "fp16"
 
 
+class Verifier(str, Enum):
+    """Whose the second look at an image is."""
+
+    dearest = "dearest"
+    mirror = "mirror"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of tables, and no progress.")]
 Bundle = Annotated[
     str,
@@ -56,7 +63,14 @@ VerifyBelow = Annotated[
         "--verify-below",
         min=0.0,
         max=1.0,
-        help="Where an expert is less sure than this the dearest is asked as well, 0: never; default: the bundle's.",
+        help="Where an expert is less sure than this its answer is verified, 0: never; default: the bundle's.",
+    ),
+]
+VerifyByOption = Annotated[
+    Verifier | None,
+    typer.Option(
+        "--verify-by",
+        help="By the dearest expert's word, or by the same expert's on the mirrored image; default: the bundle's.",
     ),
 ]
 Config = Annotated[Path, typer.Argument(help="Training configuration (YAML), see configs/.", metavar="CONFIG")]

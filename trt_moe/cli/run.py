@@ -40,6 +40,7 @@ def demo(
     picture: Annotated[Path, typer.Option("--picture", help="PNG file to write.")] = Path("trt-moe-demo.png"),
     latency_weight: options.LatencyWeight = None,
     verify_below: options.VerifyBelow = None,
+    verify_by: options.VerifyByOption = None,
     device: options.DeviceOption = options.Device.auto,
     precision: options.PrecisionOption = options.Precision.auto,
     threads: options.Threads = None,
@@ -62,6 +63,7 @@ def demo(
             threads=threads,
             latency_weight=latency_weight,
             verify_below=verify_below,
+            verify_by=None if verify_by is None else verify_by.value,
             progress=callback,
         )
     if as_json:
@@ -77,6 +79,7 @@ def predict(
     top: Annotated[int, typer.Option("--top", "-k", min=1, help="How many classes to show.")] = 1,
     latency_weight: options.LatencyWeight = None,
     verify_below: options.VerifyBelow = None,
+    verify_by: options.VerifyByOption = None,
     device: options.DeviceOption = options.Device.auto,
     precision: options.PrecisionOption = options.Precision.auto,
     threads: options.Threads = None,
@@ -89,7 +92,7 @@ def predict(
     from trt_moe.console import print_json, progress
     from trt_moe.prediction import predict_files, print_predictions
 
-    with open_router(bundle, device, precision, threads, latency_weight, verify_below) as router:
+    with open_router(bundle, device, precision, threads, latency_weight, verify_below, verify_by) as router:
         with progress(not as_json) as callback:
             predictions = predict_files(router, paths, top, callback)
         if as_json:
@@ -118,6 +121,7 @@ def evaluate_bundle(
     skip_broken: options.SkipBroken = False,
     latency_weight: options.LatencyWeight = None,
     verify_below: options.VerifyBelow = None,
+    verify_by: options.VerifyByOption = None,
     device: options.DeviceOption = options.Device.auto,
     precision: options.PrecisionOption = options.Precision.auto,
     threads: options.Threads = None,
@@ -146,7 +150,7 @@ def evaluate_bundle(
         note(f"left out: {left_out}")
     sets = make_test_sets(dataset, loaded, chosen, kind.value, images, seed)
     with (
-        open_router(loaded, device, precision, threads, latency_weight, verify_below) as router,
+        open_router(loaded, device, precision, threads, latency_weight, verify_below, verify_by) as router,
         progress(not as_json) as callback,
     ):
         report = evaluate(router, sets, dataset.name, timed, callback)
@@ -171,6 +175,7 @@ def profile(
     seconds: Annotated[float, typer.Option(min=0.1, help="Of load for each number of clients.")] = 3.0,
     latency_weight: options.LatencyWeight = None,
     verify_below: options.VerifyBelow = None,
+    verify_by: options.VerifyByOption = None,
     device: options.DeviceOption = options.Device.auto,
     precision: options.PrecisionOption = options.Precision.auto,
     threads: options.Threads = None,
@@ -192,7 +197,7 @@ def profile(
     loaded = Bundle.load(bundle)
     images, what = profile_images(loaded)
     with (
-        open_router(loaded, device, precision, threads, latency_weight, verify_below) as router,
+        open_router(loaded, device, precision, threads, latency_weight, verify_below, verify_by) as router,
         progress(not as_json) as callback,
     ):
         result = profile_router(router, images, iterations, counts, seconds, callback)
@@ -210,6 +215,7 @@ def open_router(
     threads: int | None,
     latency_weight: float | None,
     verify_below: float | None = None,
+    verify_by: options.Verifier | None = None,
 ) -> Router:
     """Open a bundle as the common options say."""
     from trt_moe.router import Router
@@ -221,6 +227,7 @@ def open_router(
         threads=threads,
         latency_weight=latency_weight,
         verify_below=verify_below,
+        verify_by=None if verify_by is None else verify_by.value,
     )
 
 

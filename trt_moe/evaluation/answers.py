@@ -8,31 +8,36 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.console import ProgressCallback
 from trt_moe.errors import ModelOutputError
 from trt_moe.evaluation.cues import log_laplacian_variance, measure
 from trt_moe.router import Router
-from trt_moe.softmax import log_softmax
+from trt_moe.softmax import log_softmax, softmax
 
 _BATCH = 256
 
 
 @dataclass(frozen=True)
-class WithDearest:
-    """The mean of a model's and the dearest expert's probabilities: int64 [N] likeliest class, float32 [N] its own."""
+class SecondLook:
+    """The mean of two looks' probabilities: int64 [N] likeliest class, float32 [N] its own."""
 
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float32]
 
     @classmethod
-    def of(cls, first: NDArray[np.float32], second: NDArray[np.float32]) -> WithDearest:
+    def of(cls, first: NDArray[np.float32], second: NDArray[np.float32]) -> SecondLook:
         """From the probabilities of both, [N, classes]."""
         mean = (first + second) / 2
         return cls(mean.argmax(axis=1), mean.max(axis=1))
 
-    def take(self, chosen: NDArray[np.bool_]) -> WithDearest:
+    def take(self, chosen: NDArray[np.bool_]) -> SecondLook:
         """The images where `chosen`, bool [N], is true."""
-        return WithDearest(self.predicted[chosen], self.confidence[chosen])
+        return SecondLook(self.predicted[chosen], self.confidence[chosen])
+
+
+Looks = dict[VerifyBy, dict[str, SecondLook]]
+"""By who has the second look, then by the model that has the first."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,9 @@ class Answers:
         predicted: by expert and baseline name: int64 [N], the likeliest class.
         confidence: by expert and baseline name: float32 [N], its probability.
         loss: by expert and baseline name: float32 [N], cross-entropy of the truth in nats.
-        verified: by expert and baseline name: the answer where the dearest expert was asked as well.
+        verify_by: who has the second look where the router verifies.
+        second: by expert and baseline name: answers of two looks, the second one by the dearest expert, and by mirror
+            where the router verifies so.
         image_cue: float64 [N], log Laplacian variance of the image.
     """
 
@@ -56,16 +63,22 @@ class Answers:
     predicted: dict[str, NDArray[np.int64]]
     confidence: dict[str, NDArray[np.float32]]
     loss: dict[str, NDArray[np.float32]]
-    verified: dict[str, WithDearest]
+    verify_by: VerifyBy
+    second: Looks
     image_cue: NDArray[np.float64]
 
     def right(self, name: str) -> NDArray[np.bool_]:
         """Bool [N], where the model `name` is right."""
         return np.equal(self.predicted[name], self.labels)
 
-    def right_verified(self, name: str) -> NDArray[np.bool_]:
-        """Bool [N], where the model `name` and the dearest expert are right together."""
-        return np.equal(self.verified[name].predicted, self.labels)
+    @property
+    def verified(self) -> dict[str, SecondLook]:
+        """By expert and baseline name: the answers where the router verifies."""
+        return self.second[self.verify_by]
+
+    def right_verified(self, name: str, by: VerifyBy | None = None) -> NDArray[np.bool_]:
+        """Bool [N], where the model `name` is right with a second look; `by` None: the router's."""
+        return np.equal(self.second[by or self.verify_by][name].predicted, self.labels)
 
     def take(self, chosen: NDArray[np.bool_]) -> Answers:
         """The images where `chosen`, bool [N], is true."""
@@ -76,7 +89,8 @@ class Answers:
             {name: values[chosen] for name, values in self.predicted.items()},
             {name: values[chosen] for name, values in self.confidence.items()},
             {name: values[chosen] for name, values in self.loss.items()},
-            {name: value.take(chosen) for name, value in self.verified.items()},
+            self.verify_by,
+            {by: {name: look.take(chosen) for name, look in looks.items()} for by, looks in self.second.items()},
             self.image_cue[chosen],
         )
 
@@ -105,37 +119,39 @@ def collect(
         ModelOutputError: a model gives logits that are not finite.
     """
     bundle = router.bundle
-    names = [entry.name for entry in [*bundle.models(), *bundle.baselines]]
-    starts = range(0, len(images), _BATCH)
-    gater_logits = np.empty((len(images), len(bundle.experts)), np.float32)
-    predicted = {name: np.empty(len(images), np.int64) for name in names[1:]}
-    confidence = {name: np.empty(len(images), np.float32) for name in names[1:]}
-    loss = {name: np.empty(len(images), np.float32) for name in names[1:]}
-    probabilities: dict[str, NDArray[np.float32]] = {
-        name: np.empty((len(images), len(bundle.class_names)), np.float32) for name in names[1:]
-    }
-    done, total = 0, len(names) * len(images)
-    for name in names:
-        model = router.model(name)
-        for start in starts:
+    names = [entry.name for entry in [*bundle.experts, *bundle.baselines]]
+    by_mirror = router.verify_by == "mirror"
+    done, total = 0, (1 + len(names) * (1 + by_mirror)) * len(images)
+
+    def logits(name: str, seen: NDArray[np.uint8], outputs: int) -> NDArray[np.float32]:
+        nonlocal done
+        model, rows = router.model(name), np.empty((len(seen), outputs), np.float32)
+        for start in range(0, len(seen), _BATCH):
             part = slice(start, start + _BATCH)
-            logits = model.logits(images[part])
-            if not np.isfinite(logits).all():
-                raise ModelOutputError(f"{bundle.path}: {name} gives logits that are not finite")
-            if name == bundle.gater.name:
-                gater_logits[part] = logits
-            else:
-                scores = log_softmax(logits)
-                predicted[name][part] = logits.argmax(axis=1)
-                confidence[name][part] = np.exp(scores.max(axis=1))
-                probabilities[name][part] = np.exp(scores)
-                loss[name][part] = -np.take_along_axis(scores, labels[part, None], axis=1)[:, 0]
-            done += len(logits)
+            rows[part] = model.logits(seen[part])
+            done += len(rows[part])
             progress(f"answers, severity {severity}", done, total)
-    image_cue = measure(log_laplacian_variance, images)
+        if not np.isfinite(rows).all():
+            raise ModelOutputError(f"{bundle.path}: {name} gives logits that are not finite")
+        return rows
+
+    classes = len(bundle.class_names)
+    gater_logits = logits(bundle.gater.name, images, len(bundle.experts))
+    first = {name: logits(name, images, classes) for name in names}
+    predicted = {name: rows.argmax(axis=1) for name, rows in first.items()}
+    scores = {name: log_softmax(rows) for name, rows in first.items()}
+    confidence = {name: np.exp(rows.max(axis=1)) for name, rows in scores.items()}
+    loss = {name: -np.take_along_axis(rows, labels[:, None], axis=1)[:, 0] for name, rows in scores.items()}
+    probabilities = {name: np.exp(rows) for name, rows in scores.items()}
     dearest = probabilities[bundle.experts[-1].name]
-    verified = {name: WithDearest.of(rows, dearest) for name, rows in probabilities.items()}
-    return Answers(severity, labels, gater_logits, predicted, confidence, loss, verified, image_cue)
+    second: Looks = {"dearest": {name: SecondLook.of(rows, dearest) for name, rows in probabilities.items()}}
+    if by_mirror:
+        mirrored = np.ascontiguousarray(images[:, :, ::-1])
+        second["mirror"] = {
+            name: SecondLook.of(rows, softmax(logits(name, mirrored, classes))) for name, rows in probabilities.items()
+        }
+    image_cue = measure(log_laplacian_variance, images)
+    return Answers(severity, labels, gater_logits, predicted, confidence, loss, router.verify_by, second, image_cue)
 
 
 def join(parts: Sequence[Answers]) -> Answers:
@@ -147,12 +163,16 @@ def join(parts: Sequence[Answers]) -> Answers:
         {name: np.concatenate([part.predicted[name] for part in parts]) for name in parts[0].predicted},
         {name: np.concatenate([part.confidence[name] for part in parts]) for name in parts[0].confidence},
         {name: np.concatenate([part.loss[name] for part in parts]) for name in parts[0].loss},
+        parts[0].verify_by,
         {
-            name: WithDearest(
-                np.concatenate([part.verified[name].predicted for part in parts]),
-                np.concatenate([part.verified[name].confidence for part in parts]),
-            )
-            for name in parts[0].verified
+            by: {
+                name: SecondLook(
+                    np.concatenate([part.second[by][name].predicted for part in parts]),
+                    np.concatenate([part.second[by][name].confidence for part in parts]),
+                )
+                for name in looks
+            }
+            for by, looks in parts[0].second.items()
         },
         np.concatenate([part.image_cue for part in parts]),
     )

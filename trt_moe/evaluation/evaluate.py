@@ -20,12 +20,11 @@ from trt_moe.evaluation.answers import Answers, collect, join
 from trt_moe.evaluation.frontier import Costs, Point, cascade_curve, frontier, thinned, within_of_dearest
 from trt_moe.evaluation.metrics import confusion_matrix, expected_calibration_error, latency_summary
 from trt_moe.evaluation.strategies import (
+    Cascade,
     CueRule,
     best_blend,
     best_cascade,
     best_cue,
-    cascade_right,
-    cascade_share,
     oracle,
     oracle_gain,
     routed,
@@ -86,14 +85,14 @@ class _Rivals:
 
     Attributes:
         blend: float64 [K], shares of random experts.
-        cascades: by key of the report: the model that is asked first, and the confidence below which it hands on.
+        cascades: by key of the report.
         cue_from: the model that the image cue chooses, or else the dearest expert.
         cue: routing by the image cue.
         verified: one for each severity.
     """
 
     blend: NDArray[np.float64]
-    cascades: dict[str, tuple[str, float]]
+    cascades: dict[str, Cascade]
     cue_from: str
     cue: CueRule
     verified: list[Verified]
@@ -169,14 +168,13 @@ def evaluate(
     - image_cue: a cheaper model or the dearest expert by the log Laplacian variance, with one threshold for all
       severities that brings the mean latency to the mixture's. The cue's own time is not counted, and whether low
       or high values go to the dearest expert is picked on these images: both favour it.
-    - cascade: a cheaper expert first; the least confident images go on to the dearest, as many as bring
-      the mean latency (cheaper + share * dearest) to the mixture's. One threshold for all severities. As in a
-      mixture that verifies, both experts' probabilities count then.
+    - cascade: a cheaper expert first; the least confident images are seen again, by the dearest expert, or by mirror
+      where the router verifies so and that is better here, as many as bring the mean latency to the mixture's. One
+      threshold for all severities. As in a mixture that verifies, both looks' probabilities count then.
     - baseline_cascade: the same from a baseline, which the mixture does not have.
       The cheaper model of cue and cascades is the one that serves them best on these images, which favours them too.
-    - gate_then_verify: the mixture, whose cheaper experts pass the images that they are unsure of on to the
-      dearest. Each half of the images by the rule that is the most accurate on the other half, within the
-      mixture's mean latency there.
+    - gate_then_verify: the mixture, with second looks at the images that its cheaper experts are unsure of. Each half
+      of the images by the rule that is the most accurate on the other half, within the mixture's mean latency there.
     - oracle: the cheapest expert that is right. `oracle_gain` is the share of its gain over the best single
       expert that the mixture captures; None where it gains nothing. It takes one expert's word, so a mixture that
       verifies can be right where no expert is.
@@ -248,6 +246,7 @@ class _Evaluation:
             "precision": self.router.precision,
             "latency_weight": self.rule.latency_weight,
             "verify_below": self.rule.threshold,
+            "verify_by": self.router.verify_by,
             "experts": list(self.experts),
             "baselines": list(self.baselines),
             "classes": self.bundle.class_names,
@@ -268,23 +267,26 @@ class _Evaluation:
                 self.all.labels, self._predicted(self.all), len(self.bundle.class_names)
             ).tolist(),
         }
-        first, _ = rivals.cascades[CASCADE]
-        curve = cascade_curve(self.all, first, self._mean_ms(first), self._mean_ms(self.dearest))
+        cascade = rivals.cascades[CASCADE]
+        first_ms, dearest_ms = (self._mean_ms(name) for name in (cascade.first, self.dearest))
+        curve = cascade_curve(self.all, cascade.first, cascade.by, first_ms, dearest_ms)
         return Report(data, tuple(points), tuple(rules), tuple(curve))
 
     def _costs(self) -> Costs:
         times = self.all_timed.milliseconds
         gater = times[self.bundle.gater.name]
         decisions = [
-            (decision.first[rows], decision.passed_on[rows])
+            (decision.first[rows], decision.last[rows], decision.passed_on[rows])
             for decision, rows in zip(self.decisions, self.subsets, strict=True)
         ]
-        first, passed_on = (np.concatenate(parts) for parts in zip(*decisions, strict=True))
-        experts = routed([times[name] for name in self.experts], first) + passed_on * times[self.dearest]
+        first, last, passed_on = (np.concatenate(parts) for parts in zip(*decisions, strict=True))
+        expert_times = [times[name] for name in self.experts]
+        experts = routed(expert_times, first) + passed_on * routed(expert_times, last)
         return Costs(
             gater_ms=float(gater.mean()),
             expert_ms=np.array([times[name].mean() for name in self.experts]),
             overhead_ms=float((times[MIXTURE] - gater - experts).mean()),
+            verify_by=self.router.verify_by,
         )
 
     def _decide(self, answers: Answers) -> Decision:
@@ -315,9 +317,8 @@ class _Evaluation:
     def _severity(
         self, part: Answers, decision: Decision, timed: latency.Latencies, rivals: _Rivals, verified: Verified
     ) -> dict[str, Any]:
-        chosen = decision.asked_last(len(self.experts) - 1)
         accuracy = {name: float(part.right(name).mean()) for name in self.experts}
-        share = dict(zip(self.experts, shares(chosen, len(self.experts)).tolist(), strict=True))
+        share = dict(zip(self.experts, shares(decision.last, len(self.experts)).tolist(), strict=True))
         return {
             "images": len(part),
             "share": share,
@@ -330,14 +331,8 @@ class _Evaluation:
             RANDOM: float(sum(p * accuracy[name] for p, name in zip(rivals.blend, self.experts, strict=True))),
             IMAGE_CUE: float(rivals.cue.right(part, rivals.cue_from, self.dearest).mean()),
             "image_cue_share": float(rivals.cue.to_dearest(part).mean()),
-            **{
-                key: float(cascade_right(part, first, threshold).mean())
-                for key, (first, threshold) in rivals.cascades.items()
-            },
-            **{
-                f"{key}_share": cascade_share(part, first, threshold)
-                for key, (first, threshold) in rivals.cascades.items()
-            },
+            **{key: float(cascade.right(part).mean()) for key, cascade in rivals.cascades.items()},
+            **{f"{key}_share": float(cascade.passed_on(part).mean()) for key, cascade in rivals.cascades.items()},
             VERIFY: float(verified.right.mean()),
             "gate_then_verify_share": float(verified.passed_on.mean()),
             ORACLE: float(self._oracle_right(part).mean()),
@@ -370,13 +365,13 @@ class _Evaluation:
             "cheaper": rivals.cue_from,
             "share_of_dearest": share,
         }
-        for key, (first, threshold) in rivals.cascades.items():
-            share = cascade_share(answers, first, threshold)
+        for key, cascade in rivals.cascades.items():
             rows[key] = {
-                "accuracy": float(cascade_right(answers, first, threshold).mean()),
-                "mean_ms": self._mean_ms(first) + share * dearest_ms,
-                "cheaper": first,
-                "share_of_dearest": share,
+                "accuracy": float(cascade.right(answers).mean()),
+                "mean_ms": cascade.milliseconds(answers, self._mean_ms(cascade.first), dearest_ms),
+                "cheaper": cascade.first,
+                "verify_by": cascade.by,
+                "passed_on": float(cascade.passed_on(answers).mean()),
             }
         rows[VERIFY] = {
             "accuracy": float(np.concatenate([part.right for part in rivals.verified]).mean()),
@@ -433,9 +428,8 @@ class _Evaluation:
         """Images that the router answered otherwise, alone, than the models did in batches; expected 0."""
         count = 0
         for part, decision, timed, rows in zip(self.answers, self.decisions, self.timed, self.subsets, strict=True):
-            chosen = decision.asked_last(len(self.experts) - 1)
             predicted = self._predicted(part)
-            count += int(((timed.routes != chosen[rows]) | (timed.labels != predicted[rows])).sum())
+            count += int(((timed.routes != decision.last[rows]) | (timed.labels != predicted[rows])).sum())
         return count
 
 

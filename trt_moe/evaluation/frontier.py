@@ -8,14 +8,15 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.evaluation.answers import Answers
 from trt_moe.evaluation.strategies import (
+    Cascade,
     Floats,
-    cascade_right,
-    cascade_share,
     cascade_threshold,
     routed,
     routes,
+    second_ms,
     shares,
     switch_weights,
 )
@@ -23,11 +24,21 @@ from trt_moe.evaluation.strategies import (
 
 @dataclass(frozen=True)
 class Costs:
-    """Measured means in milliseconds: gater, each expert [K], and what the router adds to their sum."""
+    """Measured means in milliseconds: gater, each expert [K], and what the router adds to their sum.
+
+    `verify_by` tells whose second looks are paid for.
+    """
 
     gater_ms: float
     expert_ms: Floats
     overhead_ms: float
+    verify_by: VerifyBy = "dearest"
+
+    @property
+    def second_ms(self) -> Floats:
+        """What a second look costs after each expert's, float64 [K]."""
+        dearest = float(self.expert_ms[-1])
+        return np.array([second_ms(self.verify_by, float(first), dearest) for first in self.expert_ms])
 
     def mixture_ms(self, share: Floats) -> float:
         """Mean latency of the mixture at these shares of the experts, float64 [K]."""
@@ -91,13 +102,12 @@ def thinned(points: Sequence[_P], most: int = 13) -> list[_P]:
     return [points[index] for index in sorted(chosen)]
 
 
-def cascade_curve(answers: Answers, first: str, first_ms: float, dearest_ms: float) -> list[tuple[float, float]]:
-    """(mean ms, accuracy) of the confidence cascade as it hands on more and more images."""
+def cascade_curve(
+    answers: Answers, first: str, by: VerifyBy, first_ms: float, dearest_ms: float
+) -> list[tuple[float, float]]:
+    """(mean ms, accuracy) of the confidence cascade as more and more images are seen twice."""
     curve = []
     for share in np.linspace(0, 1, 41):
-        threshold = cascade_threshold(answers.confidence[first], float(share))
-        accuracy = float(cascade_right(answers, first, threshold).mean())
-        # Equal confidences are handed on together or not at all, so the real share can be another.
-        handed_on = cascade_share(answers, first, threshold)
-        curve.append((first_ms + handed_on * dearest_ms, accuracy))
+        cascade = Cascade(first, by, cascade_threshold(answers.confidence[first], float(share)))
+        curve.append((cascade.milliseconds(answers, first_ms, dearest_ms), float(cascade.right(answers).mean())))
     return curve

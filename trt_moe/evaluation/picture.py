@@ -41,7 +41,7 @@ def draw(report: Report, file: Path) -> Path:
     _draw_frontier(right, report)
     figure.suptitle(
         f"{data['bundle']} on {data['device']} ({data['precision']}): {data['images']:,} images, "
-        f"{routing_rule(data['latency_weight'], data['verify_below'])}",
+        f"{routing_rule(data['latency_weight'], data['verify_below'], data['verify_by'])}",
         fontsize=10,
     )
     buffer = io.BytesIO()

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.evaluation.answers import Answers
 
 Floats = NDArray[np.float64]
@@ -91,27 +92,48 @@ def cascade_threshold(confidence: NDArray[np.floating], share: float) -> float:
     return float(ordered[min(len(ordered) - 1, round(share * len(ordered)))])
 
 
-def cascade_right(answers: Answers, first: str, threshold: float) -> NDArray[np.bool_]:
-    """Bool [N]: the first model answers, or both it and the dearest expert where that one is unsure."""
-    return np.where(answers.confidence[first] < threshold, answers.right_verified(first), answers.right(first))
+@dataclass(frozen=True)
+class Cascade:
+    """One model for all images, with a second look at those that it is less sure of than a threshold."""
+
+    first: str
+    by: VerifyBy
+    threshold: float
+
+    def passed_on(self, answers: Answers) -> NDArray[np.bool_]:
+        """Bool [N]: the images that are seen twice."""
+        return np.asarray(answers.confidence[self.first] < self.threshold)
+
+    def right(self, answers: Answers) -> NDArray[np.bool_]:
+        """Bool [N], where the one look, or the two together, are right."""
+        first = self.first
+        return np.where(self.passed_on(answers), answers.right_verified(first, self.by), answers.right(first))
+
+    def milliseconds(self, answers: Answers, first_ms: float, dearest_ms: float) -> float:
+        """Mean latency by those of the first model and of the dearest expert."""
+        return first_ms + float(self.passed_on(answers).mean()) * second_ms(self.by, first_ms, dearest_ms)
 
 
-def best_cascade(
-    answers: Answers, first_ms: Mapping[str, float], dearest_ms: float, budget_ms: float
-) -> tuple[str, float]:
-    """The model to ask first and its threshold: the most accurate cascade whose mean latency is the budget.
+def second_ms(by: VerifyBy, first_ms: float, dearest_ms: float) -> float:
+    """What a second look costs: as much as the first, or what the dearest expert costs."""
+    return first_ms if by == "mirror" else dearest_ms
+
+
+def best_cascade(answers: Answers, first_ms: Mapping[str, float], dearest_ms: float, budget_ms: float) -> Cascade:
+    """The most accurate cascade whose mean latency is the budget, with second looks as the router may have them.
 
     Args:
         answers: of all models.
         first_ms: mean latency of every model that may be asked first.
-        dearest_ms: mean latency of the expert that is asked what the first one is unsure of.
+        dearest_ms: mean latency of the dearest expert.
         budget_ms: mean latency allowed; models that need more alone count only where all do.
     """
-    thresholds = {
-        name: cascade_threshold(answers.confidence[name], (budget_ms - first_ms[name]) / dearest_ms)
-        for name in _affordable(first_ms, budget_ms)
-    }
-    return max(thresholds.items(), key=lambda item: cascade_right(answers, item[0], item[1]).mean())
+    cascades = []
+    for name in _affordable(first_ms, budget_ms):
+        for by in answers.second:
+            share = (budget_ms - first_ms[name]) / second_ms(by, first_ms[name], dearest_ms)
+            cascades.append(Cascade(name, by, cascade_threshold(answers.confidence[name], share)))
+    return max(cascades, key=lambda cascade: cascade.right(answers).mean())
 
 
 def best_cue(
@@ -123,11 +145,6 @@ def best_cue(
         share = (budget_ms - cheaper_ms[name]) / max(dearest_ms - cheaper_ms[name], 1e-9)
         rules[name] = best_cue_rule(answers, name, dearest, share)
     return max(rules.items(), key=lambda item: item[1].right(answers, item[0], dearest).mean())
-
-
-def cascade_share(answers: Answers, first: str, threshold: float) -> float:
-    """Fraction of images that the cascade hands on."""
-    return float((answers.confidence[first] < threshold).mean())
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ def print_report(data: dict[str, Any]) -> None:
     out = stdout()
     out.print(
         f"{data['bundle']} on {data['device']}, experts in {data['precision']}, "
-        f"{routing_rule(data['latency_weight'], data['verify_below'])}; {data['dataset']}, {data['images']:,} images"
-        f" under {corruption(data)}"
+        f"{routing_rule(data['latency_weight'], data['verify_below'], data['verify_by'])}; "
+        f"{data['dataset']}, {data['images']:,} images under {corruption(data)}"
     )
     print_shares(data)
     print_accuracies(data)
@@ -58,6 +58,7 @@ def print_strategies(data: dict[str, Any]) -> None:
     """One row for each way to choose an expert, over all severities."""
     overall = data["overall"]
     dearest_ms = overall[data["experts"][-1]]["mean_ms"]
+    by = {"dearest": "", "mirror": " to its mirror"}
     labels = {MIXTURE: "mixture (gater and experts)"}
     labels |= {name: f"always {name}" for name in data["experts"]}
     labels |= {name: f"always {name} (baseline)" for name in data["baselines"]}
@@ -65,7 +66,7 @@ def print_strategies(data: dict[str, Any]) -> None:
         RANDOM: "random experts, same latency",
         IMAGE_CUE: f"Laplacian variance picks {overall[IMAGE_CUE]['cheaper']} or dearest, same latency",
         **{
-            key: f"confidence cascade from {overall[key]['cheaper']}, same latency"
+            key: f"confidence cascade from {overall[key]['cheaper']}{by[overall[key]['verify_by']]}, same latency"
             for key in (CASCADE, BASELINE_CASCADE)
             if key in overall
         },
@@ -130,7 +131,7 @@ def _print_remarks(data: dict[str, Any]) -> None:
     if near is not None:
         out.print(
             f"Within half a point of always {data['experts'][-1]}: "
-            f"{routing_rule(near['latency_weight'], near['verify_below'])}, "
+            f"{routing_rule(near['latency_weight'], near['verify_below'], data['verify_by'])}, "
             f"{percent(near['accuracy'])} at {percent(near['of_dearest'])} of its mean latency, measured."
         )
     if data["oracle_gain"] is not None:

@@ -1,4 +1,4 @@
-"""Gate, then verify: the dearest expert is asked as well where the gater's choice turns out to be unsure."""
+"""Gate, then verify: an image is seen a second time where the gater's choice turns out to be unsure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trt_moe.evaluation.answers import Answers, join
 from trt_moe.evaluation.frontier import Costs
-from trt_moe.evaluation.strategies import Floats, cascade_threshold, routed, routes, shares, switch_weights
+from trt_moe.evaluation.strategies import Floats, routed, routes, shares, switch_weights
 
 _T = TypeVar("_T", bound=np.generic)
 
@@ -26,17 +26,14 @@ class VerifyRule:
 
 @dataclass(frozen=True)
 class Decision:
-    """Of N images: int64 [N] the expert asked first, bool [N] whether it was unsure and passed the image on."""
+    """Of N images: int64 [N] who is asked first, and last; bool [N] whether the first was unsure and passed it on."""
 
     first: NDArray[np.int64]
+    last: NDArray[np.int64]
     passed_on: NDArray[np.bool_]
 
-    def asked_last(self, dearest: int) -> NDArray[np.int64]:
-        """Int64 [N], the expert that is asked last; `dearest` is the index of the last one."""
-        return np.where(self.passed_on, dearest, self.first)
-
     def answer(self, alone: Sequence[NDArray[_T]], verified: Sequence[NDArray[_T]]) -> NDArray[_T]:
-        """Of per-expert arrays [N], without and with the dearest expert's word, each image's entry, [N]."""
+        """Of per-expert arrays [N], without and with a second look, each image's entry, [N]."""
         return np.where(self.passed_on, routed(verified, self.first), routed(alone, self.first))
 
 
@@ -44,7 +41,9 @@ def decide(answers: Answers, experts: Sequence[str], relative_costs: Floats, rul
     """What the router does at this rule; `experts` go from the cheapest to the dearest."""
     first = routes(answers.gater_logits, relative_costs, rule.latency_weight)
     confidence = routed([answers.confidence[name] for name in experts], first)
-    return Decision(first, (confidence < rule.threshold) & (first != len(experts) - 1))
+    dearest = len(experts) - 1
+    passed_on = (confidence < rule.threshold) & (first != dearest)
+    return Decision(first, first if answers.verify_by == "mirror" else np.where(passed_on, dearest, first), passed_on)
 
 
 @dataclass(frozen=True)
@@ -104,14 +103,15 @@ class Verifier:
         ]
 
     def apply(self, answers: Answers, rule: VerifyRule) -> Verified:
-        """Route and verify; an image that is passed on pays for both experts."""
+        """Route and verify; an image that is passed on pays for both looks."""
         decision = decide(answers, self._experts, self._relative, rule)
         right = decision.answer(
             [answers.right(name) for name in self._experts], [answers.right_verified(name) for name in self._experts]
         )
         expert_ms = self._costs.expert_ms
         milliseconds = self._costs.gater_ms + self._costs.overhead_ms + expert_ms[decision.first]
-        return Verified(right, decision.passed_on, milliseconds + decision.passed_on * expert_ms[-1])
+        second_ms = decision.passed_on * self._costs.second_ms[decision.first]
+        return Verified(right, decision.passed_on, milliseconds + second_ms)
 
     def frontier(self, answers: Answers, points: int = 64) -> list[RulePoint]:
         """The rules that no other rule beats in both accuracy and latency, from fast to slow."""
@@ -124,12 +124,13 @@ class Verifier:
             order = cheap[np.argsort(confidence[cheap], kind="stable")]
             gained = np.concatenate([[0], np.cumsum((verified - right)[order])])
             base_ms = self._costs.mixture_ms(shares(chosen, len(self._experts)))
+            spent = np.concatenate([[0], np.cumsum(self._costs.second_ms[chosen[order]])]) / len(answers)
             # The surest image stays: no threshold up to 1 passes on one with a probability of 1.
             for passed_on in np.unique(np.linspace(0, max(0, len(order) - 1), points).round().astype(int)):
                 # The next image's confidence, so that those before it are below.
                 rule = VerifyRule(float(weight), float(confidence[order[passed_on]]) if passed_on else 0.0)
-                ms = base_ms + passed_on / len(answers) * self._costs.expert_ms[-1]
-                found.append(RulePoint(rule, float((right.sum() + gained[passed_on]) / len(answers)), float(ms)))
+                accuracy = (right.sum() + gained[passed_on]) / len(answers)
+                found.append(RulePoint(rule, float(accuracy), float(base_ms + spent[passed_on])))
         best: list[RulePoint] = []
         for point in sorted(found, key=lambda point: (point.mean_ms, -point.accuracy)):
             if not best or point.accuracy > best[-1].accuracy:
@@ -157,8 +158,11 @@ class Verifier:
             cheap = chosen != len(self._experts) - 1
             if left <= 0 or not cheap.any():
                 continue
-            share = left / self._costs.expert_ms[-1] / cheap.mean()
-            rule = VerifyRule(float(weight), cascade_threshold(confidence[cheap], float(share)))
+            doubtful = np.flatnonzero(cheap)[np.argsort(confidence[cheap], kind="stable")]
+            spent = np.cumsum(self._costs.second_ms[chosen[doubtful]]) / len(answers)
+            seen_twice = int(np.searchsorted(spent, left, side="right"))
+            threshold = float(confidence[doubtful[seen_twice]]) if seen_twice < len(doubtful) else np.inf
+            rule = VerifyRule(float(weight), threshold)
             accuracy = self.apply(answers, rule).right.mean()
             if accuracy > best_accuracy:
                 best, best_accuracy = rule, accuracy

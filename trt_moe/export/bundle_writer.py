@@ -31,6 +31,7 @@ from trt_moe.bundle import (
     write_golden,
     write_manifest,
 )
+from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.data import EVALUATION_SEED, SEVERITIES, Dataset, corrupt
 from trt_moe.errors import DataError
 from trt_moe.export.measure import Timing, available_threads, cpu_name, load_onnx
@@ -81,6 +82,7 @@ class BundleSource:
     """Of every model, see `relative_costs`."""
     latency_weight: float
     verify_below: float
+    verify_by: VerifyBy
     method: str
     seed: int
     command: str
@@ -144,6 +146,7 @@ def _fill(source: BundleSource, work: Path, log: Log) -> Manifest:
         input=InputSpec(height=height, width=width, channels=channels),
         latency_weight=source.latency_weight,
         verify_below=source.verify_below,
+        verify_by=source.verify_by,
         gater=entries[GATER],
         experts=[entries[e.name] for e in experts],
         baselines=[entries[b.name] for b in source.baselines],
@@ -218,9 +221,12 @@ def _evaluate(
         confidence = np.stack([softmax(rows).max(1) for rows in logits], axis=1)
         routes = route(scores, weights, source.latency_weight)
         passed_on = unsure(routes, confidence, source.verify_below)
-        verified = np.stack([mean_right(rows, logits[-1], labels) for rows in logits], axis=1)
+        by_mirror = source.verify_by == "mirror"
+        mirrored = np.ascontiguousarray(images[:, :, ::-1])
+        seconds = [models[e.name](mirrored) for e in experts] if by_mirror else [logits[-1]] * len(experts)
+        verified = np.stack([mean_right(*looks, labels) for looks in zip(logits, seconds, strict=True)], axis=1)
         accuracy = np.where(passed_on, verified[np.arange(count), routes], right[np.arange(count), routes]).mean()
-        asked_last = np.where(passed_on, len(experts) - 1, routes)
+        asked_last = routes if by_mirror else np.where(passed_on, len(experts) - 1, routes)
         share = np.bincount(asked_last, minlength=len(experts)) / count
         rows[str(severity)] = SeverityEvaluation(
             mixture=round(float(accuracy), 6),

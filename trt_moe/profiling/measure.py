@@ -55,6 +55,7 @@ def profile(
         "precision": router.precision,
         "latency_weight": router.latency_weight,
         "verify_below": router.verify_below,
+        "verify_by": router.verify_by,
         "iterations": iterations,
         "latency": {name: summary(values) for name, values in timed.milliseconds.items()},
         "share": {name: float((timed.routes == index).mean()) for index, name in enumerate(router.expert_names)},

@@ -18,7 +18,7 @@ def print_profile(data: dict[str, Any], images: str) -> None:
     shares = ", ".join(f"{name} {percent(share)}" for name, share in data["share"].items())
     out.print(
         f"{data['bundle']} on {data['device']}, experts in {data['precision']}, "
-        f"{routing_rule(data['latency_weight'], data['verify_below'])}; {images}; routed to {shares}"
+        f"{routing_rule(data['latency_weight'], data['verify_below'], data['verify_by'])}; {images}; routed to {shares}"
     )
     rows = [
         [name, *(milliseconds(row[key]) for key in _KEYS), f"{row['images_per_s']:,.0f}"]

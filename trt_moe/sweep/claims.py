@@ -20,6 +20,7 @@ from trt_moe.training.routing import (
     cascade_frontier,
     gater_frontier,
     route,
+    second_costs,
     unsure,
     verify_frontier,
 )
@@ -43,7 +44,7 @@ class Routed:
 
 @dataclass(frozen=True)
 class Rule:
-    """How a router chooses: by latency weight, and by the confidence below which it asks the dearest expert too."""
+    """How a router chooses: by latency weight, and by the confidence below which it has a second look."""
 
     latency_weight: float
     verify_below: float = 0.0
@@ -56,6 +57,8 @@ class Rule:
     def asked_last(self, outcomes: Outcomes, scores: Floats) -> Ints:
         """Int64 [N]: the last expert that is asked."""
         routes = route(scores, outcomes.costs, self.latency_weight)
+        if outcomes.verify_by == "mirror":
+            return routes
         asked_too = unsure(routes, outcomes.confidence, self.verify_below)
         return np.where(asked_too, len(outcomes.costs) - 1, routes)
 
@@ -76,7 +79,7 @@ class Rivals:
     Attributes:
         robust: the cheapest classifier that was trained on all severities, if there is one.
         best: the most accurate classifier that was trained, whatever for: teachers count.
-        cascade: the most accurate confidence cascade to the dearest expert at every cost, see `strongest_cascade`.
+        cascade: the most accurate confidence cascade at every cost, see `strongest_cascade`.
         starts: names of the classifiers that cascades may start from.
     """
 
@@ -154,10 +157,16 @@ def gated(outcomes: Outcomes, scores: Floats) -> Frontier:
 
 
 def verified(outcomes: Outcomes, scores: Floats, latency_weight: float) -> Frontier:
-    """Mixture at one latency weight that passes unsure images on to the dearest expert, at every threshold."""
+    """Mixture at one latency weight that has a second look at unsure images, at every threshold."""
     routes = route(scores, outcomes.costs, latency_weight)
     return verify_frontier(
-        routes, outcomes.confidence, outcomes.right, outcomes.right_verified, outcomes.costs, outcomes.gater_cost
+        routes,
+        outcomes.confidence,
+        outcomes.right,
+        outcomes.second[outcomes.verify_by],
+        outcomes.costs,
+        outcomes.gater_cost,
+        second_costs(outcomes.costs, outcomes.verify_by),
     )
 
 
@@ -168,12 +177,12 @@ def both_free(outcomes: Outcomes, scores: Floats) -> Frontier:
     return upper([gated(outcomes, scores), *(verified(outcomes, scores, float(weight)) for weight in weights)])
 
 
-def strongest_cascade(starts: Sequence[tuple[Floats, Bools, Bools, float]]) -> Frontier:
-    """Confidence cascades to the dearest expert from several classifiers: the best at every cost.
+def strongest_cascade(starts: Sequence[tuple[Floats, Bools, Bools, float, float]]) -> Frontier:
+    """Confidence cascades from several classifiers: the best at every cost.
 
     Args:
-        starts: confidence [N], right [N], right together with the dearest expert [N], and cost of every classifier
-            that may be asked first.
+        starts: confidence [N], right [N], right together with the second look [N], and the costs of both looks, for
+            every classifier that may be asked first and every second look at what it is unsure of.
     """
     return upper([cascade_frontier(*start) for start in starts])
 

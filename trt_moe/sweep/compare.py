@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.training.routing import (
     Bools,
     Floats,
@@ -43,9 +44,11 @@ class Outcomes:
         gater_cost: in the same unit.
         severities: int64 [N].
         right: bool [N, K].
-        right_verified: bool [N, K], whether the mean of an expert's and the dearest's probabilities is right.
+        second: by whose the second look is, the dearest expert's and, where the bundle verifies so, by mirror: bool
+            [N, K], whether the mean of the probabilities of both looks is right.
         losses: float32 [N, K], cross-entropy in nats.
         confidence: float32 [N, K], every expert's largest probability.
+        verify_by: whose second looks the bundle has.
     """
 
     experts: tuple[str, ...]
@@ -53,14 +56,15 @@ class Outcomes:
     gater_cost: float
     severities: Ints
     right: Bools
-    right_verified: Bools
+    second: Mapping[VerifyBy, Bools]
     losses: Floats
     confidence: Floats
+    verify_by: VerifyBy = "dearest"
 
     def cascade(self) -> Frontier:
         """Confidence cascade from the cheapest expert to the dearest."""
         return cascade_frontier(
-            self.confidence[:, 0], self.right[:, 0], self.right_verified[:, 0], float(self.costs[0])
+            self.confidence[:, 0], self.right[:, 0], self.second["dearest"][:, 0], float(self.costs[0])
         )
 
     def accuracy(self, routes: Ints) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.console import ProgressCallback
 from trt_moe.data import Dataset
 from trt_moe.errors import DataError, InputError
@@ -70,18 +71,27 @@ class FinishedRun:
         logits = judge(self.config, classifiers, self.models, what, images, self.folder, log)
         return logits.divided_by([self.temperatures.get(entry.name, 1.0) for entry in classifiers])
 
-    def outcomes(self, judged: Judged) -> Outcomes:
-        """What the experts do with images that they have judged."""
+    def outcomes(self, what: str, images: Corrupted, log: Log) -> Outcomes:
+        """What the experts do with images; see `judge` for `what`."""
+        judged = self.judged(what, images, self.config.experts, log)
+        second: dict[VerifyBy, NDArray[np.bool_]] = {"dearest": judged.right_with(judged.logits[:, -1:])}
+        if self.config.verify_by == "mirror":
+            second["mirror"] = judged.right_with(self.mirrored(what, images, self.config.experts, log).logits)
         return Outcomes(
             experts=tuple(expert.name for expert in self.config.experts),
             costs=self.costs,
             gater_cost=self.relative_costs[GATER],
             severities=judged.images.severities,
             right=judged.right,
-            right_verified=judged.right_verified,
+            second=second,
             losses=judged.losses,
             confidence=judged.confidence,
+            verify_by=self.config.verify_by,
         )
+
+    def mirrored(self, what: str, images: Corrupted, classifiers: Sequence[ExpertConfig], log: Log) -> Judged:
+        """The same of the mirrored images."""
+        return self.judged(f"{what}-mirrored", images.mirrored(), classifiers, log)
 
     def gaters(
         self, method: Method, weight: float, seeds: Sequence[int], progress: ProgressCallback | None, log: Log

@@ -20,6 +20,7 @@ from trt_moe.sweep.picture import Picture
 from trt_moe.sweep.tables import remarks, tables, to_csv
 from trt_moe.training.config import Method, TrainConfig
 from trt_moe.training.experts import predict
+from trt_moe.training.logits import VALIDATION_PART
 
 
 def sweep(
@@ -61,7 +62,7 @@ def sweep(
 
     one = scores(config.gater.for_every_weight, config.latency_weight)
     separate = {weight: scores("gumbel", weight) for weight in sorted(latency_weights)}
-    comparison = compare(run.outcomes(run.validation), one, separate)
+    comparison = compare(run.outcomes(VALIDATION_PART, run.validation.images, log), one, separate)
     _write(comparison, config.name, out)
     return comparison
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.data.corruptions import BLUR_SIGMA, NOISE_SIGMA, REFERENCE_SIDE, SEVERITIES
 from trt_moe.errors import InputError
 
@@ -144,6 +145,7 @@ class TrainConfig(Section):
     checkpoints: Path = Path("runs")
     latency_weight: float = Field(default=0.7, ge=0)
     verify_below: float = Field(default=0.0, ge=0, le=1, description="of the bundle; training does not use it")
+    verify_by: VerifyBy = Field(default="dearest", description="of the bundle; training does not use it")
     seed: int = Field(default=0, ge=0)
     precision: Literal["fp32", "bf16"] = "bf16"
     mean: tuple[float, ...] = Field(min_length=1)
@@ -179,6 +181,11 @@ class TrainConfig(Section):
                         "teachers come first, then experts, each after what it learns from"
                     )
             trained.append(entry.name)
+        if self.verify_by == "mirror" and not self.flip:
+            raise ValueError(
+                "verify_by is mirror, but flip is false: no expert learns from mirrored images; set flip: true, or "
+                "verify_by: dearest"
+            )
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} channels, std {len(self.std)}")
         if self.latencies_ms is not None:

@@ -51,11 +51,14 @@ class Judged:
         confidence: NDArray[np.float32] = softmax(self.logits).max(2)
         return confidence
 
-    @property
-    def right_verified(self) -> NDArray[np.bool_]:
-        """Whether the mean of an expert's and the dearest's probabilities is right, bool [N, K]."""
-        experts = np.moveaxis(self.logits, 1, 0)
-        return np.stack([mean_right(logits, experts[-1], self.images.labels) for logits in experts], axis=1)
+    def right_with(self, second: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Whether the mean of an expert's and a second look's probabilities is right, bool [N, K].
+
+        `second` are the second looks' logits, [N, K, classes], or of one for all experts [N, 1, classes].
+        """
+        both = softmax(self.logits) + softmax(second)
+        right: NDArray[np.bool_] = both.argmax(2) == self.images.labels[:, None]
+        return right
 
     def divided_by(self, temperatures: Sequence[float]) -> Judged:
         """Return the same with each expert's logits divided by its temperature, of K."""

@@ -121,6 +121,7 @@ def train(
         costs=costs,
         latency_weight=config.latency_weight,
         verify_below=config.verify_below,
+        verify_by=config.verify_by,
         method=best.method,
         seed=config.seed,
         command=_command(config, out),

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from trt_moe.training.experts import predict
 from trt_moe.training.gater import TrainedGater
-from trt_moe.training.logits import Judged, mean_right
+from trt_moe.training.logits import Judged
 from trt_moe.training.routing import (
     cascade_frontier,
     frontier_score,
@@ -51,7 +51,7 @@ def report(
             f"| {gater.method} | {gater.seed} | {gater.frontier:.4f} | {gater.r2:.3f} | {shares} | "
             f"{accuracy:.4f} | {cost:.3f} |"
         )
-    both_right = mean_right(judged.logits[:, 0], judged.logits[:, -1], judged.images.labels)
+    both_right = judged.right_with(judged.logits[:, -1:])[:, 0]
     frontiers = {
         "gater (best)": gater_frontier(every_scores[0], right, costs, gater_cost),
         "confidence cascade": cascade_frontier(judged.confidence[:, 0], right[:, 0], both_right, costs[0]),

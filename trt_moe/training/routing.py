@@ -2,7 +2,7 @@
 
 Shapes used throughout: `scores` float [N, K] gater logits, `right` bool [N, K] whether each expert is right,
 `losses` float [N, K] each expert's cross-entropy, `costs` float [K] relative to the dearest expert;
-`right_verified` bool [N, K] whether the mean of an expert's and the dearest's probabilities is right, which is what
+`right_verified` bool [N, K] whether the mean of an expert's and a second look's probabilities is right, which is what
 images are answered that an expert was unsure of.
 """
 
@@ -63,7 +63,10 @@ def route(scores: Floats, costs: Floats, latency_weight: float) -> Ints:
 
 
 def unsure(routes: Ints, confidence: Floats, verify_below: float) -> Bools:
-    """Return which images go on to the last expert, bool [N]: the routed one's confidence, of [N, K], is below."""
+    """Return which images are seen twice, bool [N]: the routed expert's confidence, of [N, K], is below.
+
+    What the last expert says always stands.
+    """
     dearest = confidence.shape[1] - 1
     passed_on: Bools = (confidence[np.arange(len(routes)), routes] < verify_below) & (routes != dearest)
     return passed_on
@@ -96,24 +99,38 @@ def gater_frontier(scores: Floats, right: Bools, costs: Floats, gater_cost: floa
     return _frontier(points)
 
 
-def cascade_frontier(confidence: Floats, right: Bools, right_verified: Bools, cost: float) -> Frontier:
-    """One expert for all, then the dearest as well where that one is less sure than a threshold.
+def second_costs(costs: Floats, verify_by: str) -> Floats:
+    """Return what a second look costs after each expert's, float [K]: the same again by mirror, or the dearest's."""
+    return costs if verify_by == "mirror" else np.full(len(costs), costs[-1])
+
+
+def cascade_frontier(
+    confidence: Floats, right: Bools, right_verified: Bools, cost: float, second_cost: float = 1.0
+) -> Frontier:
+    """One expert for all, then a second look where that one is less sure than a threshold.
 
     All three [N] are the first expert's; it has already run when it turns out not to be enough, so its cost is
-    always paid. There is no gater. Where both have run both count, as in a mixture that verifies.
+    always paid. There is no gater. Where both have run both count, as in a mixture that verifies. A second look is
+    the dearest expert's, unless its cost is given.
     """
-    first = np.zeros(len(right), np.int64)
-    costs = np.array([cost, 1.0])
-    return verify_frontier(first, confidence[:, None], right[:, None], right_verified[:, None], costs, 0.0)
+    # As a mixture of this expert and one that gets no image.
+    first, columns = np.zeros(len(right), np.int64), (confidence[:, None], right[:, None], right_verified[:, None])
+    return verify_frontier(first, *columns, np.array([cost, 1.0]), 0.0, np.array([second_cost, 1.0]))
 
 
 def verify_frontier(
-    routes: Ints, confidences: Floats, right: Bools, right_verified: Bools, costs: Floats, gater_cost: float
+    routes: Ints,
+    confidences: Floats,
+    right: Bools,
+    right_verified: Bools,
+    costs: Floats,
+    gater_cost: float,
+    second_costs: Floats,
 ) -> Frontier:
-    """Routed expert first, then the dearest where that one is less sure than a threshold; sweeps the threshold.
+    """Routed expert first, then a second look where that one is less sure than a threshold; sweeps the threshold.
 
     `routes` [N] by the gater, `confidences` [N, K] of every expert that they name but the dearest. An image that
-    is passed on pays for both experts.
+    is passed on pays for both looks, see `second_costs`.
     """
     dearest = len(costs) - 1
     total, rows = len(routes), np.flatnonzero(routes != dearest)
@@ -123,7 +140,8 @@ def verify_frontier(
     hits = np.concatenate([[0], np.cumsum(gains)]) + first.sum()
     counts = np.unique(np.linspace(0, len(rows), _FRONTIER_POINTS).round().astype(np.int64))
     start = float(costs[routes].mean()) + gater_cost
-    return _frontier([(start + costs[dearest] * c / total, hits[c] / total) for c in counts])
+    spent = np.concatenate([[0.0], np.cumsum(second_costs[routes[rows]])]) / total
+    return _frontier([(start + float(spent[c]), hits[c] / total) for c in counts])
 
 
 def random_frontier(right: Bools, costs: Floats) -> Frontier:

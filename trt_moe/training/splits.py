@@ -52,6 +52,10 @@ class Corrupted:
     labels: NDArray[np.int64]
     severities: NDArray[np.int64]
 
+    def mirrored(self) -> Corrupted:
+        """Return the same images, left and right exchanged."""
+        return Corrupted(np.ascontiguousarray(self.images[:, :, ::-1]), self.labels, self.severities)
+
 
 def split(data: Dataset, config: SplitConfig) -> Parts:
     """Divide a training split at random, the same way for the same seed.

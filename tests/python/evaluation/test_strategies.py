@@ -2,16 +2,16 @@ import numpy as np
 import pytest
 
 from support.made_answers import made_answers
+from trt_moe.evaluation.answers import SecondLook
 from trt_moe.evaluation.frontier import Costs, cascade_curve, frontier, thinned, within_of_dearest
 from trt_moe.evaluation.metrics import confusion_matrix, expected_calibration_error, latency_summary
 from trt_moe.evaluation.strategies import (
+    Cascade,
     CueRule,
     best_blend,
     best_cascade,
     best_cue,
     best_cue_rule,
-    cascade_right,
-    cascade_share,
     cascade_threshold,
     oracle,
     oracle_gain,
@@ -82,13 +82,15 @@ def test_best_blend_never_pays_for_nothing():
 def test_cascade_hands_on_the_least_confident_share():
     confidence = np.array([0.9, 0.2, 0.6, 0.4])
     part = made_answers([1, 0, 1, 0], [0, 1, 1, 1], np.zeros(4), confidence)
-    threshold = cascade_threshold(part.confidence["cheap"], 0.5)
-    assert cascade_share(part, "cheap", threshold) == 0.5
-    assert cascade_right(part, "cheap", threshold).tolist() == [True, True, True, True]
-    assert cascade_share(part, "cheap", cascade_threshold(confidence, 0.0)) == 0
-    assert cascade_share(part, "cheap", cascade_threshold(confidence, -1.0)) == 0
-    assert cascade_share(part, "cheap", cascade_threshold(confidence, 1.0)) == 1
-    assert cascade_share(part, "cheap", cascade_threshold(confidence, 7.0)) == 1
+
+    def handed_on(share):
+        return Cascade("cheap", "dearest", cascade_threshold(part.confidence["cheap"], share)).passed_on(part).mean()
+
+    cascade = Cascade("cheap", "dearest", cascade_threshold(part.confidence["cheap"], 0.5))
+    assert cascade.passed_on(part).tolist() == [False, True, False, True]
+    assert cascade.right(part).tolist() == [True, True, True, True]
+    assert cascade.milliseconds(part, 1.0, 10.0) == 6.0
+    assert [handed_on(share) for share in (0.0, -1.0, 0.5, 1.0, 7.0)] == [0, 0, 0.5, 1, 1]
 
 
 def _with_a_robust_model():
@@ -97,7 +99,7 @@ def _with_a_robust_model():
     part = made_answers([1, 1, 0, 0, 0, 0, 0, 0], np.ones(8), np.zeros(8), confidence, cue=np.arange(8.0))
     part.predicted["robust"] = np.where([1, 1, 1, 1, 1, 1, 0, 0], part.labels, part.labels + 1)
     part.confidence["robust"] = confidence.astype(np.float32)
-    part.verified["robust"] = part.verified["cheap"]
+    part.second["dearest"]["robust"] = part.second["dearest"]["cheap"]
     return part
 
 
@@ -105,15 +107,26 @@ def test_rivals_start_from_the_model_that_serves_them_best():
     part = _with_a_robust_model()
     start_ms = {"cheap": 1.0, "robust": 2.0}
     # 4.5 ms hand two of eight on after the robust model, and those are the two that it does not know.
-    first, threshold = best_cascade(part, start_ms, 10.0, 4.5)
-    assert first == "robust"
-    assert cascade_right(part, first, threshold).all()
+    cascade = best_cascade(part, start_ms, 10.0, 4.5)
+    assert (cascade.first, cascade.by) == ("robust", "dearest")
+    assert cascade.right(part).all()
     name, rule = best_cue(part, start_ms, "dear", 10.0, 4.0)
     assert name == "robust"
     assert rule.right(part, name, "dear").all()
     # What is too slow by itself is no rival, unless all are.
-    assert best_cascade(part, start_ms, 10.0, 1.5)[0] == "cheap"
-    assert best_cascade(part, start_ms, 10.0, 0.5) == ("cheap", -np.inf)
+    assert best_cascade(part, start_ms, 10.0, 1.5).first == "cheap"
+    assert best_cascade(part, start_ms, 10.0, 0.5) == Cascade("cheap", "dearest", -np.inf)
+
+
+def test_a_cascade_may_look_in_the_mirror_where_the_router_does():
+    part = _with_a_robust_model()
+    looks = part.second["dearest"]
+    part.second["mirror"] = {**looks, "cheap": SecondLook(part.labels, looks["cheap"].confidence)}
+    cascade = best_cascade(part, {"cheap": 1.0, "robust": 2.0}, 10.0, 1.75)
+    # In the mirror the cheap expert knows all, and 1.75 ms are enough for six images.
+    assert (cascade.first, cascade.by) == ("cheap", "mirror")
+    assert cascade.right(part).all()
+    assert cascade.milliseconds(part, 1.0, 10.0) == 1.75
 
 
 def test_oracle_takes_the_cheapest_that_is_right():
@@ -141,7 +154,7 @@ def test_frontier_goes_from_slow_to_fast_and_finds_the_near_point():
     assert len(few) <= 5
     assert few[0] == points[0]
     assert few[0].to_json(["cheap", "dear"])["share"] == {"cheap": 0.5, "dear": 0.5}
-    curve = cascade_curve(part, "cheap", 1.0, 10.0)
+    curve = cascade_curve(part, "cheap", "dearest", 1.0, 10.0)
     assert curve[0] == (pytest.approx(1.0), pytest.approx(0.5))
     assert curve[-1] == (pytest.approx(11.0), pytest.approx(1.0))
 

@@ -42,7 +42,7 @@ def test_strategies_keep_every_number_at_80_columns(monkeypatch: pytest.MonkeyPa
     overall: dict[str, Any] = {name: {"accuracy": 0.876, **latencies} for name in ["mixture", *EXPERTS, "robust-light"]}
     overall |= {name: {"accuracy": 0.765, "mean_ms": 1.234} for name in (RANDOM, IMAGE_CUE, CASCADE, VERIFY, ORACLE)}
     for rival in (IMAGE_CUE, CASCADE):
-        overall[rival]["cheaper"] = EXPERTS[0]
+        overall[rival] |= {"cheaper": EXPERTS[0], "verify_by": "mirror"}
     tables.print_strategies(
         json.loads(json.dumps({"overall": overall, "experts": EXPERTS, "baselines": ["robust-light"]}))
     )

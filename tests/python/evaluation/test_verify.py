@@ -1,10 +1,11 @@
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
 from support.made_answers import made_answers
-from trt_moe.evaluation.answers import WithDearest, join
+from trt_moe.evaluation.answers import SecondLook, join
 from trt_moe.evaluation.frontier import Costs
 from trt_moe.evaluation.verify import Verifier, VerifyRule, decide
 
@@ -26,13 +27,36 @@ def test_decisions_name_the_expert_that_is_asked_last():
     decision = decide(answers, ("cheap", "dear"), np.array([0.1, 1.0]), VerifyRule(1.0, 0.5))
     assert decision.first.tolist() == [0, 0, 0, 1]
     assert decision.passed_on.tolist() == [True, False, True, False]
-    assert decision.asked_last(1).tolist() == [1, 0, 1, 1]
+    assert decision.last.tolist() == [1, 0, 1, 1]
+    by_mirror = dataclasses.replace(answers, verify_by="mirror")
+    decision = decide(by_mirror, ("cheap", "dear"), np.array([0.1, 1.0]), VerifyRule(1.0, 0.5))
+    assert decision.passed_on.tolist() == [True, False, True, False]
+    assert decision.last.tolist() == [0, 0, 0, 1]
+
+
+def test_a_look_in_the_mirror_costs_what_the_first_one_did():
+    answers = made_answers([0, 0, 1, 1], [1, 0, 0, 0], gain=[0, 0, 0, 5], confidence=[0.3, 0.8, 0.4, 0.1])
+    seen_again = {"cheap": SecondLook(np.array([0, 1, 0, 0]), np.full(4, 0.9, np.float32))}
+    answers = dataclasses.replace(answers, verify_by="mirror", second={**answers.second, "mirror": seen_again})
+    answers.second["mirror"]["dear"] = answers.second["dearest"]["dear"]
+    verifier = Verifier(("cheap", "dear"), np.array([0.1, 1.0]), dataclasses.replace(COSTS, verify_by="mirror"))
+    done = verifier.apply(answers, VerifyRule(1.0, 0.5))
+    assert done.right.tolist() == [True, False, True, False]
+    assert done.milliseconds.tolist() == [3, 2, 3, 11]
+    assert done.passed_on.tolist() == [True, False, True, False]
+    # 2 ms with no look at the dear expert, and a millisecond more for the two of four that are the least sure.
+    rule = verifier.pick(answers, 2.5, 1.0)
+    assert rule.threshold == pytest.approx(0.4)
+    assert verifier.apply(answers, rule).milliseconds.mean() == 2.5
+    for point in verifier.frontier(answers):
+        again = verifier.apply(answers, point.rule)
+        assert (again.right.mean(), again.milliseconds.mean()) == pytest.approx((point.accuracy, point.mean_ms))
 
 
 def test_where_both_are_asked_both_count():
     answers = made_answers([0, 1], [0, 0], gain=[0, 0], confidence=[0.4, 0.4])
     cheap, dear = np.array([[0.3, 0.3, 0.4], [0.6, 0.2, 0.2]]), np.array([[0.4, 0.5, 0.1], [0.3, 0.7, 0.0]])
-    together = WithDearest.of(cheap, dear)
+    together = SecondLook.of(cheap, dear)
     assert together.predicted.tolist() == [1, 0]
     assert together.confidence.tolist() == pytest.approx([0.4, 0.45])
     answers.verified["cheap"] = together

@@ -29,6 +29,13 @@ def router(tiny: TinyBundle):
         yield opened
 
 
+@pytest.fixture(scope="module")
+def routers(router: trt_moe.Router, tiny: TinyBundle):
+    """By whose second look it is."""
+    with trt_moe.Router(tiny.path, precision="fp32", verify_by="mirror") as by_mirror:
+        yield {"dearest": router, "mirror": by_mirror}
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponents / exponents.sum(axis=1, keepdims=True)
@@ -123,11 +130,15 @@ def test_a_latency_weight_that_is_no_weight(router: trt_moe.Router, weight: obje
         router.latency_weight = weight  # type: ignore[assignment]
 
 
+@pytest.mark.parametrize("by", ["dearest", "mirror"])
 @settings(deadline=None, max_examples=25)
 @given(below=st.floats(0, 1, width=32), seed=st.integers(0, 1000))
-def test_where_an_expert_is_unsure_it_and_the_dearest_answer_in_any_batch(
-    router: trt_moe.Router, tiny: TinyBundle, below: float, seed: int
+def test_where_an_expert_is_unsure_two_looks_answer_in_any_batch(
+    routers: dict[str, trt_moe.Router], tiny: TinyBundle, by: str, below: float, seed: int
 ) -> None:
+    router = routers[by]
+    assert router.verify_by == by
+
     def passed_on() -> list[int]:
         return [expert["passed_on"] for expert in router.stats()["experts"].values()]
 
@@ -141,20 +152,27 @@ def test_where_an_expert_is_unsure_it_and_the_dearest_answer_in_any_batch(
         submitted = [router.submit(image).result(timeout=30) for image in images]
     finally:
         router.verify_below = 0.0
-    first = [router.model(f"expert-{route}").logits(image[None]) for route, image in zip(routes, images, strict=True)]
-    own, dearest = softmax(np.concatenate(first)), softmax(router.model("expert-2").logits(images))
+
+    def look(experts: np.ndarray, at: np.ndarray) -> np.ndarray:
+        pairs = zip(experts, at, strict=True)
+        return softmax(np.concatenate([router.model(f"expert-{k}").logits(image[None]) for k, image in pairs]))
+
+    own = look(routes, images)
+    second = look(routes, images[:, :, ::-1]) if by == "mirror" else look(np.full(20, 2), images)
     confidence = own.max(axis=1)
     clear = np.abs(confidence - below) > 1e-5  # rounding decides the others
-    expected = np.where(confidence < below, 2, routes)
-    assert result.experts[clear].tolist() == expected[clear].tolist()
-    both = np.where((result.experts == routes)[:, None], own, (own + dearest) / 2)
-    np.testing.assert_allclose(result.probabilities, both, atol=1e-6)
+    twice = (confidence < below) & (routes != 2)
+    last = np.where(twice & (by == "dearest"), 2, routes)
+    assert result.experts[clear].tolist() == last[clear].tolist()
+    expected = np.where(twice[:, None], (own + second) / 2, own)
+    np.testing.assert_allclose(result.probabilities[clear], expected[clear], atol=1e-6)
     for row, (one, future) in enumerate(zip(alone, submitted, strict=True)):
         np.testing.assert_array_equal(one.probabilities[0], result.probabilities[row])
         np.testing.assert_array_equal(future.probabilities, result.probabilities[row])
         assert one.experts[0] == future.expert == result.experts[row]
-    moved = [3 * int(((routes == k) & (result.experts == 2)).sum()) for k in (0, 1)]
-    assert [now - then for now, then in zip(passed_on(), before, strict=True)] == [*moved, 0]
+    if clear.all():
+        moved = [3 * int(((routes == k) & twice).sum()) for k in (0, 1)]
+        assert [now - then for now, then in zip(passed_on(), before, strict=True)] == [*moved, 0]
 
 
 def test_verify_below_is_set_at_run_time(tiny: TinyBundle) -> None:
@@ -173,6 +191,11 @@ def test_a_bundle_says_from_where_on_to_verify(tmp_path) -> None:
     with trt_moe.Router(tiny.path) as router:
         assert router.verify_below == 1.0
         assert router.predict(tiny.grey(10)).experts.tolist() == [1]
+    edit_manifest(tiny.path, lambda data: data.update(verify_by="mirror"))
+    with trt_moe.Router(tiny.path) as router:
+        assert router.verify_by == "mirror"
+        assert router.predict(tiny.grey(10)).experts.tolist() == [0]
+        assert router.stats()["experts"]["expert-0"]["passed_on"] == 1
     with trt_moe.Router(tiny.path, verify_below=0.0) as router:
         assert router.predict(tiny.grey(10)).experts.tolist() == [0]
 
@@ -370,6 +393,7 @@ def test_stats_count_every_image_once(tiny: TinyBundle) -> None:
         {"threads": 0},
         {"latency_weight": -1},
         {"verify_below": 1.5},
+        {"verify_by": "cheapest"},
     ],
 )
 def test_options_out_of_range_are_named(tiny: TinyBundle, options: dict[str, object]) -> None:

@@ -1,5 +1,7 @@
 """Claims on ten images whose figures can be counted by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -37,7 +39,7 @@ LEARNED = {"regret": Spread(0.3, 0.21, 0.4), "benefit": Spread(0.5, 0.4, 0.6)}
 def outcomes(names=("light", "heavy"), costs=COSTS, right=RIGHT, losses=LOSSES):
     confidence = np.repeat(np.linspace(0.9, 0.1, len(right)), len(names)).reshape(len(right), -1).astype(np.float32)
     together = np.repeat(right[:, -1:], len(names), axis=1)  # the dearest is always the surer one
-    return Outcomes(names, costs, 0.05, SEVERITIES[: len(right)], right, together, losses, confidence)
+    return Outcomes(names, costs, 0.05, SEVERITIES[: len(right)], right, {"dearest": together}, losses, confidence)
 
 
 def rivals(of, robust=None):
@@ -152,6 +154,16 @@ def test_a_mixture_that_verifies_is_judged_by_its_threshold():
     ].value.mean == pytest.approx(0.2 + 2 * 0.08 + 3 * 0.1 + 0.05)
 
 
+def test_second_looks_in_the_mirror_cost_the_first_ones_and_stay_there():
+    of = dataclasses.replace(outcomes(), verify_by="mirror", second={"mirror": RIGHT[:, [1, 1]], **outcomes().second})
+    row = judge({0: BLIND}, of=of)["verified"]
+    assert row.value.mean == pytest.approx(0.2 + 0.05 + 0.5 * 0.2)
+    assert row.met is True
+    verifying = Rule(0.7, 0.6)
+    assert verifying.asked_last(outcomes(), BLIND).any()
+    assert not verifying.asked_last(of, BLIND).any()
+
+
 def test_without_a_robust_light_the_row_says_so():
     row = judge({0: GOOD})["robust"]
     assert (row.value, row.met, row.remark) == (None, None, "no such classifier was trained")
@@ -235,7 +247,7 @@ def test_with_both_settings_free_all_mixtures_are_tried():
 def test_the_strongest_cascade_may_start_anywhere():
     right, dearest = np.array([True, True, False, False]), np.array([True, True, True, False])
     sure = np.array([0.9, 0.8, 0.1, 0.2])
-    found = strongest_cascade([(sure, right, dearest, 0.2), (sure, np.zeros(4, bool), dearest, 0.1)])
+    found = strongest_cascade([(sure, right, dearest, 0.2, 1.0), (sure, np.zeros(4, bool), dearest, 0.1, 1.0)])
     # From the worse start nothing is right alone; its first image passed on is worth less than the other start.
     assert found.costs.tolist() == pytest.approx([0.1, 0.2, 0.45])
     assert found.accuracies.tolist() == pytest.approx([0.0, 0.5, 0.75])

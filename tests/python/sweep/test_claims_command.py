@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 
@@ -13,6 +14,7 @@ pytest.importorskip("timm")
 from benchmarks.claims import BLURRED, EVERY, NOISY, corrupted, main
 from trt_moe.data import EVALUATION_SEED, corrupt, load_dataset
 from trt_moe.errors import InputError
+from trt_moe.softmax import softmax
 from trt_moe.sweep.finished import open_run
 
 
@@ -64,6 +66,25 @@ def test_a_mixture_of_some_experts_is_judged_with_gaters_of_its_own(command, run
     for names in (["light"], ["heavy", "heavy"], ["light", "middle"]):
         with pytest.raises(InputError, match=r"expected two or more of light, heavy, one of them heavy"):
             opened.only(names, lambda _: None)
+
+
+def test_second_looks_in_the_mirror_are_judged(command, run, tmp_path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "verify_by": "mirror"}))
+    main(command)
+    assert json.loads((tmp_path / "out" / "claims.json").read_text())["claims"]
+    opened = open_run(run.model_copy(update={"verify_by": "mirror"}), None, lambda _: None)
+    images = corrupted(opened)[EVERY]
+    experts = opened.config.experts
+    judged, mirrored = (see(EVERY, images, experts, lambda _: None) for see in (opened.judged, opened.mirrored))
+    assert (judged.logits != mirrored.logits).any()
+    again = opened.mirrored(EVERY, images.mirrored(), experts, lambda _: None)
+    np.testing.assert_array_equal(again.logits, mirrored.logits)  # kept by their name
+    second = opened.outcomes(EVERY, images, lambda _: None).second
+    both = softmax(judged.logits) + softmax(mirrored.logits)
+    np.testing.assert_array_equal(second["mirror"], both.argmax(2) == images.labels[:, None])
+    both = softmax(judged.logits) + softmax(judged.logits[:, -1:])
+    np.testing.assert_array_equal(second["dearest"], both.argmax(2) == images.labels[:, None])
 
 
 def test_images_are_those_of_eval_and_one_corruption_is_left_out(run):

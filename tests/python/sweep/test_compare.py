@@ -27,7 +27,14 @@ BLIND = np.array([[0.0, -9.0]] * 4)
 def outcomes():
     confidence = np.array([[0.9, 0.5], [0.3, 0.5], [0.8, 0.5], [0.2, 0.5]], np.float32)
     return Outcomes(
-        ("light", "heavy"), COSTS, 0.05, np.array([0, 0, 5, 5]), RIGHT, RIGHT[:, [1, 1]], LOSSES, confidence
+        ("light", "heavy"),
+        COSTS,
+        0.05,
+        np.array([0, 0, 5, 5]),
+        RIGHT,
+        {"dearest": RIGHT[:, [1, 1]]},
+        LOSSES,
+        confidence,
     )
 
 
@@ -163,7 +170,7 @@ def test_gaters_that_differ_by_a_latency_weight_are_equal_at_equal_cost(scores, 
         0.0,
         np.zeros(8, int),
         right,
-        right,
+        {"dearest": right},
         losses,
         np.linspace(0, 1, 16, dtype=np.float32).reshape(8, 2),
     )

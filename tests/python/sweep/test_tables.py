@@ -27,7 +27,14 @@ def outcomes(*names):
     losses = np.where(RIGHT, 0.1, 3.0).astype(np.float32)
     confidence = np.array([[0.9, 0.5], [0.3, 0.5], [0.8, 0.5], [0.4, 0.5]], np.float32)
     return Outcomes(
-        names, np.array([0.25, 1.0]), 0.05, np.array([0, 0, 5, 5]), RIGHT, RIGHT[:, [1, 1]], losses, confidence
+        names,
+        np.array([0.25, 1.0]),
+        0.05,
+        np.array([0, 0, 5, 5]),
+        RIGHT,
+        {"dearest": RIGHT[:, [1, 1]]},
+        losses,
+        confidence,
     )
 
 

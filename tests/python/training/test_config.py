@@ -44,6 +44,12 @@ def test_the_hash_of_an_expert_follows_its_new_keys(raw_config, changes):
     assert before.expert_hash(before.experts[0]) != after.expert_hash(after.experts[0])
 
 
+def test_mirrored_looks_need_experts_that_know_mirrored_images(raw_config):
+    assert TrainConfig.model_validate({**raw_config, "flip": True, "verify_by": "mirror"}).verify_by == "mirror"
+    with pytest.raises(ValidationError, match=r"verify_by is mirror, but flip is false.*set flip: true"):
+        TrainConfig.model_validate({**raw_config, "flip": False, "verify_by": "mirror"})
+
+
 def test_the_hashes_follow_what_else_decides_weights(raw_config):
     plain = TrainConfig.model_validate(raw_config)
     shaped = TrainConfig.model_validate({**raw_config, "image_shape": [16, 16, 1]})

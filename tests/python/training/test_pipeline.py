@@ -83,7 +83,19 @@ def test_train_writes_a_bundle_that_loads_and_answers(raw_config, data_folder, t
     costs = np.array([entry.relative_cost for entry in verified.experts])
     first = route(logits["gater"], costs, verified.latency_weight)
     answers = np.where(first[:, None] == 0, cheap + dearest, dearest).argmax(1)
-    assert verified.manifest.evaluation.severities["0"].mixture == pytest.approx((answers == test.labels).mean())
+    expected = (answers == test.labels).mean()
+    assert verified.manifest.evaluation.severities["0"].mixture == pytest.approx(expected, abs=1e-5)
+
+    by_mirror = TrainConfig.model_validate({**raw_config, "verify_below": 1.0, "verify_by": "mirror"})
+    mirrored = Bundle.load(train(by_mirror, tmp_path / "mirrored", lambda name, *_: steps.append(name), quiet))
+    assert (steps, mirrored.verify_by) == ([], "mirror")
+    cheapest = mirrored.experts[0]
+    second = load_onnx(mirrored.file(cheapest))(np.ascontiguousarray(test.images[:, :, ::-1]))
+    answers = np.where(first[:, None] == 0, cheap + softmax(second), dearest).argmax(1)
+    assert mirrored.manifest.evaluation is not None
+    row = mirrored.manifest.evaluation.severities["0"]
+    assert row.mixture == pytest.approx((answers == test.labels).mean(), abs=1e-5)
+    assert row.share[cheapest.name] == pytest.approx((first == 0).mean())
 
 
 def test_a_bundle_holds_calibrated_experts(raw_config, data_folder, tmp_path, quiet):
