@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.tables import markdown
+from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.bundle.writer import write_bytes
 from trt_moe.console import note, print_table, progress
 from trt_moe.data import EVALUATION_SEED
@@ -38,6 +39,7 @@ from trt_moe.training.config import CorruptionConfig, ExpertConfig, Method
 from trt_moe.training.experts import predict
 from trt_moe.training.gater import TrainedGater
 from trt_moe.training.logits import Judged, judge
+from trt_moe.training.routing import Frontier
 from trt_moe.training.splits import Corrupted, Part, apply, every_severity
 from trt_moe.training_run import open_config
 
@@ -68,7 +70,7 @@ class Bench:
         return self.run.gaters(method, weight, self.seeds, self.update, note)
 
     def routed(self, what: str) -> Routed:
-        outcomes = self.run.outcomes(what, self.images[what], note)
+        outcomes = self.run.outcomes(what, self.images[what], note, second_looks=what == EVERY)
         return Routed(outcomes, self.scores(what, self.one))
 
     def scores(self, what: str, gaters: Mapping[int, TrainedGater]) -> dict[int, NDArray[np.float32]]:
@@ -116,21 +118,25 @@ def find_rivals(bench: Bench, robust: ExpertConfig | None) -> Rivals:
     dearest = run.config.experts[-1].name
     timed = [entry.name for entry in (*run.config.experts, *run.config.baselines)]
     starts = tuple(name for name in timed if name != dearest)
-    classifiers = [run.config.classifier(name) for name in starts]
-    first, costs = bench.judged(EVERY, classifiers), [run.relative_costs[name] for name in starts]
-    # Second looks as the mixture may have them, and what they cost.
-    looks = [(first.right_with(judged.logits[:, [column[dearest]]]), [1.0] * len(starts))]
+    first = judged.of([column[name] for name in starts])
+    looks: dict[VerifyBy, NDArray[np.bool_]] = {"dearest": first.right_with(judged.logits[:, [column[dearest]]])}
     if run.config.verify_by == "mirror":
-        looks.append((first.right_with(run.mirrored(EVERY, bench.images[EVERY], classifiers, note).logits), costs))
-    cascade = strongest_cascade(
-        [
-            (first.confidence[:, k], first.right[:, k], right[:, k], costs[k], second_costs[k])
-            for right, second_costs in looks
-            for k in range(len(starts))
-        ]
-    )
+        classifiers = [run.config.classifier(name) for name in starts]
+        looks["mirror"] = first.right_with(run.mirrored(EVERY, bench.images[EVERY], classifiers, note).logits)
+
+    def cascades(names: Sequence[str]) -> Frontier:
+        return strongest_cascade(
+            [
+                (first.confidence[:, k], first.right[:, k], right[:, k], run.relative_costs[starts[k]], by)
+                for by, right in looks.items()
+                for k in map(starts.index, names)
+            ]
+        )
+
     best = max(accuracy, key=lambda name: accuracy[name])
-    return Rivals(None if robust is None else single(robust.name), single(best), cascade, starts)
+    if robust is None:
+        return Rivals(None, None, single(best), cascades(starts), starts)
+    return Rivals(single(robust.name), cascades([robust.name]), single(best), cascades(starts), starts)
 
 
 def explained(bench: Bench, every: Routed) -> tuple[dict[str, Spread], dict[str, Spread]]:
@@ -275,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             comparison,
             find_rivals(bench, robust),
             *explained(bench, every),
-            Rule(run.config.latency_weight, run.config.verify_below),
+            Rule(run.config.latency_weight, run.config.verify_below, run.config.verify_by),
         )
         ideas = beyond(bench, every, comparison, robust)
     title = f"{run.config.name}: {len(every.outcomes.severities):,} test images of all severities, gater seeds {seeds}"

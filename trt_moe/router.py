@@ -12,13 +12,14 @@ import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trt_moe import _core
 from trt_moe.bundle import Bundle
+from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.errors import DeviceError, InputError, TrtMoeError
 from trt_moe.golden import check_golden, noise_images, same_in_any_batch
 from trt_moe.inputs import as_image, as_images
@@ -26,7 +27,6 @@ from trt_moe.model import Model
 from trt_moe.result import DeviceResult, Result, ResultRow, join
 
 if TYPE_CHECKING:
-    from trt_moe.bundle.manifest import VerifyBy
     from trt_moe.cuda.load import CudaModels
 
 _log = logging.getLogger("trt_moe")
@@ -35,7 +35,7 @@ _BACKEND_OF = {"cpu": "openvino", "cuda": "cuda"}
 _DEVICE_OF = {backend: device for device, backend in _BACKEND_OF.items()}
 
 PLANS = ("auto", "host-routed")
-VERIFY_BY: tuple[VerifyBy, ...] = ("dearest", "mirror")
+VERIFY_BY: tuple[str, ...] = get_args(VerifyBy)
 
 MAX_BATCH = 1 << 16
 MAX_WAIT_US = 10_000_000

@@ -102,8 +102,8 @@ void register_pipeline(py::module_& module) {
       .def(py::init([](const std::shared_ptr<ModelRunner>& gater,
                        const std::vector<std::shared_ptr<ModelRunner>>& experts, const std::vector<std::string>& names,
                        const std::vector<float>& costs, float latency_weight, float verify_below, bool verify_by_mirror,
-                       std::size_t max_batch, std::int64_t max_wait_us, std::size_t max_queue, bool warmup, bool device_routed,
-                       bool speculate) {
+                       std::size_t max_batch, std::int64_t max_wait_us, std::size_t max_queue, bool warmup,
+                       bool device_routed, bool speculate) {
              std::vector<Expert> list;
              std::vector<std::shared_ptr<Engine>> engines;
              for (std::size_t i = 0; i < experts.size(); ++i) {
@@ -120,8 +120,9 @@ void register_pipeline(py::module_& module) {
              return made;
            }),
            py::arg("gater"), py::arg("experts"), py::kw_only(), py::arg("names"), py::arg("costs"),
-           py::arg("latency_weight"), py::arg("verify_below"), py::arg("verify_by_mirror"), py::arg("max_batch"), py::arg("max_wait_us"),
-           py::arg("max_queue"), py::arg("warmup"), py::arg("device_routed") = false, py::arg("speculate") = false)
+           py::arg("latency_weight"), py::arg("verify_below"), py::arg("verify_by_mirror"), py::arg("max_batch"),
+           py::arg("max_wait_us"), py::arg("max_queue"), py::arg("warmup"), py::arg("device_routed") = false,
+           py::arg("speculate") = false)
       .def("predict", &predict, py::arg("images"), py::arg("keep") = py::none(),
            "(probabilities float32 [N,C], gater logits float32 [N,K], routes int64 [N], latency_ms float32 [N]). "
            "`keep`:\n"

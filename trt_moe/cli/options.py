@@ -33,7 +33,7 @@ class Precision(str, Enum):
     fp16 = "fp16"
 
 
-class Verifier(str, Enum):
+class VerifyBy(str, Enum):
     """Whose the second look at an image is."""
 
     dearest = "dearest"
@@ -67,7 +67,7 @@ VerifyBelow = Annotated[
     ),
 ]
 VerifyByOption = Annotated[
-    Verifier | None,
+    VerifyBy | None,
     typer.Option(
         "--verify-by",
         help="By the dearest expert's word, or by the same expert's on the mirrored image; default: the bundle's.",

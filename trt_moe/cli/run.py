@@ -63,7 +63,7 @@ def demo(
             threads=threads,
             latency_weight=latency_weight,
             verify_below=verify_below,
-            verify_by=None if verify_by is None else verify_by.value,
+            verify_by=verify_by.value if verify_by else None,
             progress=callback,
         )
     if as_json:
@@ -215,7 +215,7 @@ def open_router(
     threads: int | None,
     latency_weight: float | None,
     verify_below: float | None = None,
-    verify_by: options.Verifier | None = None,
+    verify_by: options.VerifyBy | None = None,
 ) -> Router:
     """Open a bundle as the common options say."""
     from trt_moe.router import Router
@@ -227,7 +227,7 @@ def open_router(
         threads=threads,
         latency_weight=latency_weight,
         verify_below=verify_below,
-        verify_by=None if verify_by is None else verify_by.value,
+        verify_by=verify_by.value if verify_by else None,
     )
 
 

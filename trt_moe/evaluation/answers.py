@@ -105,6 +105,7 @@ def collect(
     labels: NDArray[np.int64],
     severity: int,
     progress: ProgressCallback,
+    second_looks: bool = True,
 ) -> Answers:
     """Run gater, experts and baselines on all images, in batches: answers do not depend on the batch.
 
@@ -114,41 +115,44 @@ def collect(
         labels: int64 [N].
         severity: noted in the result.
         progress: called as progress(what, done, total).
+        second_looks: leave out those by mirror where nobody asks for verified answers; each costs a run.
 
     Raises:
         ModelOutputError: a model gives logits that are not finite.
     """
     bundle = router.bundle
     names = [entry.name for entry in [*bundle.experts, *bundle.baselines]]
-    by_mirror = router.verify_by == "mirror"
+    by_mirror = second_looks and router.verify_by == "mirror"
     done, total = 0, (1 + len(names) * (1 + by_mirror)) * len(images)
 
-    def logits(name: str, seen: NDArray[np.uint8], outputs: int) -> NDArray[np.float32]:
+    def logits(name: str, outputs: int, mirrored: bool = False) -> NDArray[np.float32]:
         nonlocal done
-        model, rows = router.model(name), np.empty((len(seen), outputs), np.float32)
-        for start in range(0, len(seen), _BATCH):
-            part = slice(start, start + _BATCH)
-            rows[part] = model.logits(seen[part])
-            done += len(rows[part])
+        model, rows = router.model(name), np.empty((len(images), outputs), np.float32)
+        for start in range(0, len(images), _BATCH):
+            batch = images[start : start + _BATCH]
+            found = model.logits(batch[:, :, ::-1] if mirrored else batch)
+            if not np.isfinite(found).all():
+                raise ModelOutputError(f"{bundle.path}: {name} gives logits that are not finite")
+            rows[start : start + _BATCH] = found
+            done += len(found)
             progress(f"answers, severity {severity}", done, total)
-        if not np.isfinite(rows).all():
-            raise ModelOutputError(f"{bundle.path}: {name} gives logits that are not finite")
         return rows
 
-    classes = len(bundle.class_names)
-    gater_logits = logits(bundle.gater.name, images, len(bundle.experts))
-    first = {name: logits(name, images, classes) for name in names}
-    predicted = {name: rows.argmax(axis=1) for name, rows in first.items()}
-    scores = {name: log_softmax(rows) for name, rows in first.items()}
-    confidence = {name: np.exp(rows.max(axis=1)) for name, rows in scores.items()}
-    loss = {name: -np.take_along_axis(rows, labels[:, None], axis=1)[:, 0] for name, rows in scores.items()}
-    probabilities = {name: np.exp(rows) for name, rows in scores.items()}
+    gater_logits = logits(bundle.gater.name, len(bundle.experts))
+    predicted, confidence, loss, probabilities = {}, {}, {}, {}
+    for name in names:
+        rows = logits(name, len(bundle.class_names))
+        scores = log_softmax(rows)
+        predicted[name] = rows.argmax(axis=1)
+        confidence[name] = np.exp(scores.max(axis=1))
+        loss[name] = -np.take_along_axis(scores, labels[:, None], axis=1)[:, 0]
+        probabilities[name] = np.exp(scores)
     dearest = probabilities[bundle.experts[-1].name]
     second: Looks = {"dearest": {name: SecondLook.of(rows, dearest) for name, rows in probabilities.items()}}
     if by_mirror:
-        mirrored = np.ascontiguousarray(images[:, :, ::-1])
         second["mirror"] = {
-            name: SecondLook.of(rows, softmax(logits(name, mirrored, classes))) for name, rows in probabilities.items()
+            name: SecondLook.of(rows, softmax(logits(name, len(bundle.class_names), mirrored=True)))
+            for name, rows in probabilities.items()
         }
     image_cue = measure(log_laplacian_variance, images)
     return Answers(severity, labels, gater_logits, predicted, confidence, loss, router.verify_by, second, image_cue)

@@ -180,7 +180,7 @@ def evaluate(
       verifies can be right where no expert is.
 
     Args:
-        router: at the latency weight and `verify_below` to evaluate.
+        router: at the latency weight, `verify_below` and `verify_by` to evaluate.
         sets: one for each severity.
         dataset: what reports call the data.
         latency_images: of each severity; None: all.
@@ -286,7 +286,6 @@ class _Evaluation:
             gater_ms=float(gater.mean()),
             expert_ms=np.array([times[name].mean() for name in self.experts]),
             overhead_ms=float((times[MIXTURE] - gater - experts).mean()),
-            verify_by=self.router.verify_by,
         )
 
     def _decide(self, answers: Answers) -> Decision:

@@ -16,7 +16,6 @@ from trt_moe.evaluation.strategies import (
     cascade_threshold,
     routed,
     routes,
-    second_ms,
     shares,
     switch_weights,
 )
@@ -24,21 +23,11 @@ from trt_moe.evaluation.strategies import (
 
 @dataclass(frozen=True)
 class Costs:
-    """Measured means in milliseconds: gater, each expert [K], and what the router adds to their sum.
-
-    `verify_by` tells whose second looks are paid for.
-    """
+    """Measured means in milliseconds: gater, each expert [K], and what the router adds to their sum."""
 
     gater_ms: float
     expert_ms: Floats
     overhead_ms: float
-    verify_by: VerifyBy = "dearest"
-
-    @property
-    def second_ms(self) -> Floats:
-        """What a second look costs after each expert's, float64 [K]."""
-        dearest = float(self.expert_ms[-1])
-        return np.array([second_ms(self.verify_by, float(first), dearest) for first in self.expert_ms])
 
     def mixture_ms(self, share: Floats) -> float:
         """Mean latency of the mixture at these shares of the experts, float64 [K]."""

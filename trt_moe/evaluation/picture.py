@@ -12,7 +12,7 @@ from trt_moe.bundle.manifest import MIXTURE
 from trt_moe.bundle.writer import write_bytes
 from trt_moe.console import routing_rule
 from trt_moe.evaluation.evaluate import CASCADE, ORACLE, Report
-from trt_moe.evaluation.tables import corruption
+from trt_moe.evaluation.tables import cascade_name, corruption
 
 # Told apart by people of any colour vision (Okabe and Ito).
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _GREY = (
@@ -90,7 +90,7 @@ def _draw_frontier(axes: Any, report: Report) -> None:
         label="as set",
     )
     cascade = np.array(report.cascade)
-    cascade_from = f"confidence cascade from {overall[CASCADE]['cheaper']}"
+    cascade_from = f"confidence {cascade_name(overall[CASCADE])}"
     axes.plot(cascade[:, 0], 100 * cascade[:, 1], "--", color=_PURPLE, lw=1.4, label=cascade_from)
     ends = [(overall[name]["mean_ms"], 100 * overall[name]["accuracy"]) for name in data["experts"]]
     axes.plot(*zip(ends[0], ends[-1], strict=True), ":", color=_GREY, lw=1.4, label="random")

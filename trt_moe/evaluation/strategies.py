@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.evaluation.answers import Answers
+from trt_moe.second_look import second_costs
 
 Floats = NDArray[np.float64]
 _T = TypeVar("_T", bound=np.generic)
@@ -111,12 +112,7 @@ class Cascade:
 
     def milliseconds(self, answers: Answers, first_ms: float, dearest_ms: float) -> float:
         """Mean latency by those of the first model and of the dearest expert."""
-        return first_ms + float(self.passed_on(answers).mean()) * second_ms(self.by, first_ms, dearest_ms)
-
-
-def second_ms(by: VerifyBy, first_ms: float, dearest_ms: float) -> float:
-    """What a second look costs: as much as the first, or what the dearest expert costs."""
-    return first_ms if by == "mirror" else dearest_ms
+        return first_ms + float(self.passed_on(answers).mean()) * _second_ms(self.by, first_ms, dearest_ms)
 
 
 def best_cascade(answers: Answers, first_ms: Mapping[str, float], dearest_ms: float, budget_ms: float) -> Cascade:
@@ -131,7 +127,7 @@ def best_cascade(answers: Answers, first_ms: Mapping[str, float], dearest_ms: fl
     cascades = []
     for name in _affordable(first_ms, budget_ms):
         for by in answers.second:
-            share = (budget_ms - first_ms[name]) / second_ms(by, first_ms[name], dearest_ms)
+            share = (budget_ms - first_ms[name]) / _second_ms(by, first_ms[name], dearest_ms)
             cascades.append(Cascade(name, by, cascade_threshold(answers.confidence[name], share)))
     return max(cascades, key=lambda cascade: cascade.right(answers).mean())
 
@@ -183,6 +179,10 @@ def oracle_gain(accuracy: float, best_single: float, oracle_accuracy: float) -> 
     """
     gain = oracle_accuracy - best_single
     return (accuracy - best_single) / gain if gain > 0 else None
+
+
+def _second_ms(by: VerifyBy, first_ms: float, dearest_ms: float) -> float:
+    return float(second_costs(np.array([first_ms, dearest_ms]), by)[0])
 
 
 def _affordable(milliseconds: Mapping[str, float], budget_ms: float) -> list[str]:

@@ -35,6 +35,7 @@ def print_shares(data: dict[str, Any]) -> None:
     levels = data["severities"]
     rows = [
         *([f"share {name} %", *(points(row["share"][name]) for row in levels.values())] for name in data["experts"]),
+        ["seen twice %", *(points(row["passed_on"]) for row in levels.values())],
         ["mean ms", *(milliseconds(row["mean_ms"]) for row in levels.values())],
         ["p99 ms", *(milliseconds(row["p99_ms"]) for row in levels.values())],
     ]
@@ -54,11 +55,15 @@ def print_accuracies(data: dict[str, Any]) -> None:
     print_table("by severity: who is right, in %", ["severity", *levels], rows)
 
 
+def cascade_name(row: dict[str, Any]) -> str:
+    """A cascade of the report in words."""
+    return f"cascade from {row['cheaper']}" + (" by mirror" if row["verify_by"] == "mirror" else "")
+
+
 def print_strategies(data: dict[str, Any]) -> None:
     """One row for each way to choose an expert, over all severities."""
     overall = data["overall"]
     dearest_ms = overall[data["experts"][-1]]["mean_ms"]
-    by = {"dearest": "", "mirror": " to its mirror"}
     labels = {MIXTURE: "mixture (gater and experts)"}
     labels |= {name: f"always {name}" for name in data["experts"]}
     labels |= {name: f"always {name} (baseline)" for name in data["baselines"]}
@@ -66,7 +71,7 @@ def print_strategies(data: dict[str, Any]) -> None:
         RANDOM: "random experts, same latency",
         IMAGE_CUE: f"Laplacian variance picks {overall[IMAGE_CUE]['cheaper']} or dearest, same latency",
         **{
-            key: f"confidence cascade from {overall[key]['cheaper']}{by[overall[key]['verify_by']]}, same latency"
+            key: f"confidence {cascade_name(overall[key])}, same latency"
             for key in (CASCADE, BASELINE_CASCADE)
             if key in overall
         },

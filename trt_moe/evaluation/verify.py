@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from trt_moe.evaluation.answers import Answers, join
 from trt_moe.evaluation.frontier import Costs
 from trt_moe.evaluation.strategies import Floats, routed, routes, shares, switch_weights
+from trt_moe.second_look import asked_last, second_costs
 
 _T = TypeVar("_T", bound=np.generic)
 
@@ -41,9 +42,8 @@ def decide(answers: Answers, experts: Sequence[str], relative_costs: Floats, rul
     """What the router does at this rule; `experts` go from the cheapest to the dearest."""
     first = routes(answers.gater_logits, relative_costs, rule.latency_weight)
     confidence = routed([answers.confidence[name] for name in experts], first)
-    dearest = len(experts) - 1
-    passed_on = (confidence < rule.threshold) & (first != dearest)
-    return Decision(first, first if answers.verify_by == "mirror" else np.where(passed_on, dearest, first), passed_on)
+    passed_on = (confidence < rule.threshold) & (first != len(experts) - 1)
+    return Decision(first, asked_last(first, passed_on, len(experts), answers.verify_by), passed_on)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Verifier:
         )
         expert_ms = self._costs.expert_ms
         milliseconds = self._costs.gater_ms + self._costs.overhead_ms + expert_ms[decision.first]
-        second_ms = decision.passed_on * self._costs.second_ms[decision.first]
+        second_ms = decision.passed_on * second_costs(self._costs.expert_ms, answers.verify_by)[decision.first]
         return Verified(right, decision.passed_on, milliseconds + second_ms)
 
     def frontier(self, answers: Answers, points: int = 64) -> list[RulePoint]:
@@ -124,7 +124,8 @@ class Verifier:
             order = cheap[np.argsort(confidence[cheap], kind="stable")]
             gained = np.concatenate([[0], np.cumsum((verified - right)[order])])
             base_ms = self._costs.mixture_ms(shares(chosen, len(self._experts)))
-            spent = np.concatenate([[0], np.cumsum(self._costs.second_ms[chosen[order]])]) / len(answers)
+            second_ms = second_costs(self._costs.expert_ms, answers.verify_by)[chosen[order]]
+            spent = np.concatenate([[0], np.cumsum(second_ms)]) / len(answers)
             # The surest image stays: no threshold up to 1 passes on one with a probability of 1.
             for passed_on in np.unique(np.linspace(0, max(0, len(order) - 1), points).round().astype(int)):
                 # The next image's confidence, so that those before it are below.
@@ -159,7 +160,7 @@ class Verifier:
             if left <= 0 or not cheap.any():
                 continue
             doubtful = np.flatnonzero(cheap)[np.argsort(confidence[cheap], kind="stable")]
-            spent = np.cumsum(self._costs.second_ms[chosen[doubtful]]) / len(answers)
+            spent = np.cumsum(second_costs(self._costs.expert_ms, answers.verify_by)[chosen[doubtful]]) / len(answers)
             seen_twice = int(np.searchsorted(spent, left, side="right"))
             threshold = float(confidence[doubtful[seen_twice]]) if seen_twice < len(doubtful) else np.inf
             rule = VerifyRule(float(weight), threshold)

@@ -36,8 +36,8 @@ from trt_moe.data import EVALUATION_SEED, SEVERITIES, Dataset, corrupt
 from trt_moe.errors import DataError
 from trt_moe.export.measure import Timing, available_threads, cpu_name, load_onnx
 from trt_moe.export.torch_export import run_onnx
+from trt_moe.second_look import asked_last
 from trt_moe.softmax import softmax
-from trt_moe.training.logits import mean_right
 from trt_moe.training.routing import route, unsure
 
 GATER = "gater"
@@ -216,18 +216,18 @@ def _evaluate(
     for severity in range(SEVERITIES):
         images = _corrupted(source, np.arange(count), severity)
         scores = models[GATER](images)
-        logits = [models[e.name](images) for e in experts]
-        right = np.stack([_right(rows, labels) for rows in logits], axis=1)
-        confidence = np.stack([softmax(rows).max(1) for rows in logits], axis=1)
+        logits = np.stack([models[e.name](images) for e in experts], axis=1)
+        right = logits.argmax(2) == labels[:, None]
+        probabilities = softmax(logits)
         routes = route(scores, weights, source.latency_weight)
-        passed_on = unsure(routes, confidence, source.verify_below)
-        by_mirror = source.verify_by == "mirror"
-        mirrored = np.ascontiguousarray(images[:, :, ::-1])
-        seconds = [models[e.name](mirrored) for e in experts] if by_mirror else [logits[-1]] * len(experts)
-        verified = np.stack([mean_right(*looks, labels) for looks in zip(logits, seconds, strict=True)], axis=1)
+        passed_on = unsure(routes, probabilities.max(2), source.verify_below)
+        second = probabilities[:, -1:]
+        if passed_on.any() and source.verify_by == "mirror":
+            second = softmax(np.stack([models[e.name](images[:, :, ::-1]) for e in experts], axis=1))
+        verified = (probabilities + second).argmax(2) == labels[:, None]
         accuracy = np.where(passed_on, verified[np.arange(count), routes], right[np.arange(count), routes]).mean()
-        asked_last = routes if by_mirror else np.where(passed_on, len(experts) - 1, routes)
-        share = np.bincount(asked_last, minlength=len(experts)) / count
+        last = asked_last(routes, passed_on, len(experts), source.verify_by)
+        share = np.bincount(last, minlength=len(experts)) / count
         rows[str(severity)] = SeverityEvaluation(
             mixture=round(float(accuracy), 6),
             experts={e.name: round(float(right[:, k].mean()), 6) for k, e in enumerate(experts)},

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.evaluation.strategies import oracle_gain
+from trt_moe.second_look import asked_last
 from trt_moe.sweep.compare import FRONTIER_POINTS, ORACLE, Comparison, Outcomes, Spread
 from trt_moe.training.routing import (
     Bools,
@@ -20,7 +22,6 @@ from trt_moe.training.routing import (
     cascade_frontier,
     gater_frontier,
     route,
-    second_costs,
     unsure,
     verify_frontier,
 )
@@ -29,6 +30,7 @@ WEIGHT = 0.7
 """Latency weight of the claims on where images go."""
 HARSHEST = 5
 
+_BY: dict[VerifyBy, str] = {"dearest": "", "mirror": "by mirror "}
 _WEIGHTS = 33
 _SAME_COST = 1.1
 """Experts within this factor of the cheapest one's cost count as the cheapest: timings differ as much."""
@@ -48,19 +50,21 @@ class Rule:
 
     latency_weight: float
     verify_below: float = 0.0
+    verify_by: VerifyBy = "dearest"
 
     def __str__(self) -> str:
         """What tells it from others."""
-        verified = f", verify below {self.verify_below:g}" if self.verify_below > 0 else ""
+        verified = f", verify {_BY[self.verify_by]}below {self.verify_below:g}" if self.verify_below > 0 else ""
         return f"latency weight {self.latency_weight:g}{verified}"
+
+    def seen_twice(self, outcomes: Outcomes, scores: Floats) -> Bools:
+        """Bool [N]: the images that have a second look."""
+        return unsure(route(scores, outcomes.costs, self.latency_weight), outcomes.confidence, self.verify_below)
 
     def asked_last(self, outcomes: Outcomes, scores: Floats) -> Ints:
         """Int64 [N]: the last expert that is asked."""
         routes = route(scores, outcomes.costs, self.latency_weight)
-        if outcomes.verify_by == "mirror":
-            return routes
-        asked_too = unsure(routes, outcomes.confidence, self.verify_below)
-        return np.where(asked_too, len(outcomes.costs) - 1, routes)
+        return asked_last(routes, self.seen_twice(outcomes, scores), len(outcomes.costs), self.verify_by)
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,14 @@ class Rivals:
 
     Attributes:
         robust: the cheapest classifier that was trained on all severities, if there is one.
+        robust_cascade: the confidence cascades that start from it, the best at every cost.
         best: the most accurate classifier that was trained, whatever for: teachers count.
         cascade: the most accurate confidence cascade at every cost, see `strongest_cascade`.
         starts: names of the classifiers that cascades may start from.
     """
 
     robust: Single | None
+    robust_cascade: Frontier | None
     best: Single
     cascade: Frontier
     starts: tuple[str, ...]
@@ -136,12 +142,13 @@ def claims(
     frontiers = [gated(every.outcomes, scores) for scores in every.scores.values()]
     verifying = [verified(every.outcomes, scores, used.latency_weight) for scores in every.scores.values()]
     free = [both_free(every.outcomes, scores) for scores in every.scores.values()]
-    that_verifies = f"mixture at latency weight {used.latency_weight:g} that verifies"
-    rules = [Rule(WEIGHT)] if used == Rule(WEIGHT) else [Rule(WEIGHT), used]
+    that_verifies = f"mixture at latency weight {used.latency_weight:g} that verifies {_BY[used.verify_by]}".strip()
+    rules = [Rule(WEIGHT)] if str(used) == str(Rule(WEIGHT)) else [Rule(WEIGHT), used]
     return [
         *(claim for rule in rules for claim in _where_images_go(every, rule)),
         *_against_single(every.outcomes, frontiers, rivals.robust, "mixture"),
         *_against_single(every.outcomes, verifying, rivals.robust, that_verifies),
+        *_against_robust_cascade(verifying, rivals, that_verifies),
         _against_best(free, rivals.best),
         _oracle(every.outcomes, frontiers, comparison),
         *(_one_corruption(what, seen, rule) for rule in rules for what, seen in (("blur", blurred), ("noise", noisy))),
@@ -166,7 +173,7 @@ def verified(outcomes: Outcomes, scores: Floats, latency_weight: float) -> Front
         outcomes.second[outcomes.verify_by],
         outcomes.costs,
         outcomes.gater_cost,
-        second_costs(outcomes.costs, outcomes.verify_by),
+        outcomes.verify_by,
     )
 
 
@@ -177,12 +184,12 @@ def both_free(outcomes: Outcomes, scores: Floats) -> Frontier:
     return upper([gated(outcomes, scores), *(verified(outcomes, scores, float(weight)) for weight in weights)])
 
 
-def strongest_cascade(starts: Sequence[tuple[Floats, Bools, Bools, float, float]]) -> Frontier:
+def strongest_cascade(starts: Sequence[tuple[Floats, Bools, Bools, float, VerifyBy]]) -> Frontier:
     """Confidence cascades from several classifiers: the best at every cost.
 
     Args:
-        starts: confidence [N], right [N], right together with the second look [N], and the costs of both looks, for
-            every classifier that may be asked first and every second look at what it is unsure of.
+        starts: confidence [N], right [N], right together with the second look [N], cost, and whose the second look
+            is, for every classifier that may be asked first and every second look at what it is unsure of.
     """
     return upper([cascade_frontier(*start) for start in starts])
 
@@ -224,6 +231,7 @@ def _where_images_go(every: Routed, rule: Rule) -> list[Claim]:
             "%",
             _shares(every, rule, outcomes.severities == 0, cheapest),
             lambda share: share >= 0.98,
+            _seen_twice(every, rule, outcomes.severities == 0),
         ),
         _claim(
             f"severity-{HARSHEST} images on the dearest expert ({outcomes.experts[-1]}), {rule}",
@@ -278,6 +286,23 @@ def _against_single(
             lambda difference: difference >= 0.01,
             f"{robust.name} {robust.accuracy:.2%} at {robust.cost:.3f}, so cost {budget:.3f} or less",
         ),
+    ]
+
+
+def _against_robust_cascade(verifying: Sequence[Frontier], rivals: Rivals, mixture: str) -> list[Claim]:
+    """The robust light with second looks of its own, as many as fit."""
+    robust, cascade = rivals.robust, rivals.robust_cascade
+    if robust is None or cascade is None:
+        return []
+    accuracy, cost = most_accurate(cascade, 1.5 * robust.cost)
+    return [
+        _claim(
+            f"{mixture} minus a confidence cascade from {robust.name}, both at 1.5 times its cost or less",
+            "",
+            "points",
+            [most_accurate(frontier, 1.5 * robust.cost)[0] - accuracy for frontier in verifying],
+            remark=f"the cascade {accuracy:.2%} at {cost:.3f}",
+        )
     ]
 
 
@@ -405,6 +430,13 @@ def _explained(cues: Mapping[str, Spread], learned: Mapping[str, Spread]) -> lis
         *(_spread_claim(f"R2 of {name} against the benefit", "", "R2", value) for name, value in cues.items()),
         *(first(method, gater) for method, gater in learned.items()),
     ]
+
+
+def _seen_twice(routed: Routed, rule: Rule, images: Bools) -> str:
+    if rule.verify_below == 0 or rule.verify_by != "mirror":
+        return ""
+    shares = [rule.seen_twice(routed.outcomes, scores)[images].mean() for scores in routed.scores.values()]
+    return f"{np.mean(shares):.1%} of them are seen twice there"
 
 
 def _shares(routed: Routed, rule: Rule, images: Bools, experts: Bools) -> list[float]:

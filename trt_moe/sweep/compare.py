@@ -44,8 +44,8 @@ class Outcomes:
         gater_cost: in the same unit.
         severities: int64 [N].
         right: bool [N, K].
-        second: by whose the second look is, the dearest expert's and, where the bundle verifies so, by mirror: bool
-            [N, K], whether the mean of the probabilities of both looks is right.
+        second: by whose the second look is, the dearest expert's and, where the bundle verifies so and it is asked for,
+            by mirror: bool [N, K], whether the mean of the probabilities of both looks is right.
         losses: float32 [N, K], cross-entropy in nats.
         confidence: float32 [N, K], every expert's largest probability.
         verify_by: whose second looks the bundle has.
@@ -61,10 +61,10 @@ class Outcomes:
     confidence: Floats
     verify_by: VerifyBy = "dearest"
 
-    def cascade(self) -> Frontier:
-        """Confidence cascade from the cheapest expert to the dearest."""
+    def cascade(self, by: VerifyBy = "dearest") -> Frontier:
+        """Confidence cascade from the cheapest expert, to the dearest or by mirror."""
         return cascade_frontier(
-            self.confidence[:, 0], self.right[:, 0], self.second["dearest"][:, 0], float(self.costs[0])
+            self.confidence[:, 0], self.right[:, 0], self.second[by][:, 0], float(self.costs[0]), by
         )
 
     def accuracy(self, routes: Ints) -> float:

@@ -71,11 +71,11 @@ class FinishedRun:
         logits = judge(self.config, classifiers, self.models, what, images, self.folder, log)
         return logits.divided_by([self.temperatures.get(entry.name, 1.0) for entry in classifiers])
 
-    def outcomes(self, what: str, images: Corrupted, log: Log) -> Outcomes:
-        """What the experts do with images; see `judge` for `what`."""
+    def outcomes(self, what: str, images: Corrupted, log: Log, second_looks: bool = True) -> Outcomes:
+        """What the experts do with images; see `judge` for `what`. Second looks by mirror run every expert again."""
         judged = self.judged(what, images, self.config.experts, log)
         second: dict[VerifyBy, NDArray[np.bool_]] = {"dearest": judged.right_with(judged.logits[:, -1:])}
-        if self.config.verify_by == "mirror":
+        if second_looks and self.config.verify_by == "mirror":
             second["mirror"] = judged.right_with(self.mirrored(what, images, self.config.experts, log).logits)
         return Outcomes(
             experts=tuple(expert.name for expert in self.config.experts),

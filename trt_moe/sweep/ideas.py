@@ -9,7 +9,7 @@ import numpy as np
 
 from trt_moe.evaluation.metrics import expected_calibration_error
 from trt_moe.softmax import softmax
-from trt_moe.sweep.claims import WEIGHT, Routed, gated, verified
+from trt_moe.sweep.claims import WEIGHT, Routed, gated, upper, verified
 from trt_moe.sweep.compare import Comparison, Spread
 from trt_moe.training.config import Method
 from trt_moe.training.logits import Judged
@@ -77,7 +77,9 @@ def specialised(pool: Routed, plain: Sequence[str], better: Sequence[str]) -> Id
 
 
 def verifying(every: Routed, latency_weight: float, budget: float) -> tuple[Idea, ...]:
-    """Gate-then-verify against the gater alone, and against the confidence cascade, at equal mean cost.
+    """Gate-then-verify against the gater alone, and against the confidence cascade with the same second looks.
+
+    At equal mean cost.
 
     Nothing where a gater spends more at this latency weight before anything is verified.
     """
@@ -85,10 +87,11 @@ def verifying(every: Routed, latency_weight: float, budget: float) -> tuple[Idea
     frontiers = [verified(outcomes, scores, latency_weight) for scores in every.scores.values()]
     if any(frontier.costs[0] > budget for frontier in frontiers):
         return ()
-    cascade = outcomes.cascade()
+    cascade = upper([outcomes.cascade(by) for by in outcomes.second])
     after = [float(frontier.accuracy_at(budget)) for frontier in frontiers]
     alone = [float(gated(outcomes, scores).accuracy_at(budget)) for scores in every.scores.values()]
-    name, measure = f"gate at latency weight {latency_weight:g}, then verify", f"accuracy at mean cost {budget:g}"
+    by = " by mirror" if outcomes.verify_by == "mirror" else ""
+    name, measure = f"gate at latency weight {latency_weight:g}, then verify{by}", f"accuracy at mean cost {budget:g}"
     return (
         _idea(name, "the gater alone", measure, alone, after),
         _idea(name, "confidence cascade", measure, [float(cascade.accuracy_at(budget))] * len(after), after),

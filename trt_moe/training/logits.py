@@ -76,12 +76,6 @@ class Judged:
         )
 
 
-def mean_right(first: NDArray[np.float32], second: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether the mean of two models' probabilities is right, bool [N], by their logits [N, classes]."""
-    right: NDArray[np.bool_] = (softmax(first) + softmax(second)).argmax(1) == labels
-    return right
-
-
 def judge_parts(
     config: TrainConfig,
     classifiers: Sequence[ExpertConfig],

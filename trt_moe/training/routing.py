@@ -15,6 +15,9 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from trt_moe.bundle.manifest import VerifyBy
+from trt_moe.second_look import second_costs
+
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -99,23 +102,17 @@ def gater_frontier(scores: Floats, right: Bools, costs: Floats, gater_cost: floa
     return _frontier(points)
 
 
-def second_costs(costs: Floats, verify_by: str) -> Floats:
-    """Return what a second look costs after each expert's, float [K]: the same again by mirror, or the dearest's."""
-    return costs if verify_by == "mirror" else np.full(len(costs), costs[-1])
-
-
 def cascade_frontier(
-    confidence: Floats, right: Bools, right_verified: Bools, cost: float, second_cost: float = 1.0
+    confidence: Floats, right: Bools, right_verified: Bools, cost: float, by: VerifyBy = "dearest"
 ) -> Frontier:
     """One expert for all, then a second look where that one is less sure than a threshold.
 
     All three [N] are the first expert's; it has already run when it turns out not to be enough, so its cost is
-    always paid. There is no gater. Where both have run both count, as in a mixture that verifies. A second look is
-    the dearest expert's, unless its cost is given.
+    always paid. There is no gater. Where both have run both count, as in a mixture that verifies.
     """
-    # As a mixture of this expert and one that gets no image.
+    # As a mixture of this expert and the dearest one, which gets no image at once.
     first, columns = np.zeros(len(right), np.int64), (confidence[:, None], right[:, None], right_verified[:, None])
-    return verify_frontier(first, *columns, np.array([cost, 1.0]), 0.0, np.array([second_cost, 1.0]))
+    return verify_frontier(first, *columns, np.array([cost, 1.0]), 0.0, by)
 
 
 def verify_frontier(
@@ -125,12 +122,12 @@ def verify_frontier(
     right_verified: Bools,
     costs: Floats,
     gater_cost: float,
-    second_costs: Floats,
+    by: VerifyBy,
 ) -> Frontier:
     """Routed expert first, then a second look where that one is less sure than a threshold; sweeps the threshold.
 
     `routes` [N] by the gater, `confidences` [N, K] of every expert that they name but the dearest. An image that
-    is passed on pays for both looks, see `second_costs`.
+    is passed on pays for both looks.
     """
     dearest = len(costs) - 1
     total, rows = len(routes), np.flatnonzero(routes != dearest)
@@ -140,7 +137,7 @@ def verify_frontier(
     hits = np.concatenate([[0], np.cumsum(gains)]) + first.sum()
     counts = np.unique(np.linspace(0, len(rows), _FRONTIER_POINTS).round().astype(np.int64))
     start = float(costs[routes].mean()) + gater_cost
-    spent = np.concatenate([[0.0], np.cumsum(second_costs[routes[rows]])]) / total
+    spent = np.concatenate([[0.0], np.cumsum(second_costs(costs, by)[routes[rows]])]) / total
     return _frontier([(start + float(spent[c]), hits[c] / total) for c in counts])
 
 

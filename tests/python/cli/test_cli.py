@@ -125,6 +125,18 @@ def test_predict(tiny, tmp_path):
     assert {row["expert"] for row in routed["predictions"]} == {"expert-0"}
 
 
+@pytest.mark.parametrize(("by", "answered"), [("dearest", ["expert-1"] * 2), ("mirror", ["expert-1", "expert-0"])])
+def test_predict_verifies_as_told(tiny, tmp_path, by, answered):
+    for name, value in (("bright", 250), ("dark", 5)):
+        Image.fromarray(tiny.grey(value)[0]).save(tmp_path / f"{name}.png")
+    arguments = ["predict", tmp_path, "-b", tiny.path, "--verify-below", 1, "--verify-by", by]
+    data = json.loads(run(*arguments, "--json").stdout)
+    assert (data["verify_below"], data["verify_by"]) == (1.0, by)
+    assert [row["expert"] for row in data["predictions"]] == answered
+    assert ("by mirror below 1" in " ".join(run(*arguments).stdout.split())) == (by == "mirror")
+    assert "cheapest" in run(*arguments[:-1], "cheapest", code=2).stderr
+
+
 def test_predict_answers_the_readable_and_names_the_others(tiny, tmp_path):
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     Image.fromarray(tiny.grey(250)[0]).save(good)

@@ -79,7 +79,8 @@ def test_second_looks_in_the_mirror_are_evaluated_as_such(tiny, sets, capsys):
     with Router(tiny.path, precision="fp32", threads=1, verify_below=1.0, verify_by="mirror") as router:
         data = evaluate(router, sets, "made", 10).data
         answered = {s.severity: router.predict(s.images) for s in sets}
-        answers = collect(router, sets[0].images, sets[0].labels, 0, lambda *_: None)
+        by_mirror = collect(router, sets[0].images, sets[0].labels, 0, lambda *_: None)
+        without = collect(router, sets[0].images, sets[0].labels, 0, lambda *_: None, second_looks=False)
         own, mirrored = (
             probabilities(router.model("expert-0").logits(images))
             for images in (sets[0].images, sets[0].images[:, :, ::-1])
@@ -90,12 +91,15 @@ def test_second_looks_in_the_mirror_are_evaluated_as_such(tiny, sets, capsys):
         assert row["accuracy"] == pytest.approx((result.labels == test_set.labels).mean())
         assert list(row["share"].values()) == pytest.approx((np.bincount(result.experts, minlength=3) / 60).tolist())
         assert row["passed_on"] > 0
-    both = answers.second["mirror"]["expert-0"]
+    both = by_mirror.second["mirror"]["expert-0"]
     np.testing.assert_allclose(both.confidence, ((own + mirrored) / 2).max(axis=1), atol=1e-6)
     assert (np.abs(both.confidence - own.max(axis=1)) > 1e-3).any()
-    assert data["overall"]["cascade"]["verify_by"] in ("dearest", "mirror")
     print_report(data)
-    assert "verified by mirror below 1" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "verified by mirror below 1;" in text
+    assert "seen twice %" in text
+    assert by_mirror.second.keys() == {"dearest", "mirror"}
+    assert without.second.keys() == {"dearest"}
 
 
 def test_both_answer_means_the_model_and_the_dearest_expert(tiny, sets):

@@ -39,7 +39,7 @@ def test_a_look_in_the_mirror_costs_what_the_first_one_did():
     seen_again = {"cheap": SecondLook(np.array([0, 1, 0, 0]), np.full(4, 0.9, np.float32))}
     answers = dataclasses.replace(answers, verify_by="mirror", second={**answers.second, "mirror": seen_again})
     answers.second["mirror"]["dear"] = answers.second["dearest"]["dear"]
-    verifier = Verifier(("cheap", "dear"), np.array([0.1, 1.0]), dataclasses.replace(COSTS, verify_by="mirror"))
+    verifier = Verifier(("cheap", "dear"), np.array([0.1, 1.0]), COSTS)
     done = verifier.apply(answers, VerifyRule(1.0, 0.5))
     assert done.right.tolist() == [True, False, True, False]
     assert done.milliseconds.tolist() == [3, 2, 3, 11]

@@ -43,7 +43,8 @@ def outcomes(names=("light", "heavy"), costs=COSTS, right=RIGHT, losses=LOSSES):
 
 
 def rivals(of, robust=None):
-    return Rivals(robust, Single("heavy", 0.8, 1.0), of.cascade(), ("light", "robust"))
+    cascade = Frontier(np.array([0.2, 0.3]), np.array([0.5, 0.55])) if robust else None
+    return Rivals(robust, cascade, Single("heavy", 0.8, 1.0), of.cascade(), ("light", "robust"))
 
 
 def judge(scores, robust=None, cues=CUES, blurred=None, noisy=None, of=None, used=PAPER):
@@ -71,6 +72,7 @@ def judge(scores, robust=None, cues=CUES, blurred=None, noisy=None, of=None, use
         "benefit": "R2 of the learned gater (benefit)",
         "entropy": "R2 of entropy",
         "verified": "verifies: mean cost at equal",
+        "robust cascade": "minus a confidence cascade from robust",
         "used clean": f"clean images on the cheapest expert (light), {used}",
         "used harsh": f"severity-5 images on the dearest expert (heavy), {used}",
         "used blur": f"reach the dearest expert, {used}",
@@ -159,9 +161,22 @@ def test_second_looks_in_the_mirror_cost_the_first_ones_and_stay_there():
     row = judge({0: BLIND}, of=of)["verified"]
     assert row.value.mean == pytest.approx(0.2 + 0.05 + 0.5 * 0.2)
     assert row.met is True
-    verifying = Rule(0.7, 0.6)
-    assert verifying.asked_last(outcomes(), BLIND).any()
-    assert not verifying.asked_last(of, BLIND).any()
+    assert Rule(0.7, 0.6).asked_last(of, BLIND).any()
+    by_mirror = Rule(0.7, 0.6, "mirror")
+    assert not by_mirror.asked_last(of, BLIND).any()
+    clean = judge({0: BLIND}, of=of, used=by_mirror)["used clean"]
+    assert "verify by mirror below 0.6" in clean.name
+    assert (clean.value.mean, clean.remark) == (1.0, "20.0% of them are seen twice there")
+
+
+def test_the_robust_light_may_look_twice_as_well():
+    robust = Single("robust", 0.5, 0.2)
+    row = judge({0: BLIND}, robust=robust)["robust cascade"]
+    # 1.5 times its cost is 0.3, where its cascade has 0.55; the mixture has 0.5 for 0.25, and more from 0.35 on.
+    assert row.value.mean == pytest.approx(0.5 - 0.55)
+    assert row.met is None
+    assert row.remark == "the cascade 55.00% at 0.300"
+    assert judge({0: GOOD})["robust cascade"] is None
 
 
 def test_without_a_robust_light_the_row_says_so():
@@ -247,10 +262,18 @@ def test_with_both_settings_free_all_mixtures_are_tried():
 def test_the_strongest_cascade_may_start_anywhere():
     right, dearest = np.array([True, True, False, False]), np.array([True, True, True, False])
     sure = np.array([0.9, 0.8, 0.1, 0.2])
-    found = strongest_cascade([(sure, right, dearest, 0.2, 1.0), (sure, np.zeros(4, bool), dearest, 0.1, 1.0)])
+    found = strongest_cascade(
+        [(sure, right, dearest, 0.2, "dearest"), (sure, np.zeros(4, bool), dearest, 0.1, "dearest")]
+    )
     # From the worse start nothing is right alone; its first image passed on is worth less than the other start.
     assert found.costs.tolist() == pytest.approx([0.1, 0.2, 0.45])
     assert found.accuracies.tolist() == pytest.approx([0.0, 0.5, 0.75])
+    # By mirror the second look costs 0.2 for each of the images, and from the worse start 0.1.
+    by_mirror = strongest_cascade(
+        [(sure, right, dearest, 0.2, "mirror"), (sure, np.zeros(4, bool), dearest, 0.1, "mirror")]
+    )
+    assert by_mirror.costs.tolist() == pytest.approx([0.1, 0.125, 0.175, 0.2])
+    assert by_mirror.accuracies.tolist() == pytest.approx([0.0, 0.25, 0.5, 0.75])
 
 
 def test_the_upper_frontier_drops_what_is_beaten():

@@ -31,7 +31,7 @@ def test_all_claims_are_judged_and_written(command, run, tmp_path, capsys):
     assert (data["name"], data["images"], data["seeds"]) == ("tiny", 360, [0])
     assert data["relative_cost"] == {"gater": 0.025, "light": 0.25, "heavy": 1.0, "robust-light": 0.25}
     names = [row["name"] for row in data["claims"]]
-    assert len(names) == len(set(names)) == 24  # the bundle routes by the latency weight of the paper
+    assert len(names) == len(set(names)) == 25  # the bundle routes by the latency weight of the paper
     assert all(row["met"] in (True, False) for row in data["claims"] if row["goal"] and row["value"])
     ideas = {(idea["name"], idea["plain"]) for idea in data["ideas"]}
     assert ("gater that learns its choices (regret)", "one that regresses losses (benefit)") in ideas
@@ -72,7 +72,9 @@ def test_second_looks_in_the_mirror_are_judged(command, run, tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "verify_by": "mirror"}))
     main(command)
-    assert json.loads((tmp_path / "out" / "claims.json").read_text())["claims"]
+    names = [row["name"] for row in json.loads((tmp_path / "out" / "claims.json").read_text())["claims"]]
+    assert len(names) == len(set(names)) == 25
+    assert any("that verifies by mirror minus" in name for name in names)
     opened = open_run(run.model_copy(update={"verify_by": "mirror"}), None, lambda _: None)
     images = corrupted(opened)[EVERY]
     experts = opened.config.experts

@@ -12,7 +12,6 @@ from trt_moe.training.routing import (
     oracle,
     random_frontier,
     route,
-    second_costs,
     tabulate,
     unsure,
     verify_frontier,
@@ -67,12 +66,12 @@ def test_verifying_passes_on_what_the_routed_expert_is_unsure_of():
     # Both together err where the first expert alone is right in image 1, and in image 0 with the second expert.
     verified = np.array([[True, False, True], [True, False, True], [True, True, True], [True, False, True]])
     routes = np.array([0, 1, 2, 0])
-    frontier = verify_frontier(routes, confidences, right, verified, costs, 0.1, second_costs(costs, "dearest"))
+    frontier = verify_frontier(routes, confidences, right, verified, costs, 0.1, "dearest")
     # Image 2 is with the dearest expert already; image 3 is passed on first, which helps, then image 1.
     assert frontier.costs == pytest.approx([0.525, 0.775, 1.025, 1.275])
     assert frontier.accuracies == pytest.approx([0.75, 1.0, 0.75, 0.75])
     # By mirror each pays its own cost once more: 0.2 for image 3, 0.3 for image 1, 0.2 for image 0.
-    frontier = verify_frontier(routes, confidences, right, verified, costs, 0.1, second_costs(costs, "mirror"))
+    frontier = verify_frontier(routes, confidences, right, verified, costs, 0.1, "mirror")
     assert frontier.costs == pytest.approx([0.525, 0.575, 0.65, 0.7])
     assert frontier.accuracies == pytest.approx([0.75, 1.0, 0.75, 0.75])
 
