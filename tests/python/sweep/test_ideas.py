@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from support.made_answers import sure
+
 pytest.importorskip("torch")  # trt_moe.training imports it
 
 from trt_moe.sweep.claims import Routed
@@ -23,11 +25,6 @@ def judged(logits, labels, severities=None):
 def outcomes(of, names=("light", "heavy"), costs=COSTS):
     second = {"dearest": of.right_with(of.logits[:, -1:])}
     return Outcomes(names, costs, 0.05, of.images.severities, of.right, second, of.losses, of.confidence)
-
-
-def sure(right, margin):
-    """Logits of two classes for label 0: how right and how sure."""
-    return [margin, 0.0] if right else [0.0, margin]
 
 
 def test_one_training_compares_at_equal_cost_over_the_weights():

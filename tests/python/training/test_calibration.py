@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from support.made_answers import sure
+
 pytest.importorskip("torch")
 pytest.importorskip("timm")
 
@@ -10,11 +12,6 @@ from trt_moe.training import TrainConfig
 from trt_moe.training.calibration import temperature, temperatures
 from trt_moe.training.logits import Judged
 from trt_moe.training.splits import Corrupted
-
-
-def sure(right, margin):
-    """Logits of two classes for label 0: how right and how sure."""
-    return [margin, 0.0] if right else [0.0, margin]
 
 
 def judged(severities, *experts):
