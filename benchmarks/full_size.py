@@ -30,7 +30,7 @@ from trt_moe.cuda.torch_source import HalfModel, TorchSource
 from trt_moe.data import EVALUATION_SEED, Dataset, load_dataset
 from trt_moe.evaluation import evaluate, make_test_sets
 from trt_moe.evaluation.tables import print_report
-from trt_moe.models import ImageModel
+from trt_moe.models import ImageModel, fused_gater
 from trt_moe.training.calibration import temperatures
 from trt_moe.training.config import TrainConfig, load_config
 from trt_moe.training.experts import Shape, predict, severity_accuracy, train_experts
@@ -122,7 +122,7 @@ class Trained:
         judged = judge_parts(config, config.experts, models, parts, folder, note)
         fitted = temperatures(config.experts, judged[0])
         halves = {name: HalfModel(models[name].with_temperature(value)) for name, value in fitted.items()}
-        halves[GATER] = HalfModel(build_gater(config, shape))
+        halves[GATER] = HalfModel(fused_gater(build_gater(config, shape)))
         self.compiled = {name: torch.compile(half) for name, half in halves.items()}
         self.timings = time_bare(self.compiled, shape, test)
         dearest = max(self.timings[entry.name]["mean_ms"] for entry in config.experts)
@@ -134,7 +134,8 @@ class Trained:
         divisors = [fitted[entry.name] for entry in self.config.experts]
         training_part, validation = (part.of(columns).divided_by(divisors) for part in judged)
         weights = np.array([costs[entry.name] for entry in self.config.experts])
-        gater = train_gaters(self.config, shape, training_part, validation, weights, folder, log=note)[0].model
+        trained = train_gaters(self.config, shape, training_part, validation, weights, folder, log=note)[0].model
+        gater = fused_gater(trained)
         halves[GATER].load_state_dict(HalfModel(gater).state_dict())  # timed before it was trained
         self.models = {**models, GATER: gater}
         self.bundle = Bundle(Path(config.name), manifest(self.config, shape, training.class_names, self.models, costs))

@@ -51,7 +51,7 @@ def _module(bundle: Bundle, entry: ModelEntry) -> torch.nn.Module:
     graph_size = (entry.graph_size[0], entry.graph_size[1])
     network: torch.nn.Module
     if entry.name == bundle.gater.name:
-        network = SqueezeNetLight(bundle.outputs(entry), channels, min(graph_size), **options)
+        network = SqueezeNetLight(bundle.outputs(entry), channels, min(graph_size), **options).fused()
     else:
         side = options.pop("img_size", None)
         network = create_expert(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trt_moe.bundle import Bundle, InputSpec, Manifest, ModelEntry, sha256_file, write_manifest
 from trt_moe.cuda.torch_source import HalfModel
-from trt_moe.models import ImageModel, SqueezeNetLight, create_expert
+from trt_moe.models import ImageModel, SqueezeNetLight, create_expert, fused_gater
 from trt_moe.models.gater import GATER_SIDE
 
 SIDE, CLASSES = 224, 6
@@ -79,7 +79,7 @@ def make_mixture() -> Mixture:
     gater = SqueezeNetLight(len(EXPERTS))
     model = ImageModel(gater, (SIDE, SIDE), (GATER_SIDE, GATER_SIDE), mean, std).eval()
     _fit_head(gater, model, images)
-    return Mixture({GATER: model, **models}, images)
+    return Mixture({GATER: fused_gater(model), **models}, images)
 
 
 def _make_images() -> Images:

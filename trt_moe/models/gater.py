@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from trt_moe.errors import InputError
+from trt_moe.models.preprocess import ImageModel
 
 GATER_SIDE = 96
 """The gater sees images at this side, or at the bundle's own where that is smaller."""
@@ -31,6 +36,19 @@ class Fire(nn.Module):
         x = self.norm(torch.cat([self.expand1(x), self.expand3(x)], dim=1))
         y: Tensor = self.activation(x)
         return y
+
+    def fused(self) -> nn.Sequential:
+        """Return the same in two convolutions, for inference, where every kernel counts.
+
+        The 1x1 expansion becomes a 3x3 one with zeros around it, beside the other, and the batch norm a part of both;
+        as Ding et al., RepVGG, CVPR 2021, do.
+        """
+        both = nn.Conv2d(self.squeeze.out_channels, self.norm.num_features, 3, padding=1)
+        weights = torch.cat([pad(self.expand1.weight, (1, 1, 1, 1)), self.expand3.weight])
+        biases = [layer.bias for layer in (self.expand1, self.expand3) if layer.bias is not None]
+        both.weight, both.bias = nn.Parameter(weights), nn.Parameter(torch.cat(biases))
+        fused = fuse_conv_bn_eval(both.eval(), self.norm.eval())
+        return nn.Sequential(copy.deepcopy(self.squeeze), nn.ReLU(), fused, nn.ReLU())
 
 
 class SqueezeNetLight(nn.Module):
@@ -74,3 +92,20 @@ class SqueezeNetLight(nn.Module):
         """Score: higher means that the expert suits the image better."""
         scores: Tensor = self.head(self.features(x).mean(dim=(2, 3)))
         return scores
+
+    def fused(self) -> SqueezeNetLight:
+        """Return a copy for inference that scores the same, to rounding, with half the layers."""
+        fused = copy.deepcopy(self).eval()
+        first, norm, *rest = fused.features
+        assert isinstance(first, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        layers = (layer.fused() if isinstance(layer, Fire) else layer for layer in rest)
+        fused.features = nn.Sequential(fuse_conv_bn_eval(first, norm), *layers)
+        return fused
+
+
+def fused_gater(gater: ImageModel) -> ImageModel:
+    """Return a copy of a gater for inference, see `SqueezeNetLight.fused`; it learns no more."""
+    fused = copy.deepcopy(gater).eval()
+    if isinstance(fused.network, SqueezeNetLight):
+        fused.network = fused.network.fused()
+    return fused

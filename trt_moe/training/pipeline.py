@@ -23,7 +23,7 @@ from trt_moe.export.bundle_writer import (
 )
 from trt_moe.export.measure import Timing, measure_latency, native_precision
 from trt_moe.export.torch_export import export_onnx
-from trt_moe.models import ImageModel
+from trt_moe.models import ImageModel, fused_gater
 from trt_moe.training.calibration import temperatures
 from trt_moe.training.checkpoint import checkpoint_hash
 from trt_moe.training.config import ExpertConfig, TrainConfig
@@ -111,7 +111,7 @@ def train(
         for name, model in tuned.experts.items():
             files[name] = _export(model, onnx / "joint" / f"{name}.onnx", tuned.file, shape, log)
     files[GATER] = onnx / "gater.onnx"
-    export_onnx(gater.cpu(), files[GATER], _input_shape(shape))
+    export_onnx(fused_gater(gater).cpu(), files[GATER], _input_shape(shape))
     source = BundleSource(
         name=config.name,
         gater=_gater_source(gater, files[GATER], config),
@@ -240,7 +240,7 @@ def _measure(
             precision: {name: Timing(np.asarray(values)) for name, values in rows.items()}
             for precision, rows in stored["milliseconds"].items()
         }
-    export_onnx(build_gater(config, shape), untrained, _input_shape(shape))
+    export_onnx(fused_gater(build_gater(config, shape)), untrained, _input_shape(shape))
     everything = {GATER: untrained, **files}
     timings = {
         precision: measure_latency(everything, precision=precision, always_fp32=(GATER,)) for precision in precisions

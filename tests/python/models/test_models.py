@@ -12,7 +12,7 @@ from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
 from trt_moe.errors import BundleError, InputError  # noqa: E402
-from trt_moe.models import ImageModel, Mixture, SqueezeNetLight, create_expert, expert_names  # noqa: E402
+from trt_moe.models import ImageModel, Mixture, SqueezeNetLight, create_expert, expert_names, fused_gater  # noqa: E402
 
 
 def _parameters(model):
@@ -29,6 +29,25 @@ def test_the_gater_has_a_few_thousand_parameters(side):
     gater = SqueezeNetLight(2, channels=3, side=side)
     assert gater(torch.randn(2, 3, side, side)).shape == (2, 2)
     assert 2_000 < _parameters(gater) < 15_000
+
+
+@pytest.mark.parametrize("side", [28, 96])
+def test_a_fused_gater_scores_the_same_with_half_the_layers(side):
+    torch.manual_seed(3)
+    network = SqueezeNetLight(3, channels=1, side=side)
+    torch.nn.init.normal_(network.head.weight)
+    gater = ImageModel(network, (side, side), (side, side), [0.3], [0.3])
+    images = torch.randint(0, 256, (8, side, side, 1), dtype=torch.uint8)
+    for _ in range(20):  # running means and variances of their own
+        gater.train()(images)
+    fused = fused_gater(gater)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(images), gater.eval()(images), atol=1e-5, rtol=1e-5)
+    assert isinstance(fused.network, SqueezeNetLight) and not fused.training
+    layers = [type(layer).__name__ for layer in fused.network.modules()]
+    blocks = 3 if side > 32 else 2
+    assert (layers.count("Conv2d"), layers.count("BatchNorm2d")) == (1 + 2 * blocks, 0)
+    assert any(isinstance(layer, torch.nn.BatchNorm2d) for layer in gater.modules())
 
 
 @pytest.mark.parametrize("arguments", [{"experts": 1}, {"experts": 2, "width": 3}, {"experts": 2, "side": 4}])
