@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from trt_moe.bundle import (
     write_golden,
     write_manifest,
 )
-from trt_moe.bundle.manifest import ModelName, describe_errors
+from trt_moe.bundle.manifest import ModelName, VerifyBy, describe_errors
 from trt_moe.console import ProgressCallback
 from trt_moe.errors import InputError, MissingDependencyError
 
@@ -78,6 +79,8 @@ def pack(
     baselines: Sequence[Source] = (),
     name: str | None = None,
     latency_weight: float = 0.0,
+    verify_below: float = 0.0,
+    verify_by: VerifyBy = "dearest",
     samples: Path | None = None,
     max_samples: int = 600,
     golden_images: int = 12,
@@ -97,6 +100,8 @@ def pack(
         baselines: models to compare with.
         name: of the bundle; None: the folder's name.
         latency_weight: default of the router.
+        verify_below: the same.
+        verify_by: the same.
         samples: folder of test images, <class>/<file> or <severity>/<class>/<file>, to put into the bundle.
         max_samples: at most so many of them, evenly chosen.
         golden_images: recorded with the logits of each model.
@@ -118,7 +123,8 @@ def pack(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work.mkdir()
-        draft = _Draft(work, tuple(class_names), input_shape, name or target.name, latency_weight)
+        defaults = {"latency_weight": latency_weight, "verify_below": verify_below, "verify_by": verify_by}
+        draft = _Draft(work, tuple(class_names), input_shape, name or target.name, defaults)
         draft.wrap_all(gater, experts, baselines, progress)
         draft.add_samples(samples, max_samples)
         draft.measure(iterations, threads, progress)
@@ -138,13 +144,18 @@ class _Draft:
     """A bundle in the making, in the folder `work`."""
 
     def __init__(
-        self, work: Path, class_names: tuple[str, ...], shape: tuple[int, int, int], name: str, weight: float
+        self,
+        work: Path,
+        class_names: tuple[str, ...],
+        shape: tuple[int, int, int],
+        name: str,
+        defaults: Mapping[str, Any],
     ) -> None:
         self.work = work
         self.class_names = class_names
         self.shape = shape
         self.name = name
-        self.weight = weight
+        self.defaults = defaults
         self.entries: dict[str, ModelEntry] = {}
         self.gater = ""
         self.experts: list[str] = []
@@ -249,7 +260,7 @@ class _Draft:
             name=self.name,
             class_names=list(self.class_names),
             input=InputSpec(height=height, width=width, channels=channels),  # type: ignore[arg-type]
-            latency_weight=self.weight,
+            **self.defaults,
             gater=self.entries[self.gater],
             experts=[self.entries[name] for name in self.experts],
             baselines=[self.entries[name] for name in self.baselines],

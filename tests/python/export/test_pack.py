@@ -294,6 +294,8 @@ def test_existing_folders(models, tmp_path):
         ({"experts": []}, InputError, "at least 2"),
         ({"class_names": ["a", "b", "c", "a"]}, InputError, "'a' appears twice"),
         ({"name": "../up"}, InputError, "name"),
+        ({"verify_below": 1.5}, InputError, "verify_below"),
+        ({"verify_by": "cheapest"}, InputError, "verify_by"),
     ],
 )
 def test_wrong_arguments(models, tmp_path, change, error, message):
@@ -334,12 +336,15 @@ def test_pack_on_the_command_line(models, tmp_path):
         "--expert", f"slow={models / 'slow.onnx'}", "--expert", str(models / "quick.onnx"),
         "--classes", ",".join(CLASSES), "--input", "16x16x3", "--iterations", "40",
         "--mean", "0.4,0.5,0.6", "--std", "0.2,0.3,0.4", "--set", "quick.mean=0", "--set", "quick.std=1",
+        "-w", "0.5", "--verify-below", "0.9", "--verify-by", "mirror",
     ]  # fmt: skip
     result = CliRunner().invoke(app, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
     assert data["relative_cost"]["slow"] == 1.0
     assert Path(data["bundle"]) == tmp_path / "out"
+    bundle = Bundle.load(tmp_path / "out")
+    assert (bundle.latency_weight, bundle.verify_below, bundle.verify_by) == (0.5, 0.9, "mirror")
     result = CliRunner().invoke(app, [*arguments, "--force"])
     assert result.exit_code == 0, result.output
     assert "relative cost" in result.stdout
