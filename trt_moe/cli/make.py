@@ -98,8 +98,12 @@ def pack(
     max_samples: Annotated[int, typer.Option(min=1, help="At most so many of them.")] = 600,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; default: the folder's.")] = None,
     latency_weight: Annotated[float, typer.Option("--latency-weight", "-w", min=0.0, help="Default of routers.")] = 0.0,
-    verify_below: Annotated[float, typer.Option(min=0.0, max=1.0, help="Default of routers.")] = 0.0,
-    verify_by: Annotated[options.VerifyBy, typer.Option(help="Default of routers.")] = options.VerifyBy.dearest,
+    verify_below: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Default of routers: less sure than this, a second look.")
+    ] = 0.0,
+    verify_by: Annotated[
+        options.VerifyBy, typer.Option(help="Default of routers: the dearest expert's look, or one in the mirror.")
+    ] = options.VerifyBy.dearest,
     iterations: Annotated[int, typer.Option(min=20, help="Timed runs of each model.")] = 400,
     threads: options.Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT where it is a bundle.")] = False,

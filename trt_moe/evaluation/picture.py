@@ -12,6 +12,7 @@ from trt_moe.bundle.manifest import MIXTURE
 from trt_moe.bundle.writer import write_bytes
 from trt_moe.console import routing_rule
 from trt_moe.evaluation.evaluate import CASCADE, ORACLE, Report
+from trt_moe.evaluation.strategies import best_blend
 from trt_moe.evaluation.tables import cascade_name, corruption
 
 # Told apart by people of any colour vision (Okabe and Ito).
@@ -93,7 +94,10 @@ def _draw_frontier(axes: Any, report: Report) -> None:
     cascade_from = f"confidence {cascade_name(overall[CASCADE])}"
     axes.plot(cascade[:, 0], 100 * cascade[:, 1], "--", color=_PURPLE, lw=1.4, label=cascade_from)
     ends = [(overall[name]["mean_ms"], 100 * overall[name]["accuracy"]) for name in data["experts"]]
-    axes.plot(*zip(ends[0], ends[-1], strict=True), ":", color=_GREY, lw=1.4, label="random")
+    latency_ms, accuracies = (np.array(values) for values in zip(*ends, strict=True))
+    budgets = np.linspace(latency_ms.min(), latency_ms.max(), 41)
+    blends = np.array([best_blend(latency_ms, accuracies, float(budget)).weights for budget in budgets])
+    axes.plot(blends @ latency_ms, blends @ accuracies, ":", color=_GREY, lw=1.4, label="random")
     for index, name in enumerate(data["experts"]):
         colour, marker = _look(index, len(ends))
         axes.plot(*ends[index], marker, color=colour, ms=9, label=f"always {name}")

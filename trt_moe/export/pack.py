@@ -100,8 +100,8 @@ def pack(
         baselines: models to compare with.
         name: of the bundle; None: the folder's name.
         latency_weight: default of the router.
-        verify_below: the same.
-        verify_by: the same.
+        verify_below: default of the router: where an expert is less sure, there is a second look; 0: never.
+        verify_by: default of the router: whose that look is, "dearest" or "mirror".
         samples: folder of test images, <class>/<file> or <severity>/<class>/<file>, to put into the bundle.
         max_samples: at most so many of them, evenly chosen.
         golden_images: recorded with the logits of each model.

@@ -43,11 +43,12 @@ class Fire(nn.Module):
         The 1x1 expansion becomes a 3x3 one with zeros around it, beside the other, and the batch norm a part of both;
         as Ding et al., RepVGG, CVPR 2021, do.
         """
-        both = nn.Conv2d(self.squeeze.out_channels, self.norm.num_features, 3, padding=1)
-        weights = torch.cat([pad(self.expand1.weight, (1, 1, 1, 1)), self.expand3.weight])
-        biases = [layer.bias for layer in (self.expand1, self.expand3) if layer.bias is not None]
-        both.weight, both.bias = nn.Parameter(weights), nn.Parameter(torch.cat(biases))
-        fused = fuse_conv_bn_eval(both.eval(), self.norm.eval())
+        both = copy.deepcopy(self.expand3).eval()
+        both.out_channels = self.norm.num_features
+        both.weight = nn.Parameter(torch.cat([pad(self.expand1.weight, (1, 1, 1, 1)), self.expand3.weight]))
+        assert self.expand1.bias is not None and self.expand3.bias is not None
+        both.bias = nn.Parameter(torch.cat([self.expand1.bias, self.expand3.bias]))
+        fused = fuse_conv_bn_eval(both, copy.deepcopy(self.norm).eval())
         return nn.Sequential(copy.deepcopy(self.squeeze), nn.ReLU(), fused, nn.ReLU())
 
 
@@ -94,18 +95,18 @@ class SqueezeNetLight(nn.Module):
         return scores
 
     def fused(self) -> SqueezeNetLight:
-        """Return a copy for inference that scores the same, to rounding, with half the layers."""
+        """Return a copy for inference that scores the same, to rounding: two convolutions a block, no batch norm."""
         fused = copy.deepcopy(self).eval()
         first, norm, *rest = fused.features
-        assert isinstance(first, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        layers = (layer.fused() if isinstance(layer, Fire) else layer for layer in rest)
-        fused.features = nn.Sequential(fuse_conv_bn_eval(first, norm), *layers)
-        return fused
+        if isinstance(first, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            layers = (layer.fused() if isinstance(layer, Fire) else layer for layer in rest)
+            fused.features = nn.Sequential(fuse_conv_bn_eval(first, norm), *layers)
+        return fused.eval()
 
 
 def fused_gater(gater: ImageModel) -> ImageModel:
     """Return a copy of a gater for inference, see `SqueezeNetLight.fused`; it learns no more."""
+    assert isinstance(gater.network, SqueezeNetLight)
     fused = copy.deepcopy(gater).eval()
-    if isinstance(fused.network, SqueezeNetLight):
-        fused.network = fused.network.fused()
+    fused.network = gater.network.fused()
     return fused

@@ -232,7 +232,7 @@ def _measure(
     identity = [
         precisions,
         [config.expert_hash(entry) for entry in (*config.experts, *config.baselines)],
-        config.gater.width,
+        ["fused", config.gater.width],
     ]
     stored = _read_json(folder / "latency.json")
     if isinstance(stored, dict) and stored.get("identity") == identity:

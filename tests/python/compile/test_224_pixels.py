@@ -41,7 +41,7 @@ from trt_moe.compile.int8 import quantize  # noqa: E402
 from trt_moe.compile.opset import OLDEST_OPSET, lower  # noqa: E402
 from trt_moe.compile.sidecar import EngineSpec  # noqa: E402
 from trt_moe.export.torch_export import export_onnx  # noqa: E402
-from trt_moe.models import ImageModel, SqueezeNetLight, create_expert  # noqa: E402
+from trt_moe.models import ImageModel, SqueezeNetLight, create_expert, fused_gater  # noqa: E402
 from trt_moe.models.gater import GATER_SIDE  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -81,6 +81,8 @@ def bundle(
         else:
             network = create_expert(name, num_classes=CLASSES, image_size=side)
         model = ImageModel(network, (SIDE, SIDE), (side, side), MEAN, STD)
+        if name == GATER:
+            model = fused_gater(model)
         export_onnx(model, folder / f"{name}.onnx", (SIDE, SIDE, 3))
         with torch.no_grad():
             expected[name] = model(torch.from_numpy(images)).numpy()

@@ -31,11 +31,15 @@ def test_the_gater_has_a_few_thousand_parameters(side):
     assert 2_000 < _parameters(gater) < 15_000
 
 
-@pytest.mark.parametrize("side", [28, 96])
-def test_a_fused_gater_scores_the_same_with_half_the_layers(side):
+@pytest.mark.parametrize(("side", "width"), [(28, 16), (96, 16), (28, 6)])
+def test_a_fused_gater_scores_the_same_with_two_convolutions_a_block(side, width):
     torch.manual_seed(3)
-    network = SqueezeNetLight(3, channels=1, side=side)
+    network = SqueezeNetLight(3, channels=1, side=side, width=width)
     torch.nn.init.normal_(network.head.weight)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(layer.bias, -0.5, 0.5)
     gater = ImageModel(network, (side, side), (side, side), [0.3], [0.3])
     images = torch.randint(0, 256, (8, side, side, 1), dtype=torch.uint8)
     for _ in range(20):  # running means and variances of their own
@@ -43,7 +47,10 @@ def test_a_fused_gater_scores_the_same_with_half_the_layers(side):
     fused = fused_gater(gater)
     with torch.no_grad():
         torch.testing.assert_close(fused(images), gater.eval()(images), atol=1e-5, rtol=1e-5)
-    assert isinstance(fused.network, SqueezeNetLight) and not fused.training
+    assert isinstance(fused.network, SqueezeNetLight)
+    assert not any(layer.training for layer in fused.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(fused_gater(fused)(images), fused(images))  # fused already
     layers = [type(layer).__name__ for layer in fused.network.modules()]
     blocks = 3 if side > 32 else 2
     assert (layers.count("Conv2d"), layers.count("BatchNorm2d")) == (1 + 2 * blocks, 0)

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
@@ -68,6 +69,13 @@ def test_train_writes_a_bundle_that_loads_and_answers(raw_config, data_folder, t
     assert steps == []
     for entry in manifest.all_models():
         assert (again / entry.file).read_bytes() == (out / entry.file).read_bytes()
+    config = TrainConfig.model_validate(raw_config)
+    run = open_run(config, None, quiet)
+    gaters = run.gaters(manifest.training.method, config.latency_weight, config.gater.seeds, None, quiet)
+    found = load_onnx(again / "gater.onnx")(test.images)
+    assert min(logit_error(found, predict(gater.model, test.images)) for gater in gaters.values()) < 1e-4
+    operators = {node.op_type for node in onnx.load(again / "gater.onnx").graph.node}
+    assert "Conv" in operators and not operators & {"BatchNormalization", "Concat"}
     assert "| benefit | 0 |" in (tmp_path / "runs" / "tiny" / "gaters.md").read_text()
 
     # No expert is ever surer than that: the dearest is asked too for all, and nothing is trained for it.
