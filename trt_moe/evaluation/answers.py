@@ -115,7 +115,8 @@ def collect(
         labels: int64 [N].
         severity: noted in the result.
         progress: called as progress(what, done, total).
-        second_looks: leave out those by mirror where nobody asks for verified answers; each costs a run.
+        second_looks: False leaves out those by mirror, each of which costs a run, where nobody asks for verified
+            answers.
 
     Raises:
         ModelOutputError: a model gives logits that are not finite.
