@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.common import Images
 from benchmarks.tables import markdown, percentiles
 from trt_moe import Bundle, Router
+from trt_moe.second_look import asked_last
 
 TITLE = "Overhead: `router.predict` of one image over bare gater + bare experts"
 
@@ -52,15 +53,14 @@ def run(bundle: Bundle, images: Images, quick: bool) -> dict[str, Any]:
 
 def _asked(router: Router, images: Images) -> list[tuple[str, ...]]:
     """The experts that answer each image: one, or where it is unsure the one that has the second look as well."""
-    last = router.predict(images).experts
     verify_below, router.verify_below = router.verify_below, 0.0
     result = router.predict(images)
     router.verify_below = verify_below
     names = router.expert_names
-    unsure = (result.probabilities.max(axis=1) < verify_below) & (result.experts != len(names) - 1)
-    return [
-        (names[a], names[b]) if twice else (names[a],) for a, b, twice in zip(result.experts, last, unsure, strict=True)
-    ]
+    first = result.experts
+    unsure = (result.probabilities.max(axis=1) < verify_below) & (first != len(names) - 1)
+    last = asked_last(first, unsure, len(names), router.verify_by)
+    return [(names[a], names[b]) if twice else (names[a],) for a, b, twice in zip(first, last, unsure, strict=True)]
 
 
 def table(report: dict[str, Any]) -> str:

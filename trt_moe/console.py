@@ -42,8 +42,13 @@ def clean(text: object) -> str:
 
 def routing_rule(latency_weight: float, verify_below: float, verify_by: str) -> str:
     """How a router decides, for headings."""
-    by = " by mirror" if verify_by == "mirror" else ""
-    return f"latency weight {latency_weight:.3g}" + (f", verified{by} below {verify_below:.3g}" if verify_below else "")
+    rule = f"latency weight {latency_weight:.3g}"
+    return rule + (f", verified{by_mirror(verify_by)} below {verify_below:.3g}" if verify_below else "")
+
+
+def by_mirror(verify_by: str) -> str:
+    """What tells second looks by mirror from the dearest expert's, after a verb or a name."""
+    return " by mirror" if verify_by == "mirror" else ""
 
 
 def note(message: str) -> None:

@@ -135,7 +135,7 @@ class Scheduler {
   Failure take_failure();
   bool unsure(std::size_t expert, float confidence) const noexcept;
   std::size_t verifier_of(std::size_t expert) const noexcept;
-  // Where a second look is at the mirrored image, this makes it so.
+  // For a first look as it is, for a second one mirrored where those are by mirror.
   void copy_image(const std::uint8_t* image, bool verifies, std::uint8_t* to) const;
   std::size_t drop_cancelled(std::span<Job> batch);
   const std::shared_ptr<Engine>& engine(std::size_t model) const;

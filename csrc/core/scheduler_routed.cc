@@ -75,8 +75,10 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Cl
       add_one(lane.images[expert]);
     }
     if constexpr (kVerifies) {
-      if (sure < images.count) verified.emplace(images, rows, submitted);
-      for (std::size_t i = 0; verified && i < sure; ++i) verified->complete_one();
+      if (sure < images.count) {
+        verified.emplace(images, rows, submitted);
+        for (std::size_t i = 0; i < sure; ++i) verified->complete_one();
+      }
       for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
         const auto& indices = lane.unsure[expert];
         const auto job = [&](std::size_t i) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trt_moe.bundle.manifest import MIXTURE
-from trt_moe.console import milliseconds, percent, points, print_table, routing_rule, stdout
+from trt_moe.console import by_mirror, milliseconds, percent, points, print_table, routing_rule, stdout
 from trt_moe.evaluation.evaluate import BASELINE_CASCADE, CASCADE, IMAGE_CUE, ORACLE, RANDOM, VERIFY
 
 
@@ -57,7 +57,7 @@ def print_accuracies(data: dict[str, Any]) -> None:
 
 def cascade_name(row: dict[str, Any]) -> str:
     """A cascade of the report in words."""
-    return f"cascade from {row['cheaper']}" + (" by mirror" if row["verify_by"] == "mirror" else "")
+    return f"cascade from {row['cheaper']}{by_mirror(row['verify_by'])}"
 
 
 def print_strategies(data: dict[str, Any]) -> None:

@@ -120,12 +120,9 @@ class Verifier:
             chosen, confidence = self._first(answers, float(weight))
             right = routed([answers.right(name) for name in self._experts], chosen).astype(np.int64)
             verified = routed([answers.right_verified(name) for name in self._experts], chosen)
-            cheap = np.flatnonzero(chosen != len(self._experts) - 1)
-            order = cheap[np.argsort(confidence[cheap], kind="stable")]
+            order, spent = self._doubtful(answers, chosen, confidence)
             gained = np.concatenate([[0], np.cumsum((verified - right)[order])])
             base_ms = self._costs.mixture_ms(shares(chosen, len(self._experts)))
-            second_ms = second_costs(self._costs.expert_ms, answers.verify_by)[chosen[order]]
-            spent = np.concatenate([[0], np.cumsum(second_ms)]) / len(answers)
             # The surest image stays: no threshold up to 1 passes on one with a probability of 1.
             for passed_on in np.unique(np.linspace(0, max(0, len(order) - 1), points).round().astype(int)):
                 # The next image's confidence, so that those before it are below.
@@ -156,13 +153,11 @@ class Verifier:
         for weight in switch_weights(answers.gater_logits, self._relative):
             chosen, confidence = self._first(answers, float(weight))
             left = budget_ms - self._costs.mixture_ms(shares(chosen, len(self._experts)))
-            cheap = chosen != len(self._experts) - 1
-            if left <= 0 or not cheap.any():
+            order, spent = self._doubtful(answers, chosen, confidence)
+            if left <= 0 or len(order) == 0:
                 continue
-            doubtful = np.flatnonzero(cheap)[np.argsort(confidence[cheap], kind="stable")]
-            spent = np.cumsum(second_costs(self._costs.expert_ms, answers.verify_by)[chosen[doubtful]]) / len(answers)
-            seen_twice = int(np.searchsorted(spent, left, side="right"))
-            threshold = float(confidence[doubtful[seen_twice]]) if seen_twice < len(doubtful) else np.inf
+            seen_twice = int(np.searchsorted(spent, left, side="right")) - 1
+            threshold = float(confidence[order[seen_twice]]) if seen_twice < len(order) else np.inf
             rule = VerifyRule(float(weight), threshold)
             accuracy = self.apply(answers, rule).right.mean()
             if accuracy > best_accuracy:
@@ -172,6 +167,18 @@ class Verifier:
     def _first(self, answers: Answers, weight: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         chosen = routes(answers.gater_logits, self._relative, weight)
         return chosen, routed([answers.confidence[name] for name in self._experts], chosen)
+
+    def _doubtful(
+        self, answers: Answers, chosen: NDArray[np.int64], confidence: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], Floats]:
+        """The D images that may be seen twice, the least sure first: int64 [D].
+
+        And float64 [D + 1], what second looks at the first 0 to D of them cost in mean milliseconds.
+        """
+        cheap = np.flatnonzero(chosen != len(self._experts) - 1)
+        order = cheap[np.argsort(confidence[cheap], kind="stable")]
+        second_ms = second_costs(self._costs.expert_ms, answers.verify_by)[chosen[order]]
+        return order, np.concatenate([[0.0], np.cumsum(second_ms)]) / len(answers)
 
 
 def _either(rows: NDArray[np.bool_], where_true: Verified, where_false: Verified) -> Verified:

@@ -95,7 +95,9 @@ def study(
         )
     image_cues = dict(CUES) if icnet is None else {**CUES, COMPLEXITY: _complexity_cue(icnet, progress)}
     cheapest, dearest = router.bundle.experts[0].name, router.bundle.experts[-1].name
-    answers = join([collect(router, part.images, part.labels, part.severity, progress, False) for part in sets])
+    answers = join(
+        [collect(router, part.images, part.labels, part.severity, progress, second_looks=False) for part in sets]
+    )
     severities = np.concatenate([np.full(len(part.labels), part.severity) for part in sets])
     # An image has the same position in all severities.
     position = np.concatenate([np.arange(len(part.labels)) for part in sets])

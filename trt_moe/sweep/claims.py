@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trt_moe.bundle.manifest import VerifyBy
+from trt_moe.console import by_mirror
 from trt_moe.evaluation.strategies import oracle_gain
 from trt_moe.second_look import asked_last
 from trt_moe.sweep.compare import FRONTIER_POINTS, ORACLE, Comparison, Outcomes, Spread
@@ -30,7 +31,6 @@ WEIGHT = 0.7
 """Latency weight of the claims on where images go."""
 HARSHEST = 5
 
-_BY: dict[VerifyBy, str] = {"dearest": "", "mirror": "by mirror "}
 _WEIGHTS = 33
 _SAME_COST = 1.1
 """Experts within this factor of the cheapest one's cost count as the cheapest: timings differ as much."""
@@ -54,7 +54,8 @@ class Rule:
 
     def __str__(self) -> str:
         """What tells it from others."""
-        verified = f", verify {_BY[self.verify_by]}below {self.verify_below:g}" if self.verify_below > 0 else ""
+        by = by_mirror(self.verify_by)
+        verified = f", verify{by} below {self.verify_below:g}" if self.verify_below > 0 else ""
         return f"latency weight {self.latency_weight:g}{verified}"
 
     def seen_twice(self, outcomes: Outcomes, scores: Floats) -> Bools:
@@ -142,7 +143,7 @@ def claims(
     frontiers = [gated(every.outcomes, scores) for scores in every.scores.values()]
     verifying = [verified(every.outcomes, scores, used.latency_weight) for scores in every.scores.values()]
     free = [both_free(every.outcomes, scores) for scores in every.scores.values()]
-    that_verifies = f"mixture at latency weight {used.latency_weight:g} that verifies {_BY[used.verify_by]}".strip()
+    that_verifies = f"mixture at latency weight {used.latency_weight:g} that verifies{by_mirror(used.verify_by)}"
     rules = [Rule(WEIGHT)] if str(used) == str(Rule(WEIGHT)) else [Rule(WEIGHT), used]
     return [
         *(claim for rule in rules for claim in _where_images_go(every, rule)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trt_moe.console import by_mirror
 from trt_moe.evaluation.metrics import expected_calibration_error
 from trt_moe.softmax import softmax
 from trt_moe.sweep.claims import WEIGHT, Routed, gated, upper, verified
@@ -90,8 +91,8 @@ def verifying(every: Routed, latency_weight: float, budget: float) -> tuple[Idea
     cascade = upper([outcomes.cascade(by) for by in outcomes.second])
     after = [float(frontier.accuracy_at(budget)) for frontier in frontiers]
     alone = [float(gated(outcomes, scores).accuracy_at(budget)) for scores in every.scores.values()]
-    by = " by mirror" if outcomes.verify_by == "mirror" else ""
-    name, measure = f"gate at latency weight {latency_weight:g}, then verify{by}", f"accuracy at mean cost {budget:g}"
+    name = f"gate at latency weight {latency_weight:g}, then verify{by_mirror(outcomes.verify_by)}"
+    measure = f"accuracy at mean cost {budget:g}"
     return (
         _idea(name, "the gater alone", measure, alone, after),
         _idea(name, "confidence cascade", measure, [float(cascade.accuracy_at(budget))] * len(after), after),
