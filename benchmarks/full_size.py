@@ -24,13 +24,14 @@ from trt_moe import Bundle, Router
 from trt_moe.bundle import InputSpec, Manifest, ModelEntry
 from trt_moe.bundle.writer import write_bytes
 from trt_moe.console import note, print_table
-from trt_moe.cuda.capture import capture_model
+from trt_moe.cuda.capture import Source, capture_model
 from trt_moe.cuda.device import open_device
+from trt_moe.cuda.gater_source import GaterSource, weights_of_module
 from trt_moe.cuda.torch_source import HalfModel, TorchSource
 from trt_moe.data import EVALUATION_SEED, Dataset, load_dataset
 from trt_moe.evaluation import evaluate, make_test_sets
 from trt_moe.evaluation.tables import print_report
-from trt_moe.models import ImageModel, fused_gater
+from trt_moe.models import ImageModel
 from trt_moe.training.calibration import temperatures
 from trt_moe.training.config import TrainConfig, load_config
 from trt_moe.training.experts import Shape, predict, severity_accuracy, train_experts
@@ -59,7 +60,7 @@ def main() -> None:
     start = time.perf_counter()
     mixture = Trained(config, training, test)
     took = time.perf_counter() - start
-    with Router(mixture.bundle, device="cuda", modules=mixture.compiled, check=False) as router:
+    with Router(mixture.bundle, device="cuda", modules=mixture.modules, check=False) as router:
         sets = make_test_sets(test, mixture.bundle)
         report = evaluate(router, sets, test.name, latency_images=50 if options.quick else 500)
         plan = f"{router.plan}: {router.plan_reason}"
@@ -108,7 +109,7 @@ class Trained:
 
     Attributes:
         config: with its experts cheapest first.
-        compiled: gater and experts as they are captured.
+        modules: gater and experts as they are captured.
         timings: their milliseconds on single images.
         bundle: for `Router(modules=...)`, which reads no file of it.
     """
@@ -122,9 +123,8 @@ class Trained:
         judged = judge_parts(config, config.experts, models, parts, folder, note)
         fitted = temperatures(config.experts, judged[0])
         halves = {name: HalfModel(models[name].with_temperature(value)) for name, value in fitted.items()}
-        halves[GATER] = HalfModel(fused_gater(build_gater(config, shape)))
-        self.compiled = {name: torch.compile(half) for name, half in halves.items()}
-        self.timings = time_bare(self.compiled, shape, test)
+        compiled = {name: torch.compile(half) for name, half in halves.items()}
+        self.timings = time_bare(compiled, build_gater(config, shape), shape, test)
         dearest = max(self.timings[entry.name]["mean_ms"] for entry in config.experts)
         costs = {name: row["mean_ms"] / dearest for name, row in self.timings.items()}
         self.config = config.model_copy(
@@ -134,10 +134,9 @@ class Trained:
         divisors = [fitted[entry.name] for entry in self.config.experts]
         training_part, validation = (part.of(columns).divided_by(divisors) for part in judged)
         weights = np.array([costs[entry.name] for entry in self.config.experts])
-        trained = train_gaters(self.config, shape, training_part, validation, weights, folder, log=note)[0].model
-        gater = fused_gater(trained)
-        halves[GATER].load_state_dict(HalfModel(gater).state_dict())  # timed before it was trained
+        gater = train_gaters(self.config, shape, training_part, validation, weights, folder, log=note)[0].model
         self.models = {**models, GATER: gater}
+        self.modules = {**compiled, GATER: gater}
         self.bundle = Bundle(Path(config.name), manifest(self.config, shape, training.class_names, self.models, costs))
 
     def baselines(self, test: Dataset) -> dict[str, list[float]]:
@@ -153,20 +152,24 @@ class Trained:
         }
 
 
-def time_bare(modules: dict[str, Any], shape: Shape, test: Dataset) -> dict[str, dict[str, float]]:
-    """Captured, on single images, in turns."""
+def time_bare(experts: dict[str, Any], gater: ImageModel, shape: Shape, test: Dataset) -> dict[str, dict[str, float]]:
+    """Captured, on single images, in turns; the gater need not be trained yet."""
     device = open_device()
+    weights = weights_of_module(gater)
+    assert weights is not None
+    sources: dict[str, Source] = {name: TorchSource(module) for name, module in experts.items()}
+    sources[GATER] = GaterSource(weights)
     captured = {
         name: capture_model(
-            TorchSource(module),
+            source,
             device,
             name=name,
             input_shape=(shape.height, shape.width, shape.channels),
-            outputs=len(modules) - 1 if name == GATER else shape.classes,
+            outputs=len(experts) if name == GATER else shape.classes,
             buckets=(1,),
-            precision="fp16",
+            precision="fp32" if name == GATER else "fp16",
         )
-        for name, module in modules.items()
+        for name, source in sources.items()
     }
     image = test.images[0]
     contenders: dict[str, Timed] = {

@@ -165,10 +165,21 @@ class CudaCapture:
         """
         Ends the capture: how many nodes of each kind it has.
         """
+    def enqueue_gater(self, bucket: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Enqueues these kernels on the stream, for the first `bucket` images.
+        """
     def finish(self, owner: typing.Any = None) -> Model:
         """
         The model, once every bucket is captured; nothing else may be called afterwards. owner: what the captured
         work needs, such as TensorRT's engine and contexts; it lives as long as the model.
+        """
+    def hold_gater(self, weights: numpy.typing.NDArray[numpy.float32], *, side: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(2)"], third: bool) -> None:
+        """
+        Puts the core's own kernels of a gater in the place of the activation memory.
+        
+        weights: float32, as trt_moe.cuda.gater_source packs them. side: rows and columns that images are resized
+        to. third: whether it has a third Fire block.
         """
     def reserve_activation(self, bytes: typing.SupportsInt | typing.SupportsIndex) -> int:
         """

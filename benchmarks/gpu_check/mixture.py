@@ -44,7 +44,7 @@ class Mixture:
     images: Images
 
     def halves(self) -> dict[str, HalfModel]:
-        """What is captured, and what the torch peers run: float16 networks, channels last."""
+        """What the torch peers run, and what is captured of the experts: float16 networks, channels last."""
         return {name: HalfModel(model) for name, model in self.models.items()}
 
     def bundle(self) -> Bundle:

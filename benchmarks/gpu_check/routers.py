@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_check.mixture import Mixture
+from benchmarks.gpu_check.mixture import GATER, Mixture
 from benchmarks.gpu_check.parts import Work
 from trt_moe import Bundle, Router
 
@@ -49,4 +49,5 @@ def choose_engines(work: Work, mixture: Mixture, compiled: bool = True) -> Route
     modules: dict[str, Any] = dict(mixture.halves())
     if compiled:
         modules = {name: torch.compile(module) for name, module in modules.items()}
+    modules[GATER] = mixture.models[GATER]  # on the kernels of our own
     return Routers("torch.compile" if compiled else "torch", probe["said"], modules, mixture.bundle())

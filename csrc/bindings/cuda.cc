@@ -1,3 +1,4 @@
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <array>
@@ -76,6 +77,24 @@ void register_capture(py::module_& module) {
                              })
       .def("reserve_activation", &ModelCapture::reserve_activation, py::arg("bytes"),
            "Device memory for what happens between input and output, shared by all buckets; its address. Once only.")
+      .def(
+          "hold_gater",
+          [](ModelCapture& self, const py::array_t<float, py::array::c_style>& weights,
+             const std::array<std::size_t, 2>& side, bool third) {
+            cuda::GaterNet net;
+            net.rows = side[0];
+            net.columns = side[1];
+            net.third = third;
+            const std::span<const float> view{weights.data(), static_cast<std::size_t>(weights.size())};
+            const py::gil_scoped_release release;
+            self.hold_gater(net, view);
+          },
+          py::arg("weights").noconvert(), py::kw_only(), py::arg("side"), py::arg("third"),
+          "Puts the core's own kernels of a gater in the place of the activation memory.\n\n"
+          "weights: float32, as trt_moe.cuda.gater_source packs them. side: rows and columns that images are resized\n"
+          "to. third: whether it has a third Fire block.")
+      .def("enqueue_gater", &ModelCapture::enqueue_gater, py::arg("bucket"),
+           "Enqueues these kernels on the stream, for the first `bucket` images.")
       .def("begin", &ModelCapture::begin, py::arg("bucket"), "What is enqueued on the stream now is captured, not run.")
       .def("end", &ModelCapture::end, "Ends the capture: how many nodes of each kind it has.")
       .def("discard", &ModelCapture::discard,

@@ -14,6 +14,7 @@
 #include "backends/cuda/stream_device.h"
 #include "core/error.h"
 #include "fake_routed_graph.h"
+#include "gater_reference.h"
 
 namespace trt_moe::testing {
 
@@ -130,6 +131,10 @@ class FakeStream final : public cuda::Stream {
     object_->expect_memory(to, bytes);
     object_->expect_memory(from, bytes);
     enqueue("memcpy", [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); });
+  }
+
+  void run_gater(const cuda::GaterRun& run) override {
+    enqueue("kernel", [run] { gater_reference(run); });
   }
 
   void synchronize() override {

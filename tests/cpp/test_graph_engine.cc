@@ -1,12 +1,14 @@
 // Captured models and the host-routed plan over them, with faults.
 #include <doctest/doctest.h>
 
+#include <cstring>
 #include <thread>
 #include <vector>
 
 #include "core/error.h"
 #include "core/scheduler.h"
 #include "fake_captured_model.h"
+#include "gater_reference.h"
 
 using namespace trt_moe;
 using cuda::ModelCapture;
@@ -103,6 +105,39 @@ TEST_CASE("a batch between two buckets is padded, and its answers are its own") 
     testing::score_position(50.0 * static_cast<double>(i) / 255.0, 20.0, expected);
     for (std::size_t c = 0; c < 3; ++c) CHECK(logits[3 * i + c] == doctest::Approx(expected[c]));
   }
+}
+
+TEST_CASE("a gater of the core's own kernels is captured like any other model") {
+  const auto device = fake_gpu();
+  constexpr ImageShape kImages{9, 8, 2};
+  cuda::GaterNet net{kImages, 9, 8, false, 3};
+  std::vector<float> weights(gater_weights(net));
+  for (std::size_t i = 0; i < weights.size(); ++i) weights[i] = 0.01F * static_cast<float>(i % 37) - 0.1F;
+  ModelCapture capture(device, {"gater", kImages, 3, {1, 4}, "fp32"});
+  CHECK(message_of([&] { capture.enqueue_gater(1); }, ErrorKind::kInput).find("no gater") != std::string::npos);
+  const std::string wrong = message_of([&] { capture.hold_gater(net, {weights.data(), 5}); }, ErrorKind::kInput);
+  CHECK(wrong.find("5 weights; expected " + std::to_string(weights.size())) != std::string::npos);
+  CHECK(message_of([&] { capture.hold_gater({kImages, 4, 8, false, 3}, weights); }, ErrorKind::kInput).find("4 x 8") !=
+        std::string::npos);
+  capture.hold_gater(net, weights);
+  message_of([&] { capture.reserve_activation(1); }, ErrorKind::kInput);  // it took that
+  CHECK(message_of([&] { capture.enqueue_gater(5); }, ErrorKind::kInput).find("batch size 5") != std::string::npos);
+  for (const std::size_t bucket : {std::size_t{1}, std::size_t{4}}) {
+    capture.begin(bucket);
+    capture.enqueue_gater(bucket);
+    CHECK(capture.end() == cuda::NodeHistogram{{"kernel", 1}});
+  }
+  const auto session = capture.finish(nullptr)->open(Lane::kThroughput);
+  for (std::size_t i = 0; i < session->input().size(); ++i) session->input()[i] = static_cast<std::uint8_t>(i * 7);
+  const std::vector<std::uint8_t> images(session->input().begin(), session->input().end());
+  const auto found = session->run(3);
+
+  std::vector<std::byte> block(gater_bytes(net, 3));
+  std::memcpy(block.data(), weights.data(), weights.size() * sizeof(float));
+  std::vector<float> expected(9);
+  const auto at = [](const void* memory) { return reinterpret_cast<std::uintptr_t>(memory); };
+  testing::gater_reference(gater_run(net, 3, at(block.data()), at(images.data()), at(expected.data()), 3));
+  CHECK(std::vector<float>(found.begin(), found.end()) == expected);
 }
 
 TEST_CASE("a capture gives the histogram of its nodes, and needs every bucket") {

@@ -139,8 +139,8 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         shift += 7
 
 
-def _fields(data: memoryview) -> Iterator[_Field]:
-    """Field numbers with their values (bytes of length-delimited ones, unread, as views)."""
+def fields(data: memoryview) -> Iterator[_Field]:
+    """Yield field numbers with their values (bytes of length-delimited ones, unread, as views)."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -171,7 +171,7 @@ def _refuse_external(data: memoryview) -> None:
         if depth > _MAX_DEPTH:
             raise ValueError("graphs nested too deep")
         nested = _NESTED.get(message, {})
-        for number, value in _fields(content):
+        for number, value in fields(content):
             if message == "Tensor":
                 if number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_DATA_LOCATION and value != 0):
                     raise _ExternalDataError
@@ -184,11 +184,11 @@ def _read_io(data: memoryview) -> ModelIO:
     outputs: list[Port] = []
     initializers: set[str] = set()
     graphs = 0
-    for number, graph in _fields(data):
+    for number, graph in fields(data):
         if number != _MODEL_GRAPH or not isinstance(graph, memoryview):
             continue
         graphs += 1
-        for field, value in _fields(graph):
+        for field, value in fields(graph):
             if not isinstance(value, memoryview):
                 continue
             if field == _GRAPH_INPUT:
@@ -196,7 +196,7 @@ def _read_io(data: memoryview) -> ModelIO:
             elif field == _GRAPH_OUTPUT:
                 outputs.append(_port(value))
             elif field == _GRAPH_INITIALIZER:
-                initializers.add(_text(value, _TENSOR_NAME))
+                initializers.add(text(value, _TENSOR_NAME))
     if graphs == 0:
         raise ValueError("no graph inside")
     return ModelIO(tuple(port for port in inputs if port.name not in initializers), tuple(outputs))
@@ -204,19 +204,19 @@ def _read_io(data: memoryview) -> ModelIO:
 
 def _port(data: memoryview) -> Port:
     dtype, shape = 0, None
-    for type_field in _messages(data, 2):
-        for tensor_type in _messages(type_field, 1):
-            for number, value in _fields(tensor_type):
+    for type_field in messages(data, 2):
+        for tensor_type in messages(type_field, 1):
+            for number, value in fields(tensor_type):
                 if number == 1 and isinstance(value, int):
                     dtype = value
                 elif number == 2 and isinstance(value, memoryview):
-                    shape = tuple(_dim(dim) for dim in _messages(value, 1))
-    return Port(_text(data, 1), dtype, shape)
+                    shape = tuple(_dim(dim) for dim in messages(value, 1))
+    return Port(text(data, 1), dtype, shape)
 
 
 def _dim(data: memoryview) -> Dim:
     result: Dim = None
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == 1 and isinstance(value, int):
             result = value
         elif number == 2 and isinstance(value, memoryview):
@@ -224,11 +224,13 @@ def _dim(data: memoryview) -> Dim:
     return result
 
 
-def _messages(data: memoryview, field: int) -> Iterator[memoryview]:
-    for number, value in _fields(data):
+def messages(data: memoryview, field: int) -> Iterator[memoryview]:
+    """Yield the length-delimited values of one field, unread."""
+    for number, value in fields(data):
         if number == field and isinstance(value, memoryview):
             yield value
 
 
-def _text(data: memoryview, field: int) -> str:
-    return next((bytes(value).decode("utf-8") for value in _messages(data, field)), "")
+def text(data: memoryview, field: int) -> str:
+    """Return the first value of a field that holds text; empty where it is not there."""
+    return next((bytes(value).decode("utf-8") for value in messages(data, field)), "")

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trt_moe import _core
 
 _log = logging.getLogger("trt_moe")
@@ -45,6 +48,12 @@ class Capture(Protocol):
 
     def reserve_activation(self, bytes: int) -> int:
         """Address of at least so many bytes that the captured runs share; at most once."""
+
+    def hold_gater(self, weights: NDArray[np.float32], *, side: tuple[int, int], third: bool) -> None:
+        """Put the core's own kernels of a gater in the place of these bytes; see `GaterSource`."""
+
+    def enqueue_gater(self, bucket: int) -> None:
+        """Enqueue them."""
 
 
 class Source(Protocol):

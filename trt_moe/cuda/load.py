@@ -12,6 +12,7 @@ from trt_moe.compile.cache import Engine, EngineCache
 from trt_moe.compile.sidecar import Precision
 from trt_moe.cuda.capture import Source, capture_model
 from trt_moe.cuda.device import ORDINAL, compute_capability, flavour_for, open_device
+from trt_moe.cuda.gater_source import GaterSource, weights_of_bundle, weights_of_module
 from trt_moe.cuda.interop import DeviceImages, device_images, is_on_device
 from trt_moe.errors import InputError
 from trt_moe.model import Model
@@ -29,6 +30,8 @@ class CudaModels:
         precision: of all of them: "auto", which is "fp16", "fp16" or "fp32". Of modules: what they compute in.
         modules: torch modules to run in place of engines, by model name: uint8 [N, H, W, C] in, float [N, K] logits
             out. Empty: engines.
+
+    A gater that `trt-moe train` exports, or an `ImageModel` of one among the modules, runs on the core's own kernels.
     """
 
     def __init__(self, bundle: Bundle, precision: str, modules: Mapping[str, Any]) -> None:
@@ -48,6 +51,8 @@ class CudaModels:
         if modules and sorted(modules) != sorted(names):
             raise InputError(f"modules are of {sorted(modules)}; expected one for each of {names}")
         self.device = open_device()
+        gater = bundle.manifest.gater.name
+        self._gater = weights_of_module(modules[gater]) if modules else weights_of_bundle(bundle)
         self._engines = {} if modules else self._find_or_build()
 
     def load(self, name: str) -> Model:
@@ -61,14 +66,15 @@ class CudaModels:
         entry = self._bundle.entry(name)
         if entry not in self._bundle.models():
             raise InputError(f"{name} is a baseline, which runs on the CPU only; open a router with device='cpu'")
+        gater = self._gater if name == self._bundle.manifest.gater.name else None
         core = capture_model(
-            self._source(name),
+            self._source(name) if gater is None else GaterSource(gater),
             self.device,
             name=name,
             input_shape=self._bundle.input_shape,
             outputs=self._bundle.outputs(entry),
             buckets=BUCKETS,
-            precision=self._precision,
+            precision=self._precision if gater is None else "fp32",
         )
         return Model(name, core)
 

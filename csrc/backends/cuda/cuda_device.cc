@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "backends/cuda/conditional_graph.h"
+#include "backends/cuda/gater_kernels.h"
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/node_histogram.h"
 #include "backends/cuda/plan/versions.h"
@@ -49,6 +50,7 @@ class CudaStream final : public Stream {
 
   std::uintptr_t handle() const noexcept override { return reinterpret_cast<std::uintptr_t>(stream_.get()); }
   void copy(std::uintptr_t to, std::uintptr_t from, std::size_t bytes) override;
+  void run_gater(const GaterRun& run) override;
   void synchronize() override;
   void wait_for(std::uintptr_t other) override { wait(stream_.get(), reinterpret_cast<cudaStream_t>(other)); }
   void let_wait(std::uintptr_t other) override { wait(reinterpret_cast<cudaStream_t>(other), stream_.get()); }
@@ -80,6 +82,16 @@ void CudaStream::copy(std::uintptr_t to, std::uintptr_t from, std::size_t bytes)
   const ContextScope scope(stream_.context());
   TRT_MOE_CUDA_CHECK(scope, cudaMemcpyAsync(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes,
                                             cudaMemcpyDefault, stream_.get()));
+}
+
+void CudaStream::run_gater(const GaterRun& run) {
+  const ContextScope scope(stream_.context());
+  const GaterKernels gater = gater_kernels(run);
+  for (std::size_t i = 0; i < gater.count; ++i) {
+    const auto& [launch, arguments] = gater.kernels[i];
+    void* pointers[] = {const_cast<void*>(arguments)};
+    TRT_MOE_CUDA_CHECK(scope, cudaLaunchKernel(launch.function, launch.grid, launch.block, pointers, 0, stream_.get()));
+  }
 }
 
 void CudaStream::synchronize() {
@@ -155,9 +167,13 @@ CudaGraph::CudaGraph(GraphOwner graph) : graph_(std::move(graph)) {
 CudaDevice::CudaDevice(int ordinal) : context_(std::make_shared<PrimaryContext>(ordinal)), info_(ask(*context_)) {
   const ContextScope scope(*context_);
   cudaFuncAttributes attributes{};  // asking for them loads the kernels, or says that there are none for this GPU
-  for (const void* const kernel : all_kernels()) {
-    TRT_MOE_CUDA_CHECK(scope, cudaFuncGetAttributes(&attributes, kernel));
-  }
+  const auto load = [&](const auto& kernels) {
+    for (const void* const kernel : kernels) {
+      TRT_MOE_CUDA_CHECK(scope, cudaFuncGetAttributes(&attributes, kernel));
+    }
+  };
+  load(all_kernels());
+  load(all_gater_kernels());
 }
 
 std::unique_ptr<Buffer> CudaDevice::allocate(MemoryKind kind, std::size_t bytes) {

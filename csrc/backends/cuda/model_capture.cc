@@ -1,6 +1,7 @@
 #include "backends/cuda/model_capture.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "backends/cuda/on_device.h"
@@ -50,6 +51,37 @@ std::uintptr_t ModelCapture::reserve_activation(std::size_t bytes) {
   const std::uintptr_t address = memory_->reserve_activation(*device_, spec_.name, bytes);
   reserved_ = true;
   return address;
+}
+
+void ModelCapture::hold_gater(GaterNet net, std::span<const float> weights) {
+  net.images = spec_.input;
+  net.experts = spec_.outputs;
+  check_gater(net);
+  if (weights.size() != gater_weights(net)) {
+    throw Error(ErrorKind::kInput, "model " + spec_.name + " has " + std::to_string(weights.size()) +
+                                       " weights; expected " + std::to_string(gater_weights(net)));
+  }
+  const std::size_t bytes = gater_bytes(net, buckets_.largest());
+  gater_block_ = reserve_activation(bytes);
+  const auto staging = allocate_for(*device_, spec_.name, MemoryKind::kPinned, bytes);
+  std::memset(staging->host(), 0, bytes);
+  std::memcpy(staging->host(), weights.data(), weights.size_bytes());
+  on_device(*device_, spec_.name, [&] {
+    stream_->copy(gater_block_, reinterpret_cast<std::uintptr_t>(staging->host()), bytes);
+    stream_->synchronize();
+  });
+  gater_ = net;
+}
+
+void ModelCapture::enqueue_gater(std::size_t bucket) {
+  expect_unfinished();
+  if (!gater_) throw Error(ErrorKind::kInput, "model " + spec_.name + " holds no gater");
+  if (bucket == 0 || bucket > buckets_.largest()) {
+    throw Error(ErrorKind::kInput, "model " + spec_.name + " has no batch size " + std::to_string(bucket));
+  }
+  const GaterRun run =
+      gater_run(*gater_, buckets_.largest(), gater_block_, memory_->input(), memory_->output(), bucket);
+  on_device(*device_, spec_.name, [&] { stream_->run_gater(run); });
 }
 
 Error ModelCapture::refused(std::size_t bucket, const std::string& why) const {

@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "backends/cuda/graph_engine.h"
+#include "backends/cuda/plan/gater_net.h"
 #include "backends/cuda/stream_device.h"
 #include "core/backend.h"
 #include "core/error.h"
@@ -42,6 +44,11 @@ class ModelCapture {
   // Throws Error(kInput) the second time.
   std::uintptr_t reserve_activation(std::size_t bytes);
 
+  // In place of another library's work: the core's own kernels of a gater, which take the place of the activation
+  // memory. Throws Error(kInput) where they do not fit the model, or there are other than gater_weights() weights.
+  void hold_gater(GaterNet net, std::span<const float> weights);
+  void enqueue_gater(std::size_t bucket);  // a batch size; after hold_gater
+
   void begin(std::size_t bucket);  // a batch size
   // What was captured. Throws Error(kEngineBuild) when it cannot be; the bucket may then be tried again.
   const NodeHistogram& end();
@@ -63,6 +70,8 @@ class ModelCapture {
   std::vector<CapturedBucket> captured_;
   std::optional<std::size_t> capturing_;  // index of the bucket
   bool reserved_ = false;
+  std::optional<GaterNet> gater_;
+  std::uintptr_t gater_block_ = 0;
 };
 
 }  // namespace trt_moe::cuda

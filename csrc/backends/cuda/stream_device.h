@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "backends/cuda/plan/gater_arguments.h"
 #include "backends/cuda/plan/routed_graph.h"
 
 namespace trt_moe::cuda {
@@ -63,6 +64,8 @@ class Stream {
   virtual std::uintptr_t handle() const noexcept = 0;  // what other libraries enqueue on
   // Addresses of the host (pinned) or of the device, either way round.
   virtual void copy(std::uintptr_t to, std::uintptr_t from, std::size_t bytes) = 0;
+  // The gater's kernels, one after the other.
+  virtual void run_gater(const GaterRun& run) = 0;
   virtual void synchronize() = 0;
   // Work enqueued here from now on starts after what is on `other` now, a handle of any library, and the reverse.
   virtual void wait_for(std::uintptr_t other) = 0;

@@ -32,6 +32,10 @@ struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+
 using cudaGraphConditionalHandle = unsigned long long;
 
 namespace on_host {
@@ -87,13 +91,18 @@ inline thread_local Warp* warp = nullptr;
 inline thread_local dim3 threadIdx;
 inline thread_local dim3 blockIdx;
 inline thread_local dim3 blockDim;
+inline thread_local dim3 gridDim;
 
 using std::isfinite;
 
 inline int min(int a, int b) { return a < b ? a : b; }
+inline float fmaxf(float a, float b) { return std::fmax(a, b); }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline int __popc(unsigned bits) { return std::popcount(bits); }
+
+inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+inline unsigned atomicAdd(unsigned* to, unsigned value) { return std::atomic_ref(*to).fetch_add(value); }
 
 inline void __syncthreads() { on_host::block->together.arrive_and_wait(); }
 
@@ -150,6 +159,7 @@ void launch(const void* function, dim3 grid, dim3 threads, const Arguments& argu
           threadIdx = dim3(thread);
           blockIdx = dim3(x, y);
           blockDim = threads;
+          gridDim = grid;
           kernel(arguments);
           // A thread that has ended is waited for no more.
           ++warp->ended;
