@@ -13,8 +13,6 @@ from typing import Any
 from trt_moe.cuda.dlpack import CUDA_DEVICES, HOST_DEVICES, open_dlpack
 from trt_moe.errors import InputError
 
-NO_WAIT = 0
-"""In place of a stream: nothing is being written any more."""
 LEGACY_STREAM = 1
 
 
@@ -25,7 +23,7 @@ class DeviceImages:
     Attributes:
         address: of uint8 [count, H, W, C], C-contiguous.
         count: number of images.
-        stream: that its work must be waited for on, or NO_WAIT.
+        stream: that its work must be waited for on.
         keep: the memory's owner, to be held until the images were read.
     """
 
@@ -84,13 +82,14 @@ def _from_interface(batch: Any, shape: tuple[int, int, int]) -> DeviceImages:
     dtype = {"|u1": "uint8", "<u1": "uint8"}.get(interface["typestr"], interface["typestr"])
     # Of one byte each, strides in bytes are strides in elements.
     _check(batch, dtype, found, None if strides is None else tuple(strides), shape)
-    # Version 3 names the stream, None being no need to wait. Before, it was the legacy default stream by custom.
-    written_on = interface.get("stream") if interface["version"] >= 3 else LEGACY_STREAM
+    # Version 3 names the stream; before, it was the legacy default stream by custom. Where none is named, nothing need
+    # be waited for; but pycuda always says so, and its copy of a small array from the host may still run on that one.
+    written_on = interface.get("stream") if interface["version"] >= 3 else None
     if written_on == 0:
         raise InputError(
             f"{_name(batch)} names stream 0, which __cuda_array_interface__ does not allow; expected 1 or 2"
         )
-    return DeviceImages(int(interface["data"][0]), found[0], written_on or NO_WAIT, batch)
+    return DeviceImages(int(interface["data"][0]), found[0], written_on or LEGACY_STREAM, batch)
 
 
 def _check(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from trt_moe.cuda.dlpack import open_dlpack
-from trt_moe.cuda.interop import NO_WAIT, DeviceImages, device_images, is_on_device
+from trt_moe.cuda.interop import LEGACY_STREAM, DeviceImages, device_images, is_on_device
 from trt_moe.errors import InputError
 
 SHAPE = (4, 5, 3)
@@ -53,14 +53,14 @@ def read(batch: Any) -> DeviceImages:
 @pytest.mark.parametrize(
     ("changes", "stream"),
     [
-        ({}, NO_WAIT),
+        ({}, LEGACY_STREAM),
         ({"stream": 1}, 1),
         ({"stream": 2}, 2),
         ({"stream": 0x5000}, 0x5000),
-        ({"version": 2}, 1),
-        ({"strides": (60, 15, 3, 1)}, NO_WAIT),
-        ({"strides": None}, NO_WAIT),
-        ({"typestr": "<u1"}, NO_WAIT),
+        ({"version": 2}, LEGACY_STREAM),
+        ({"strides": (60, 15, 3, 1)}, LEGACY_STREAM),
+        ({"strides": None}, LEGACY_STREAM),
+        ({"typestr": "<u1"}, LEGACY_STREAM),
     ],
 )
 def test_an_interface_tells_address_count_and_stream(changes: dict[str, Any], stream: int) -> None:
