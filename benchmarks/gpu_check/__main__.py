@@ -3,14 +3,17 @@
 python -m benchmarks.gpu_check --out DIR [--skip-build] [--only PART,PART]
 
 Writes DIR/gpu_check.json and DIR/gpu_check.md, anew after every part, and prints a short table last. A part that
-fails or takes too long is recorded, and the next one runs. Exit code: 0 when all parts ran, 1 when one failed, 3 when
-there is no device: then only those parts ran that need none.
+fails or takes too long is recorded, and the next one runs; Ctrl-C and SIGTERM end the part that runs, and with it the
+check. Exit code: 0 when all parts ran, 1 when one failed, 3 when there is no device: then only those parts ran that
+need none; 130 after Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,10 +21,10 @@ from time import monotonic
 
 from benchmarks.gpu_check.parts import BUDGET_S, CHECKOUT, PARTS, Part
 from benchmarks.gpu_check.report import Report
-from benchmarks.gpu_check.runner import run_part
+from benchmarks.gpu_check.runner import Outcome, run_part
 from trt_moe.hardware import gpu_report, library
 
-FAILED, NO_DEVICE = 1, 3
+FAILED, NO_DEVICE, INTERRUPTED = 1, 3, 130
 _NEEDS = "sanitizer needs device_tests beside it, those from parity on need build or --skip-build"
 
 
@@ -37,15 +40,17 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     report = Report(options.out, f"python -m benchmarks.gpu_check {' '.join(sys.argv[1:])}")
     missing = why_no_device()
+    interrupted = False
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     start = monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # The built package first, the checkout for benchmarks and tests.
-        paths = [] if options.skip_build else [str(folder / "site")]
+        paths = installed(folder) if options.skip_build else [str(folder / "site")]
         paths += [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
         for part in PARTS:
-            if part not in options.only:
+            if part not in options.only or interrupted:
                 continue
             if part.name == "build" and options.skip_build:
                 report.skip(part, "--skip-build: the installed module is checked")
@@ -53,8 +58,15 @@ def main() -> int:
                 report.skip(part, "no device")
             else:
                 print(f"{part.name}: {part.what} ...", file=sys.stderr, flush=True)
-                report.add(part, run_part(part, folder, environment, BUDGET_S - (monotonic() - start)))
+                try:
+                    outcome = run_part(part, folder, environment, BUDGET_S - (monotonic() - start))
+                except KeyboardInterrupt:  # before it had begun
+                    outcome = Outcome("interrupted", 0.0)
+                report.add(part, outcome)
+                interrupted = outcome.status == "interrupted"
     report.finish(missing)
+    if interrupted:
+        return INTERRUPTED
     if missing:
         return NO_DEVICE
     return FAILED if report.failed else 0
@@ -66,6 +78,13 @@ def parts_named(text: str) -> tuple[Part, ...]:
     if unknown := [name for name in text.split(",") if name not in known]:
         raise argparse.ArgumentTypeError(f"no part is called {', '.join(unknown)}; there are {', '.join(known)}")
     return tuple(known[name] for name in text.split(","))
+
+
+def installed(elsewhere: Path) -> list[str]:
+    """Where this Python's trt_moe lies, seen from outside the checkout, whose own may lack the module; or nowhere."""
+    look = "import trt_moe; from pathlib import Path; print(Path(trt_moe.__file__).parents[1])"
+    found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False, cwd=elsewhere)
+    return [found.stdout.strip()] if found.returncode == 0 else []
 
 
 def why_no_device() -> str | None:

@@ -72,7 +72,7 @@ PARTS = (
     Part("probe", 120, True, "whether the installed TensorRT runs on this GPU, and what it says"),
     Part("parity", 150, True, "logits and routes against torch in float32"),
     Part("conformance", 120, True, "pytest -m gpu"),
+    Part("idle", 50, True, "a call after a second of idleness, with and without keep-alive"),
     Part("latency", 120, True, "both plans, bare graphs and torch eager, in turns"),
     Part("compiled", 130, True, "against torch.compile with CUDA graphs"),
-    Part("idle", 50, True, "a call after a second of idleness, with and without keep-alive"),
 )

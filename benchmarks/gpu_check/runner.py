@@ -27,13 +27,13 @@ class Outcome:
     """What became of a part.
 
     Attributes:
-        status: "ran" also where tests failed; `result` says so then.
+        status: "ran" also where tests failed; `result` says so then. "ended" by its time limit.
         seconds: it took.
         result: of the part; where it did not end well, what it had found until then, if anything.
         reason: why it did not, with the end of what it printed.
     """
 
-    status: Literal["ran", "failed", "ended", "skipped"]
+    status: Literal["ran", "failed", "ended", "interrupted", "skipped"]
     seconds: float
     result: Any = None
     reason: str | None = None
@@ -56,6 +56,8 @@ def run_part(part: Part, folder: Path, environment: dict[str, str], left: float)
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
             code = None
+        except KeyboardInterrupt:
+            code = -signal.SIGINT
         finally:
             _end(process)
     took = monotonic() - start
@@ -64,6 +66,8 @@ def run_part(part: Part, folder: Path, environment: dict[str, str], left: float)
     if code == 0:
         return Outcome("ran", took, result)
     printed = log.read_text(errors="replace")[-_TAIL:]
+    if code == -signal.SIGINT:
+        return Outcome("interrupted", took, result, f"interrupted; it printed: {printed}")
     if code is None:
         return Outcome("ended", took, result, f"not done after {seconds:.0f} s; it printed: {printed}")
     return Outcome("failed", took, result, f"exit code {code}; it printed: {printed}")

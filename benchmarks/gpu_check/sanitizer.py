@@ -11,16 +11,11 @@ from benchmarks.gpu_check.device_tests import executable
 from benchmarks.gpu_check.parts import Work
 
 _ERROR = 86
-# All tests take too long under these tools. Conditional graphs come last, and by themselves: their second run has ended
-# in the tool's own crash (racecheck, so they are left out there) and in an illegal access (memcheck, once of three
-# times) that no run without the tool shows.
-_ALONE = "the kernels alone*"
-_GRAPHS = "every conditional body*,images of any size*,an image with a logit*,a single image*"
-_RUNS = {
-    "memcheck": ("memcheck", _ALONE),
-    "racecheck": ("racecheck", _ALONE),
-    "memcheck of graphs": ("memcheck", _GRAPHS),
-}
+# All tests take too long under these tools, and conditional graphs are beyond them (Compute Sanitizer 2025.3):
+# racecheck crashes; memcheck calls accesses out of bounds that by its own words lie inside an allocation, or ends in
+# error 700, which it also does with a plain SWITCH graph that has nothing of ours.
+_CASES = "the kernels alone*,the gater's kernels*"
+_TOOLS = ("memcheck", "racecheck")
 _KEPT = 3000
 """Characters of the begin and of the end of what a tool prints: the first error says most."""
 _SPARE_S = 3.0
@@ -33,14 +28,14 @@ def run(work: Work) -> dict[str, Any]:
         return {"found": None, "why": "there is no compute-sanitizer on the PATH or in /usr/local/cuda/bin"}
     tests = executable(work)
     results: dict[str, Any] = {"found": program}
-    for index, (name, (tool, cases)) in enumerate(_RUNS.items()):
-        command = [program, "--tool", tool, "--error-exitcode", str(_ERROR), str(tests), f"--test-case={cases}"]
-        seconds = (work.left - _SPARE_S) / (len(_RUNS) - index)
+    for index, tool in enumerate(_TOOLS):
+        command = [program, "--tool", tool, "--error-exitcode", str(_ERROR), str(tests), f"--test-case={_CASES}"]
+        seconds = (work.left - _SPARE_S) / (len(_TOOLS) - index)
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
-            results[name] = {"clean": done.returncode == 0, "printed": _ends(done.stdout + done.stderr)}
+            results[tool] = {"clean": done.returncode == 0, "printed": _ends(done.stdout + done.stderr)}
         except subprocess.TimeoutExpired:
-            results[name] = {"clean": None, "printed": f"it did not end in {seconds:.0f} s"}
+            results[tool] = {"clean": None, "printed": f"it did not end in {seconds:.0f} s"}
         work.keep(results)
     return results
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,34 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "    child.wait()\n"
     )
     return {**os.environ, "PYTHONPATH": f"{tmp_path / 'first'}:{CHECKOUT}"}
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_what_was_found_is_kept_where_the_check_is_interrupted(tmp_path: Path, signal_number: int) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--only", "environment,build", "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT) as check:
+        assert check.stderr is not None
+        while "build: " not in check.stderr.readline():
+            pass
+        check.send_signal(signal_number)
+        printed, _ = check.communicate(timeout=30)
+    assert check.returncode == gpu_check.INTERRUPTED
+    parts = json.loads((out / "gpu_check.json").read_text())["parts"]
+    assert {name: part["status"] for name, part in parts.items()} == {"environment": "ran", "build": "interrupted"}
+    assert "| build | interrupted |" in printed
+
+
+def test_the_installed_package_is_looked_for_from_outside_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\npwd\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(gpu_check.sys, "executable", str(python))
+    assert gpu_check.installed(tmp_path) == [str(tmp_path)]
+    python.write_text("#!/bin/sh\nexit 1\n")
+    assert gpu_check.installed(tmp_path) == []
 
 
 def test_parts_are_asked_for_by_name() -> None:
