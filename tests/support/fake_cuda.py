@@ -31,6 +31,12 @@ class FakeCapture:
         self.events.append(("reserve", bytes))
         return self.activation_address
 
+    def hold_gater(self, weights: Any, *, side: tuple[int, int], third: bool) -> None:
+        self.events.append(("hold gater", len(weights), side, third))
+
+    def enqueue_gater(self, bucket: int) -> None:
+        self.events.append(("enqueue gater", bucket))
+
     def synchronize(self) -> None:
         self.events.append("synchronize")
 

@@ -35,6 +35,7 @@ class BuildOptions:
         precision: of the experts; the gater is fp16 where they are int8, since coarser scores tie.
         compute_capabilities: such as "8.6"; empty: this machine's GPU, or all that TensorRT-RTX chooses.
         trusted: names of models whose engines may hold code that runs on the CPU.
+        models: names of those to build; empty: all.
     """
 
     buckets: Sequence[int] = BUCKETS
@@ -44,6 +45,7 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     trusted: Collection[str] = ()
+    models: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def build_bundle(
     options: BuildOptions | None = None,
     progress: Progress = lambda step: None,
 ) -> BuildReport:
-    """Build the gater and the experts of a bundle, those that the cache does not have.
+    """Build the gater and the experts of a bundle, or some of them, where the cache does not have them.
 
     Raises:
         EngineBuildError: a model cannot be converted, misses the accuracy gate or is refused by TensorRT; engines
@@ -132,8 +134,8 @@ def build_bundle(
     """
     start = time.perf_counter()
     options = options or BuildOptions()
-    entries = bundle.models()
-    specs = _specs(bundle, flavour, options)
+    entries = [entry for entry in bundle.models() if not options.models or entry.name in options.models]
+    specs = _specs(bundle, entries, flavour, options)
     for spec in specs:
         refuse_unsupported(flavour, spec)
     _check_trust(bundle, options)
@@ -227,7 +229,7 @@ class _Run:
         return left
 
 
-def _specs(bundle: Bundle, flavour: Flavour, options: BuildOptions) -> list[EngineSpec]:
+def _specs(bundle: Bundle, entries: Sequence[ModelEntry], flavour: Flavour, options: BuildOptions) -> list[EngineSpec]:
     device = device_for(flavour, options.compute_capabilities)
     conversion = conversion_digest()
     samples = {} if options.precision == "fp32" else samples_digests(bundle)
@@ -250,7 +252,7 @@ def _specs(bundle: Bundle, flavour: Flavour, options: BuildOptions) -> list[Engi
                 hardware_compatible=options.hardware_compatible,
                 conversion=conversion,
             )
-            for entry in bundle.models()
+            for entry in entries
         ]
     except ValidationError as error:
         raise InputError(f"this cannot be built: {describe_errors(error)}") from None

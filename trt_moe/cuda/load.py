@@ -108,7 +108,8 @@ class CudaModels:
         if flavour.is_rtx:
             capabilities = (capability,)
             self._command += f" --compute-capability {capability}"
-        options = BuildOptions(precision=self._precision, compute_capabilities=capabilities)
+        needed = () if self._gater is None else tuple(entry.name for entry in self._bundle.manifest.experts)
+        options = BuildOptions(precision=self._precision, compute_capabilities=capabilities, models=needed)
         report = build_bundle(self._bundle, flavour, EngineCache.of_user(_log.info), options, self._tell)
         self._tensorrt = TensorRt(flavour)
         return {each.engine.sidecar.spec.model: each.engine for each in report.engines}

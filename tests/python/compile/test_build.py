@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -427,3 +428,10 @@ def test_a_builder_that_cannot_write(tiny: TinyBundle, cache: EngineCache, rtx: 
     assert "cannot be written (File too large); make room (`trt-moe cache clear`)" in done.stderr
     assert [path for path in cache.folder.iterdir() if path.is_file()] == []
     assert build_bundle(Bundle.load(tiny.path), rtx, cache, FP32).to_json()["built"] == 3
+
+
+def test_some_models_alone(tiny: TinyBundle, cache: EngineCache, rtx: Flavour) -> None:
+    bundle = Bundle.load(tiny.path)
+    report = build_bundle(bundle, rtx, cache, replace(FP32, models=["expert-0"]))
+    assert [each.engine.sidecar.spec.model for each in report.engines] == ["expert-0"]
+    assert build_bundle(bundle, rtx, cache, FP32).to_json()["built"] == 2

@@ -19,6 +19,7 @@ from trt_moe.compile.flavour import Flavour, FlavourName
 from trt_moe.cuda import load
 from trt_moe.cuda.load import CudaModels
 from trt_moe.errors import InputError
+from trt_moe.models import ImageModel, SqueezeNetLight
 
 
 class FakeTensorRtSource:
@@ -104,6 +105,32 @@ def test_a_build_is_announced_with_the_command_that_spares_it(
         f"building the engine of gater for this GPU; beforehand: trt-moe build {bundle.path} --flavour tensorrt_rtx "
         "--precision fp16 --compute-capability 8.6"
     ]
+
+
+def test_a_gater_as_it_is_exported_needs_no_engine(machine: Any) -> None:
+    bundle = Bundle.load("fashion-mnist")
+    models = CudaModels(bundle, "fp16", {})
+    assert machine.asked[0].models == ("squeezenet", "resnet")
+    models.load("gater")
+    capture = machine.captures[-1]
+    assert capture.events[0] == ("hold gater", 4004, (28, 28), False)
+    assert [event for event in capture.events if event[0] == "enqueue gater"] == [
+        ("enqueue gater", bucket) for bucket in BUCKETS for _ in ("warm-up", "capture")
+    ]
+    assert capture.options["precision"] == "fp32"
+    assert isinstance(models.load("resnet").core.owner, FakeTensorRtSource)  # type: ignore[attr-defined]
+    assert machine.captures[-1].options["precision"] == "fp16"
+
+
+def test_a_gater_among_the_modules_needs_no_torch_to_run(
+    machine: Any, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trt_moe.cuda.torch_source.TorchSource", lambda module, ordinal: FakeTensorRtSource(*module))
+    modules: dict[str, Any] = {entry.name: (entry.name, None, "") for entry in bundle.models()}
+    modules["gater"] = ImageModel(SqueezeNetLight(2, 1, 8), (8, 8), (8, 8), [0.5], [0.5]).eval()
+    CudaModels(bundle, "auto", modules).load("gater")
+    assert machine.captures[-1].events[0][:1] == ("hold gater",)
+    assert machine.captures[-1].options["precision"] == "fp32"
 
 
 def test_modules_take_the_place_of_engines(machine: Any, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

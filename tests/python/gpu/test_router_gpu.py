@@ -7,11 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.support.gpu_router import check, open_router
 from tests.support.tiny_bundle import TinyBundle
 from tests.support.tiny_modules import tiny_modules
 from trt_moe import ModelOutputError, Result, Router, RouterClosedError
+from trt_moe.softmax import softmax
 
 BATCHES = (1, 2, 3, 5, 8, 31, 32, 33, 64, 100)
 """Buckets, batches that are padded, those above the largest bucket, and one above max_batch."""
@@ -84,6 +86,30 @@ def test_speculation_changes_no_answer(tiny: TinyBundle, plan: str) -> None:
             check(router.predict(images), tiny, images)
         for value in (0, 127, 255):
             check(router.predict(tiny.grey(value)), tiny, tiny.grey(value))
+
+
+@pytest.mark.parametrize("plan", ["auto", "host-routed"])
+@pytest.mark.parametrize("by", ["dearest", "mirror"])
+def test_where_an_expert_is_unsure_two_looks_answer(tiny: TinyBundle, plan: str, by: str) -> None:
+    images = tiny.random(33, seed=5)
+    routes = tiny.routes(images)
+
+    def look(experts: NDArray[np.int64], at: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return softmax(
+            np.stack([tiny.expert_logits(int(k), image[None])[0] for k, image in zip(experts, at, strict=True)])
+        )
+
+    own = look(routes, images)
+    second = look(routes, images[:, :, ::-1]) if by == "mirror" else look(np.full(len(images), 2), images)
+    with open_router(tiny, plan, verify_below=0.7, verify_by=by) as router:
+        result = router.predict(images)
+        rows = [future.result(30) for future in [router.submit(image) for image in images]]
+    unsure = (own.max(axis=1) < 0.7) & (routes != 2)
+    assert 0 < unsure.sum() < len(images)
+    expected = np.where(unsure[:, None], (own + second) / 2, own)
+    np.testing.assert_allclose(result.probabilities, expected, atol=1e-4)
+    np.testing.assert_allclose([row.probabilities for row in rows], expected, atol=1e-4)
+    assert result.experts.tolist() == np.where(unsure & (by == "dearest"), 2, routes).tolist()
 
 
 @pytest.mark.parametrize("plan", ["auto", "host-routed"])
