@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -432,6 +431,6 @@ def test_a_builder_that_cannot_write(tiny: TinyBundle, cache: EngineCache, rtx: 
 
 def test_some_models_alone(tiny: TinyBundle, cache: EngineCache, rtx: Flavour) -> None:
     bundle = Bundle.load(tiny.path)
-    report = build_bundle(bundle, rtx, cache, replace(FP32, models=["expert-0"]))
+    report = build_bundle(bundle, rtx, cache, dataclasses.replace(FP32, models=["expert-0"]))
     assert [each.engine.sidecar.spec.model for each in report.engines] == ["expert-0"]
     assert build_bundle(bundle, rtx, cache, FP32).to_json()["built"] == 2
