@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 import math
 import os
@@ -20,7 +19,8 @@ from numpy.typing import NDArray
 from trt_moe import _core
 from trt_moe.bundle import Bundle
 from trt_moe.bundle.manifest import VerifyBy
-from trt_moe.errors import DeviceError, InputError, TrtMoeError
+from trt_moe.completions import Completions
+from trt_moe.errors import DeviceError, InputError
 from trt_moe.golden import check_golden, noise_images, same_in_any_batch
 from trt_moe.inputs import as_image, as_images
 from trt_moe.model import Model
@@ -148,7 +148,7 @@ class Router:
             device_routed=self._cuda is not None and plan == "auto",
             speculate=speculate,
         )
-        self._completions = _Completions(self._pipeline, self._bundle.class_names, self.expert_names)
+        self._completions = Completions(self._pipeline, self._bundle.class_names, self.expert_names)
         self._closer = weakref.finalize(self, _close, self._pipeline, self._completions)
 
     @property
@@ -388,75 +388,7 @@ class Router:
         )
 
 
-class _Completions:
-    """Hands finished submissions to their futures, on one thread that starts with the first of them."""
-
-    def __init__(self, pipeline: _core.Pipeline, class_names: list[str], expert_names: list[str]) -> None:
-        self.class_names = class_names
-        self.expert_names = expert_names
-        self._pipeline = pipeline
-        self._futures: dict[int, Future[ResultRow]] = {}
-        self._tickets = itertools.count()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    def submit(self, image: np.ndarray[Any, Any]) -> Future[ResultRow]:
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="trt-moe-completions", daemon=True)
-                self._thread.start()
-        ticket = next(self._tickets)
-        future: Future[ResultRow] = Future()
-        future.set_running_or_notify_cancel()
-        self._futures[ticket] = future
-        try:
-            self._pipeline.submit(ticket, image)
-        except TrtMoeError:
-            # Only these mean that the core did not take the image. After Ctrl-C, which can strike once it was
-            # taken, the future must stay: its answer is on the way.
-            del self._futures[ticket]
-            raise
-        return future
-
-    def join(self) -> None:
-        with self._lock:
-            thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
-
-    def _run(self) -> None:
-        while done := self._pipeline.take_completed():
-            for ticket, error, probabilities, gater_logits, expert, latency_ms in done:
-                future = self._futures.pop(ticket)
-                try:
-                    if error is not None:
-                        future.set_exception(error)
-                    else:
-                        future.set_result(self._row(probabilities, gater_logits, expert, latency_ms))
-                except BaseException:
-                    # A callback of the future's owner failed; the other futures must get their answers.
-                    _log.exception("a callback of a submitted image failed")
-
-    def _row(
-        self,
-        probabilities: NDArray[np.float32],
-        gater_logits: NDArray[np.float32],
-        expert: int,
-        latency_ms: float,
-    ) -> ResultRow:
-        label = int(probabilities.argmax())
-        return ResultRow(
-            probabilities=probabilities,
-            label=label,
-            class_name=self.class_names[label],
-            expert=expert,
-            expert_name=self.expert_names[expert],
-            latency_ms=latency_ms,
-            gater_logits=gater_logits,
-        )
-
-
-def _close(pipeline: _core.Pipeline, completions: _Completions, cancel_pending: bool = True) -> None:
+def _close(pipeline: _core.Pipeline, completions: Completions, cancel_pending: bool = True) -> None:
     pipeline.close(cancel_pending)
     completions.join()
 
