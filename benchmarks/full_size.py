@@ -155,7 +155,7 @@ class Trained:
 def time_bare(experts: dict[str, Any], gater: ImageModel, shape: Shape, test: Dataset) -> dict[str, dict[str, float]]:
     """Captured, on single images, in turns; the gater need not be trained yet."""
     device = open_device()
-    weights = weights_of_module(gater)
+    weights = weights_of_module(gater, (shape.height, shape.width, shape.channels), len(experts))
     assert weights is not None
     sources: dict[str, Source] = {name: TorchSource(module) for name, module in experts.items()}
     sources[GATER] = GaterSource(weights)

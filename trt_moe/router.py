@@ -57,7 +57,8 @@ class Router:
         max_wait_us: microseconds that a submitted image may wait for company in its batch.
         max_queue: most unfinished images; past that `QueueFullError`.
         precision: of the experts: "auto" (the fastest the device has natively), "fp32", "bf16" or "fp16".
-            The gater runs in fp32 on the CPU, since coarser scores tie; on the GPU in the experts' precision.
+            The gater runs in fp32, since coarser scores tie; on the GPU one that `trt-moe train` did not export, in
+            the experts' precision.
         warmup: run every model before the constructor returns.
         latency_weight: of the routing rule argmax(logit - latency_weight * relative_cost); None: the bundle's.
         verify_below: gate, then verify: an image whose expert gives its likeliest class a probability below this is

@@ -49,19 +49,21 @@ def main() -> int:
         paths = installed(folder) if options.skip_build else [str(folder / "site")]
         paths += [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-        for part in PARTS:
-            if part not in options.only or interrupted:
-                continue
+
+        def outcome_of(part: Part) -> Outcome:
             if part.name == "build" and options.skip_build:
-                report.skip(part, "--skip-build: the installed module is checked")
-            elif part.needs_device and missing:
-                report.skip(part, "no device")
-            else:
+                return Outcome("skipped", 0.0, reason="--skip-build: the installed module is checked")
+            if part.needs_device and missing:
+                return Outcome("skipped", 0.0, reason="no device")
+            try:
                 print(f"{part.name}: {part.what} ...", file=sys.stderr, flush=True)
-                try:
-                    outcome = run_part(part, folder, environment, BUDGET_S - (monotonic() - start))
-                except KeyboardInterrupt:  # before it had begun
-                    outcome = Outcome("interrupted", 0.0)
+                return run_part(part, folder, environment, BUDGET_S - (monotonic() - start))
+            except KeyboardInterrupt:  # before it had begun
+                return Outcome("interrupted", 0.0)
+
+        for part in PARTS:
+            if part in options.only and not interrupted:
+                outcome = outcome_of(part)
                 report.add(part, outcome)
                 interrupted = outcome.status == "interrupted"
     report.finish(missing)
@@ -80,11 +82,20 @@ def parts_named(text: str) -> tuple[Part, ...]:
     return tuple(known[name] for name in text.split(","))
 
 
-def installed(elsewhere: Path) -> list[str]:
-    """Where this Python's trt_moe lies, seen from outside the checkout, whose own may lack the module; or nowhere."""
-    look = "import trt_moe; from pathlib import Path; print(Path(trt_moe.__file__).parents[1])"
-    found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False, cwd=elsewhere)
-    return [found.stdout.strip()] if found.returncode == 0 else []
+def installed(folder: Path) -> list[str]:
+    """Make a folder in `folder` that holds this Python's trt_moe and nothing else, to be looked into first.
+
+    The checkout has a trt_moe as well, which may lack the module. Nothing, where there is none but the checkout's.
+    """
+    look = "import trt_moe; from pathlib import Path; print(Path(trt_moe.__file__).parent)"
+    found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False, cwd=folder)
+    if found.returncode != 0:
+        print(f"no trt_moe is installed here: {found.stderr.strip()[-500:]}", file=sys.stderr)
+        return []
+    site = folder / "installed"
+    site.mkdir()
+    (site / "trt_moe").symlink_to(found.stdout.strip())
+    return [str(site)]
 
 
 def why_no_device() -> str | None:

@@ -40,10 +40,6 @@ class Report:
         self._parts[part.name] = (part, outcome)
         self._write()
 
-    def skip(self, part: Part, reason: str) -> None:
-        """Note that a part was not started."""
-        self.add(part, Outcome("skipped", 0.0, reason=reason))
-
     def finish(self, no_device: str | None) -> None:
         """Write all, and print the short tables.
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backends/cuda/plan/arena_plan.h"
+#include "backends/cuda/plan/gater_net.h"
 #include "backends/cuda/plan/graph_topology.h"
 #include "backends/cuda/plan/route_reference.h"
 #include "backends/cuda/plan/routed_graph.h"
@@ -189,4 +190,24 @@ TEST_CASE("a driver older than the runtime is refused with both versions") {
   CHECK_THROWS_WITH_AS(check_versions(12080, 13010), doctest::Contains("CUDA 12.8"), Error);
   CHECK_THROWS_WITH_AS(check_versions(12080, 13010), doctest::Contains("CUDA 13.1"), Error);
   CHECK_THROWS_WITH_AS(check_versions(0, 13000), doctest::Contains("no NVIDIA driver"), Error);
+}
+
+TEST_CASE("a gater's kernels refuse what they would count wrongly") {
+  const auto refusal = [](const cuda::GaterNet& net, std::size_t images) -> std::string {
+    try {
+      cuda::check_gater(net, images);
+    } catch (const Error& error) {
+      CHECK(error.kind() == ErrorKind::kInput);
+      return error.what();
+    }
+    return "";
+  };
+  CHECK(refusal({{224, 224, 3}, 96, 96, true, 3}, 32).empty());
+  CHECK(refusal({{6000, 4000, 3}, 96, 96, true, 3}, 32).empty());
+  CHECK(refusal({{28, 28, 5}, 28, 28, false, 3}, 1).find("5 channels") != std::string::npos);
+  CHECK(refusal({{28, 28, 1}, 28, 7, false, 3}, 1).find("28 x 7") != std::string::npos);
+  CHECK(refusal({{28, 28, 1}, 28, 28, false, 1}, 1).find("1 experts") != std::string::npos);
+  CHECK(refusal({{40000, 40000, 3}, 96, 96, true, 3}, 1).find("too large") != std::string::npos);
+  CHECK(refusal({{8192, 8192, 4}, 8192, 8192, true, 3}, 64).find("too large") != std::string::npos);
+  CHECK(refusal({{28, 28, 1}, 28, 28, false, 3}, 65536).find("too large") != std::string::npos);
 }

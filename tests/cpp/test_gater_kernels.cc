@@ -28,7 +28,7 @@ void check(const GaterNet& net) {
   for (std::size_t i = 0; i < gater_weights(net); ++i) weights[i] = 0.3F * normal(random);
   std::vector<std::uint8_t> images(kMost * net.images.bytes());
   for (auto& pixel : images) pixel = static_cast<std::uint8_t>(random());
-  std::vector<float> found((kMost + 1) * net.experts, -77.0F);
+  std::vector<float> found;
   std::vector<float> expected(kMost * net.experts);
   const auto run_to = [&](std::vector<float>& logits, std::size_t count) {
     return gater_run(net, kMost, reinterpret_cast<std::uintptr_t>(block.data()),
@@ -37,15 +37,15 @@ void check(const GaterNet& net) {
   };
   // Twice, since the second run finds what the first one left.
   for (const std::size_t count : {kMost, std::size_t{1}}) {
+    found.assign((kMost + 1) * net.experts, -77.0F);
     const GaterRun run = run_to(found, count);
     const GaterKernels gater = gater_kernels(run);
     CHECK(gater.count == (net.third ? 3 : 2));
     for (std::size_t i = 0; i < gater.count; ++i) {
       const auto& [launch, arguments] = gater.kernels[i];
-      if (i == 0) on_host::launch(launch.function, launch.grid, launch.block, run.stem);
-      if (i == 1 && net.third) on_host::launch(launch.function, launch.grid, launch.block, run.middle);
-      if (i + 1 == gater.count) on_host::launch(launch.function, launch.grid, launch.block, run.head);
-      CHECK(arguments != nullptr);
+      if (arguments == &run.stem) on_host::launch(launch.function, launch.grid, launch.block, run.stem);
+      if (arguments == &run.middle) on_host::launch(launch.function, launch.grid, launch.block, run.middle);
+      if (arguments == &run.head) on_host::launch(launch.function, launch.grid, launch.block, run.head);
     }
     testing::gater_reference(run_to(expected, count));
     for (std::size_t i = 0; i < count * net.experts; ++i) {
@@ -68,7 +68,7 @@ TEST_CASE("the gater's kernels compute what its layers do") {
   };
   for (const auto& [what, net] : cases) {
     CAPTURE(what);
-    check_gater(net);
+    check_gater(net, 2);
     check(net);
   }
 }

@@ -126,7 +126,12 @@ class _ExternalDataError(Exception):
     pass
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
+def varint(data: memoryview, at: int) -> tuple[int, int]:
+    """Read a number; returns it and where the next byte lies.
+
+    Raises:
+        ValueError: it runs over the end, or over 64 bits.
+    """
     value = shift = 0
     while True:
         if at >= len(data) or shift > 63:
@@ -143,17 +148,17 @@ def fields(data: memoryview) -> Iterator[_Field]:
     """Yield field numbers with their values (bytes of length-delimited ones, unread, as views)."""
     at = 0
     while at < len(data):
-        tag, at = _varint(data, at)
+        tag, at = varint(data, at)
         if tag >> 32:
             raise ValueError("a field number that protobuf does not have")
         number, wire = tag >> 3, tag & 7
         value: int | memoryview
         if wire == _VARINT:
-            value, at = _varint(data, at)
+            value, at = varint(data, at)
             yield number, value
             continue
         if wire == _BYTES:
-            length, at = _varint(data, at)
+            length, at = varint(data, at)
         elif wire in (_FIXED32, _FIXED64):
             length = 4 if wire == _FIXED32 else 8
         else:

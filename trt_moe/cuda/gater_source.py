@@ -10,16 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_moe.bundle import Bundle
-from trt_moe.bundle.onnx_graph import Node, OnnxGraph, read_graph
+from trt_moe.bundle.onnx_graph import read_graph
 from trt_moe.cuda.capture import Capture
+from trt_moe.cuda.gater_graph import canonical, exported_gater
 
 _WIDTH = 16
-_LISTS = {
-    "stem": {"strides": (2, 2), "pads": (1, 1, 1, 1), "dilations": (1, 1)},
-    "squeeze": {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)},
-    "expand": {"strides": (1, 1), "pads": (1, 1, 1, 1), "dilations": (1, 1)},
-    "pool": {"strides": (2, 2), "pads": (0, 0, 0, 0), "dilations": (1, 1), "kernel_shape": (2, 2)},
-}
+_LEAST_SIDE, _MOST_CHANNELS = 8, 4
+_THIRD_FROM = 33
+"""Pixels from which on the network has a third Fire block."""
 
 Floats = NDArray[np.float32]
 
@@ -39,26 +37,27 @@ class GaterWeights:
     third: bool
 
 
-def weights_of(tensors: Mapping[str, Floats], side: tuple[int, int]) -> GaterWeights | None:
+def weights_of(
+    tensors: Mapping[str, Floats], side: tuple[int, int], channels: int, experts: int
+) -> GaterWeights | None:
     """Pack what `fused_gater` leaves of a gater; None where it is another network, or not finite.
 
     Args:
         tensors: by name, as in its state or its ONNX file.
         side: rows and columns that it sees.
+        channels: of the images.
+        experts: that it scores.
     """
-    scale = tensors.get("scale")
-    if scale is None or scale.ndim != 4 or not 1 <= scale.size <= 4:
-        return None
     third = "network.features.6.0.weight" in tensors
     fires = [(_WIDTH, _WIDTH), (_WIDTH, 2 * _WIDTH), (2 * _WIDTH, 4 * _WIDTH)][: 3 if third else 2]
-    shapes = {"scale": scale.shape, "bias": scale.shape}
-    shapes |= _layer("network.features.0", (_WIDTH, scale.size, 3, 3))
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("scale", "bias"), (1, channels, 1, 1))
+    shapes |= _layer("network.features.0", (_WIDTH, channels, 3, 3))
     for index, (inputs, outputs) in enumerate(fires):
         shapes |= _layer(f"network.features.{2 + 2 * index}.0", (inputs // 2, inputs, 1, 1))
         shapes |= _layer(f"network.features.{2 + 2 * index}.2", (outputs, inputs // 2, 3, 3))
-    experts = len(tensors.get("network.head.bias", ()))
     shapes |= _layer("network.head", (experts, fires[-1][1]))
-    if {name: values.shape for name, values in tensors.items()} != shapes:
+    known = {name: values.shape for name, values in tensors.items()} == shapes
+    if not known or channels > _MOST_CHANNELS or min(side) < _LEAST_SIDE:
         return None
     # By outputs last; the head is read by one thread for each of its outputs.
     packed = [tensors[name].transpose(2, 3, 1, 0) if name.endswith("weight") and len(shape) == 4 else tensors[name]
@@ -68,7 +67,7 @@ def weights_of(tensors: Mapping[str, Floats], side: tuple[int, int]) -> GaterWei
 
 
 def weights_of_bundle(bundle: Bundle) -> GaterWeights | None:
-    """Pack a bundle's gater; None where its file holds another network than `trt-moe train` exports.
+    """Pack a bundle's gater; None where its file computes anything else than what `trt-moe train` exports.
 
     Raises:
         BundleError: see `Bundle.read`.
@@ -78,23 +77,36 @@ def weights_of_bundle(bundle: Bundle) -> GaterWeights | None:
         graph = read_graph(bundle.read(entry))
     except ValueError:
         return None
-    rows, columns = entry.graph_size
-    weights = weights_of(graph.weights, (rows, columns))
-    resized = (rows, columns) != bundle.input_shape[:2]
-    return weights if weights is not None and _is_wired(graph, resized, weights.third) else None
+    height, width, channels = bundle.input_shape
+    side = (entry.graph_size[0], entry.graph_size[1])
+    weights = weights_of(graph.floats, side, channels, bundle.outputs(entry))
+    if weights is None or canonical(graph) != exported_gater(side, side != (height, width), weights.third):
+        return None
+    return weights
 
 
-def weights_of_module(module: Any) -> GaterWeights | None:
-    """Pack an `ImageModel` whose network is a `SqueezeNetLight`; None for any other module."""
+def weights_of_module(module: Any, input_shape: tuple[int, int, int], experts: int) -> GaterWeights | None:
+    """Pack an `ImageModel` whose network is a `SqueezeNetLight`, as they are now; None for any other module.
+
+    Args:
+        module: a gater, or anything else.
+        input_shape: (height, width, channels) of the images.
+        experts: that it scores.
+    """
     from trt_moe.models import ImageModel, SqueezeNetLight, fused_gater
 
-    if not isinstance(module, ImageModel) or not isinstance(module.network, SqueezeNetLight):
+    # A class that was derived from them may do anything else.
+    if type(module) is not ImageModel or type(module.network) is not SqueezeNetLight or module.temperature is not None:
         return None
-    if module.temperature is not None:
+    height, width, channels = input_shape
+    fused, side = fused_gater(module), (module.graph_size[0], module.graph_size[1])
+    tensors = {name: values.detach().float().cpu().numpy() for name, values in fused.state_dict().items()}
+    weights = weights_of(tensors, side, channels, experts)
+    if weights is None or module.resize != (side != (height, width)):
         return None
-    tensors = {name: values.detach().float().cpu().numpy() for name, values in fused_gater(module).state_dict().items()}
-    rows, columns = module.graph_size
-    return weights_of(tensors, (rows, columns))
+    usual = SqueezeNetLight(experts, channels, _THIRD_FROM if weights.third else _LEAST_SIDE).fused()
+    # Layers without weights, by what they print: a pooling may be another one.
+    return weights if repr(fused.network) == repr(usual) else None
 
 
 class GaterSource:
@@ -121,20 +133,3 @@ class GaterSource:
 
 def _layer(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-
-
-def _is_wired(graph: OnnxGraph, resized: bool, third: bool) -> bool:
-    """Whether the nodes are those of the export, in their order: one chain, so that no more need be known."""
-    expected = [("Cast", ""), ("Transpose", ""), ("Mul", ""), ("Add", ""), *[("Resize", "")] * resized]
-    fire = [("Conv", "squeeze"), ("Relu", ""), ("Conv", "expand"), ("Relu", "")]
-    expected += [("Conv", "stem"), ("Relu", ""), *fire, ("MaxPool", "pool"), *fire]
-    expected += [("MaxPool", "pool"), *fire] if third else []
-    expected += [("ReduceMean", ""), ("Gemm", "")]
-    return len(graph.nodes) == len(expected) and all(
-        node.operator == operator and _has(node, _LISTS.get(kind, {}))
-        for node, (operator, kind) in zip(graph.nodes, expected, strict=True)
-    )
-
-
-def _has(node: Node, lists: Mapping[str, tuple[int, ...]]) -> bool:
-    return all(node.lists.get(name) == values for name, values in lists.items())

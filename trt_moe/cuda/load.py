@@ -27,7 +27,8 @@ class CudaModels:
 
     Args:
         bundle: whose models they are.
-        precision: of all of them: "auto", which is "fp16", "fp16" or "fp32". Of modules: what they compute in.
+        precision: of the experts, and of a gater that runs like them: "auto", which is "fp16", "fp16" or "fp32". Of
+            modules: what they compute in.
         modules: torch modules to run in place of engines, by model name: uint8 [N, H, W, C] in, float [N, K] logits
             out. Empty: engines.
 
@@ -51,8 +52,14 @@ class CudaModels:
         if modules and sorted(modules) != sorted(names):
             raise InputError(f"modules are of {sorted(modules)}; expected one for each of {names}")
         self.device = open_device()
-        gater = bundle.manifest.gater.name
-        self._gater = weights_of_module(modules[gater]) if modules else weights_of_bundle(bundle)
+        gater = bundle.manifest.gater
+        self._gater = (
+            weights_of_module(modules[gater.name], bundle.input_shape, bundle.outputs(gater))
+            if modules
+            else weights_of_bundle(bundle)
+        )
+        if self._gater is None:
+            _log.debug("%s is no gater as `trt-moe train` exports it: it runs like the experts", gater.name)
         self._engines = {} if modules else self._find_or_build()
 
     def load(self, name: str) -> Model:

@@ -274,10 +274,12 @@ __global__ void __launch_bounds__(kThreads) gater_head(const __grid_constant__ G
       whole += counts ? fmaxf(sums[place], 0.0F) : 0.0F;
     }
     of_tile[static_cast<int>(blockIdx.x) * kOutputs + thread] = whole;
-    __threadfence();
   }
   __syncthreads();
-  if (thread == 0) is_last = atomicAdd(&a.finished[image], 1U) == gridDim.x - 1;
+  if (thread == 0) {
+    __threadfence();
+    is_last = atomicAdd(&a.finished[image], 1U) == gridDim.x - 1;
+  }
   __syncthreads();
   if (!is_last) return;
 
@@ -306,8 +308,8 @@ __global__ void __launch_bounds__(kThreads) gater_head(const __grid_constant__ G
 }
 
 dim3 grid_of(int rows, int columns, int tile, int images) {
-  const auto of = [tile](int side) { return static_cast<unsigned>((side + tile - 1) / tile); };
-  return dim3(of(rows) * of(columns), static_cast<unsigned>(images));
+  const auto of = [tile](int side) { return tiles_of(static_cast<std::size_t>(side), static_cast<std::size_t>(tile)); };
+  return dim3(static_cast<unsigned>(of(rows) * of(columns)), static_cast<unsigned>(images));
 }
 
 template <typename Arguments>

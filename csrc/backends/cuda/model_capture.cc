@@ -56,13 +56,15 @@ std::uintptr_t ModelCapture::reserve_activation(std::size_t bytes) {
 void ModelCapture::hold_gater(GaterNet net, std::span<const float> weights) {
   net.images = spec_.input;
   net.experts = spec_.outputs;
-  check_gater(net);
+  check_gater(net, buckets_.largest());
   if (weights.size() != gater_weights(net)) {
     throw Error(ErrorKind::kInput, "model " + spec_.name + " has " + std::to_string(weights.size()) +
-                                       " weights; expected " + std::to_string(gater_weights(net)));
+                                       " weights; expected " + std::to_string(gater_weights(net)) + " for images of " +
+                                       std::to_string(net.images.channels) + " channels and " +
+                                       std::to_string(net.experts) + " experts");
   }
-  const std::size_t bytes = gater_bytes(net, buckets_.largest());
-  gater_block_ = reserve_activation(bytes);
+  gater_block_ = reserve_activation(gater_bytes(net, buckets_.largest()));
+  const std::size_t bytes = gater_bytes_to_write(net, buckets_.largest());
   const auto staging = allocate_for(*device_, spec_.name, MemoryKind::kPinned, bytes);
   std::memset(staging->host(), 0, bytes);
   std::memcpy(staging->host(), weights.data(), weights.size_bytes());

@@ -94,15 +94,18 @@ def test_what_was_found_is_kept_where_the_check_is_interrupted(tmp_path: Path, s
 
 
 def test_the_installed_package_is_looked_for_from_outside_the_checkout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\npwd\n")
+    python.write_text('#!/bin/sh\nmkdir -p "$PWD/there/trt_moe" && echo "$PWD/there/trt_moe"\n')
     python.chmod(0o755)
     monkeypatch.setattr(gpu_check.sys, "executable", str(python))
-    assert gpu_check.installed(tmp_path) == [str(tmp_path)]
-    python.write_text("#!/bin/sh\nexit 1\n")
+    [site] = gpu_check.installed(tmp_path)
+    assert [path.name for path in Path(site).iterdir()] == ["trt_moe"]
+    assert (Path(site) / "trt_moe").resolve() == (tmp_path / "there/trt_moe").resolve()
+    python.write_text("#!/bin/sh\necho no module >&2\nexit 1\n")
     assert gpu_check.installed(tmp_path) == []
+    assert "no trt_moe is installed here: no module" in capsys.readouterr().err
 
 
 def test_parts_are_asked_for_by_name() -> None:

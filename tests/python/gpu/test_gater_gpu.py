@@ -38,7 +38,7 @@ def make_gater(shape: tuple[int, int, int], side: tuple[int, int], experts: int)
 )
 def test_logits_are_those_of_torch(shape: tuple[int, int, int], side: tuple[int, int], experts: int) -> None:
     gater = make_gater(shape, side, experts)
-    weights = weights_of_module(gater)
+    weights = weights_of_module(gater, shape, experts)
     assert weights is not None
     model = capture_model(
         GaterSource(weights),

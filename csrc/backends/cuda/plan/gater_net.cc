@@ -1,5 +1,7 @@
 #include "backends/cuda/plan/gater_net.h"
 
+#include <algorithm>
+#include <limits>
 #include <string>
 
 #include "backends/cuda/plan/align.h"
@@ -12,6 +14,8 @@ namespace {
 constexpr std::size_t kWidth = kGaterWidth;
 constexpr std::size_t kLeastSide = 8;
 constexpr std::size_t kTaps = 9;
+constexpr std::size_t kMost = std::numeric_limits<std::int32_t>::max();
+constexpr std::size_t kMostImages = 65535;
 
 // Of a stride of two, and of a pooling after it.
 std::size_t halved(std::size_t side) { return (side + 1) / 2; }
@@ -76,10 +80,10 @@ std::size_t place_weights(const GaterNet& net, std::uintptr_t block, GaterRun& r
 
 // Where what lies between the kernels begins, in bytes of the block.
 struct Between {
+  std::size_t finished = 0;
   std::size_t stem = 0;
   std::size_t middle = 0;
   std::size_t sums = 0;
-  std::size_t finished = 0;
   std::size_t end = 0;
 };
 
@@ -87,28 +91,35 @@ Between between(const GaterNet& net, std::size_t images) {
   const Sides stem = after_stem(net);
   const Sides head = before_head(net);
   Between at;
-  at.stem = aligned(gater_weights(net) * sizeof(float));
+  at.finished = aligned(gater_weights(net) * sizeof(float));
+  at.stem = aligned(at.finished + images * sizeof(std::uint32_t));
   at.middle = at.stem + aligned(images * stem.area() * kWidth * sizeof(float));
   at.sums = at.middle + (net.third ? aligned(images * head.area() * 2 * kWidth * sizeof(float)) : 0);
   const std::size_t tiles = tiles_of(head.rows, kHeadTile) * tiles_of(head.columns, kHeadTile);
-  at.finished = at.sums + aligned(images * tiles * features(net) * sizeof(float));
-  at.end = at.finished + images * sizeof(std::uint32_t);
+  at.end = at.sums + images * tiles * features(net) * sizeof(float);
   return at;
 }
 
 }  // namespace
 
-void check_gater(const GaterNet& net) {
+void check_gater(const GaterNet& net, std::size_t most_images) {
   const std::size_t channels = net.images.channels;
-  if (net.images.bytes() > 0 && channels <= kMaxGaterChannels && net.rows >= kLeastSide && net.columns >= kLeastSide &&
-      net.experts >= 2 && before_head(net).area() > 0) {
-    return;
+  if (net.images.bytes() == 0 || channels > kMaxGaterChannels || net.rows < kLeastSide || net.columns < kLeastSide ||
+      net.experts < 2) {
+    throw Error(ErrorKind::kInput, "a gater of " + std::to_string(net.experts) + " experts at " +
+                                       std::to_string(net.rows) + " x " + std::to_string(net.columns) +
+                                       " and images of " + std::to_string(channels) +
+                                       " channels; expected experts >= 2, sides >= " + std::to_string(kLeastSide) +
+                                       " and 1 to " + std::to_string(kMaxGaterChannels) + " channels");
   }
-  throw Error(ErrorKind::kInput, "a gater of " + std::to_string(net.experts) + " experts at " +
-                                     std::to_string(net.rows) + " x " + std::to_string(net.columns) +
-                                     " and images of " + std::to_string(channels) +
-                                     " channels; expected experts >= 2, sides >= " + std::to_string(kLeastSide) +
-                                     " and 1 to " + std::to_string(kMaxGaterChannels) + " channels");
+  // The kernels count in int, and an image is a row of their grid.
+  const std::size_t largest = std::max({net.images.bytes(), most_images * after_stem(net).area() * kWidth,
+                                        most_images * before_head(net).area() * features(net)});
+  if (largest > kMost || most_images > kMostImages) {
+    throw Error(ErrorKind::kInput, "a gater of " + std::to_string(most_images) + " images of " +
+                                       std::to_string(net.images.bytes()) + " bytes at " + std::to_string(net.rows) +
+                                       " x " + std::to_string(net.columns) + " is too large; use smaller batch sizes");
+  }
 }
 
 std::size_t gater_weights(const GaterNet& net) {
@@ -117,6 +128,10 @@ std::size_t gater_weights(const GaterNet& net) {
 }
 
 std::size_t gater_bytes(const GaterNet& net, std::size_t most_images) { return between(net, most_images).end; }
+
+std::size_t gater_bytes_to_write(const GaterNet& net, std::size_t most_images) {
+  return between(net, most_images).stem;
+}
 
 GaterRun gater_run(const GaterNet& net, std::size_t most_images, std::uintptr_t block, std::uintptr_t images,
                    std::uintptr_t logits, std::size_t count) {

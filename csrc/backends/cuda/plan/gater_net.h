@@ -19,13 +19,15 @@ struct GaterNet {
   std::size_t experts = 0;
 };
 
-// Throws Error(kInput) where the kernels have no room for such images, or nothing would be left of them.
-void check_gater(const GaterNet& net);
+// Throws Error(kInput) where the kernels have no room for such images, or for so many.
+void check_gater(const GaterNet& net, std::size_t most_images);
 // How many floats its weights are: scale, bias, then every layer's weights and bias in their order, laid out as above.
 std::size_t gater_weights(const GaterNet& net);
 // Bytes that weights and what lies between the kernels take together.
 std::size_t gater_bytes(const GaterNet& net, std::size_t most_images);
-// The kernels' arguments. block: gater_bytes on the device that begin with the weights and are zero after them.
+// How many of them must be written before the first run: the weights, and zeros behind them.
+std::size_t gater_bytes_to_write(const GaterNet& net, std::size_t most_images);
+// The kernels' arguments. block: gater_bytes on the device.
 GaterRun gater_run(const GaterNet& net, std::size_t most_images, std::uintptr_t block, std::uintptr_t images,
                    std::uintptr_t logits, std::size_t count);
 
