@@ -145,7 +145,9 @@ def _new_head(features: int, num_classes: int) -> nn.Conv2d:
 
 def _load_matching(model: nn.Module, file: Path) -> None:
     """Copy the tensors of `file` whose name and shape fit."""
-    stored, own = read_weights(file), model.state_dict()
+    # Those of a run of ours are of the whole model, preprocessing and all.
+    stored = {name.removeprefix("model.network."): value for name, value in read_weights(file).items()}
+    own = model.state_dict()
     fitting = {k: v for k, v in stored.items() if k in own and own[k].shape == v.shape}
     if len(fitting) <= len(own) / 2:
         raise BundleError(

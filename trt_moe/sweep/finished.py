@@ -20,6 +20,7 @@ from trt_moe.models import ImageModel
 from trt_moe.sweep.compare import Outcomes
 from trt_moe.training.calibration import temperatures
 from trt_moe.training.config import ExpertConfig, Method, TrainConfig
+from trt_moe.training.data_identity import check_data
 from trt_moe.training.experts import Shape, train_experts
 from trt_moe.training.gater import TrainedGater, train_gaters
 from trt_moe.training.logits import GATER_PART, VALIDATION_PART, Judged, judge, judge_parts
@@ -151,6 +152,7 @@ def open_run(config: TrainConfig, progress: ProgressCallback | None, log: Log) -
     height, width, channels = data.images.shape[1:]
     shape = Shape(height, width, channels, len(data.class_names))
     folder = config.checkpoints / config.name
+    check_data(folder, data, write=False)
     costs = _relative_costs(config, folder)
     config = config.model_copy(update={"experts": tuple(sorted(config.experts, key=lambda e: costs[e.name]))})
     parts = split(data, config.splits)

@@ -114,6 +114,15 @@ class GaterConfig(Section):
     )
     entropy: float = Field(default=0.0, ge=0, description="weight of the entropy bonus; only in gumbel and likelihood")
 
+    @model_validator(mode="after")
+    def _terms_have_a_loss(self) -> GaterConfig:
+        if (self.balance or self.entropy) and set(self.methods) <= set(COST_FREE):
+            raise ValueError(
+                f"balance and entropy count in the gumbel and likelihood methods only, and methods are "
+                f"{', '.join(self.methods)}; leave them out, or add one of those"
+            )
+        return self
+
     @property
     def for_every_weight(self) -> Method:
         """The method of gaters that serve every latency weight."""

@@ -19,7 +19,15 @@ from trt_moe.errors import InputError
 from trt_moe.models import ImageModel, create_expert
 from trt_moe.training.checkpoint import config_hash_of, load_checkpoint
 from trt_moe.training.config import ExpertConfig, TrainConfig
-from trt_moe.training.loop import Progress, epoch_order, images_in_order, partial_path, run_epoch, run_epochs
+from trt_moe.training.loop import (
+    Progress,
+    epoch_order,
+    expect_finite,
+    images_in_order,
+    partial_path,
+    run_epoch,
+    run_epochs,
+)
 from trt_moe.training.losses import distillation_loss, soft_loss
 from trt_moe.training.processes import check_batch, connect, has_batch_norm, share_network
 from trt_moe.training.splits import Corrupted, Part, Parts, derived_seed, draw, every_severity
@@ -103,6 +111,8 @@ def train_experts(
         if load_checkpoint(file, model, config.expert_hash(expert)) is not None:
             log(f"{expert.name}: already trained, {file}")
         else:
+            if file.is_file():
+                log(f"{expert.name}: {file} was made by another configuration; it is trained again and replaced")
             teacher = models[expert.teacher] if expert.teacher is not None else None
             if expert.start_from is not None:
                 start_from(model, models[expert.start_from])
@@ -172,7 +182,9 @@ def train_expert(
         )
 
     def check() -> list[str]:
-        accuracies = severity_accuracy(predict(model, seen.images, config.precision), seen)
+        logits = predict(model, seen.images, config.precision)
+        expect_finite(expert.name, logits, expert)
+        accuracies = severity_accuracy(logits, seen)
         return [f"validation {' '.join(f'{a:.3f}' for a in accuracies)} mean {np.mean(accuracies):.4f}"]
 
     file = checkpoint_path(folder, expert.name)
@@ -218,8 +230,9 @@ def _train_epoch(
         return loss
 
     return run_epoch(
-        expert.name, network, optimizer, expert, epoch, order, images_in_order(images, order), loss_of, progress, log
-    )
+        expert.name, network, optimizer, expert, epoch, order, images_in_order(images, order), loss_of, progress, log,
+        part.indices,
+    )  # fmt: skip
 
 
 def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:

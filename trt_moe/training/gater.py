@@ -18,7 +18,7 @@ from trt_moe.training.checkpoint import load_checkpoint
 from trt_moe.training.config import COST_FREE, Method, TrainConfig, digest
 from trt_moe.training.experts import Shape, make_optimizer, predict
 from trt_moe.training.logits import Judged
-from trt_moe.training.loop import Fetch, Order, Progress, epoch_order, mirror, run_epoch, run_epochs
+from trt_moe.training.loop import Fetch, Order, Progress, epoch_order, expect_finite, mirror, run_epoch, run_epochs
 from trt_moe.training.losses import (
     balance_loss,
     benefit_loss,
@@ -164,7 +164,9 @@ def train_gater(
 
     def check() -> list[str]:
         some = validation.thinned(_EPOCH_CHECK_IMAGES)
-        routes = route(predict(model, some.images.images), costs, in_training)
+        scores = predict(model, some.images.images)
+        expect_finite(what, scores, settings)
+        routes = route(scores, costs, in_training)
         severities = some.images.severities
         return routing_lines(routes, some.right, some.losses, costs, severities, config.latency_weight, names)
 

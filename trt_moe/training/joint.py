@@ -18,7 +18,7 @@ from trt_moe.training.config import JointConfig, TrainConfig, digest
 from trt_moe.training.experts import autocast, checkpoint_path, make_optimizer, predict
 from trt_moe.training.gater import TrainedGater, gater_path
 from trt_moe.training.logits import UNIFORM, Judged
-from trt_moe.training.loop import Progress, epoch_order, images_in_order, run_epoch, run_epochs
+from trt_moe.training.loop import Progress, epoch_order, expect_finite, images_in_order, run_epoch, run_epochs
 from trt_moe.training.losses import expert_losses, gumbel_loss, gumbel_noise
 from trt_moe.training.processes import check_batch, connect
 from trt_moe.training.routing import route, routing_lines
@@ -154,12 +154,17 @@ def _tune(
         def fetch(step: int, piece: int) -> tuple[Tensor, Tensor]:
             return served(step, piece)[0], torch.from_numpy(order.chosen[step, piece])
 
-        return run_epoch("joint", network, optimizer, settings, epoch, order, fetch, loss_of, progress, log)
+        return run_epoch(
+            "joint", network, optimizer, settings, epoch, order, fetch, loss_of, progress, log, part.indices
+        )
 
     some = validation.thinned(_EPOCH_CHECK_IMAGES)
 
     def check() -> list[str]:
-        return _rate(*_judge(mixture, config, some), config, costs)[1]
+        scores, judged = _judge(mixture, config, some)
+        for outputs in (scores, judged.logits):
+            expect_finite("joint", outputs, settings)
+        return _rate(scores, judged, config, costs)[1]
 
     run_epochs("joint", mixture, optimizer, file, identity, settings.epochs, train_epoch, check, log)
 

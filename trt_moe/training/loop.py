@@ -117,7 +117,8 @@ def run_epochs(
         config_hash: of all that decides them.
         epochs: how many.
         train_epoch: called with the epoch's number from 0; returns its mean loss.
-        check: called after every epoch by the first process; returns what to log in its line, then lines under it.
+        check: called after every epoch by the first process; returns what to log in its line, then lines under it, and
+            raises where the model is not worth keeping.
         log: gets these.
         finish: called after the last epoch, and changes the model once more before it is kept.
     """
@@ -130,8 +131,9 @@ def run_epochs(
         started = time.perf_counter()
         loss = train_epoch(epoch)
         if main:
-            save_checkpoint(partial, model, config_hash, epoch + 1, optimizer)
+            # Before it is kept: weights that the last step drove off show in no loss yet.
             checked, *under = check()
+            save_checkpoint(partial, model, config_hash, epoch + 1, optimizer)
             seconds = time.perf_counter() - started
             log(f"{what}: epoch {epoch + 1}/{epochs} loss {loss:.4f} {checked} in {seconds:.0f} s")
             for line in under:
@@ -154,6 +156,7 @@ def run_epoch(
     loss_of: LossOf,
     progress: Progress | None = None,
     log: Callable[[str], None] | None = None,
+    indices: NDArray[np.int64] | None = None,
 ) -> float:
     """Train for one epoch.
 
@@ -168,12 +171,13 @@ def run_epoch(
         loss_of: mean loss of a piece.
         progress: called after every step.
         log: gets the loss of some steps.
+        indices: positions in the training split by positions in the order, for messages; None: they are not known.
 
     Returns:
         The mean loss of a step, over all processes.
 
     Raises:
-        ModelOutputError: a loss is not finite; the step is not taken.
+        ModelOutputError: a loss or a gradient is not finite; the step is not taken.
     """
     steps, pieces, _ = order.chosen.shape
     total = steps * settings.epochs
@@ -192,13 +196,14 @@ def run_epoch(
                 loss.backward()
             mean += loss.detach()
         value = _over_processes(network, mean)
-        if not math.isfinite(value):
-            named = ", ".join(str(position) for position in order.chosen[step].ravel()[:_NAMED_IMAGES])
-            raise ModelOutputError(
-                f"{what}: loss is {value} at epoch {epoch + 1}, step {step + 1} of {steps} (batch of images {named}, "
-                f"...); the checkpoint of the last epoch is kept. Lower learning_rate (now {settings.learning_rate})"
-            )
-        nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+        norm = float(nn.utils.clip_grad_norm_(network.parameters(), settings.clip))
+        for name, number in (("loss", value), ("the gradient's norm", norm)):
+            if not math.isfinite(number):
+                raise ModelOutputError(
+                    f"{what}: {name} is {number} at epoch {epoch + 1}, step {step + 1} of {steps} "
+                    f"({_named(order.chosen[step].ravel(), indices)}); {kept_after(epoch)}. Lower learning_rate (now "
+                    f"{settings.learning_rate})"
+                )
         optimizer.step()
         losses += value
         if progress is not None:
@@ -206,6 +211,31 @@ def run_epoch(
         if log is not None and epoch == 0 and step % _LOG_STEPS == 0:
             log(f"{what}: step {step} loss {value:.4f}")
     return float(losses / steps)
+
+
+def _named(rows: NDArray[np.int64], indices: NDArray[np.int64] | None) -> str:
+    """Some images of a batch, for messages."""
+    of = "this phase" if indices is None else "the training split"
+    shown = rows[:_NAMED_IMAGES] if indices is None else indices[rows[:_NAMED_IMAGES]]
+    return f"batch of images {', '.join(map(str, shown))}, ... of {of}, counted from 0"
+
+
+def kept_after(epochs: int) -> str:
+    """What is left of a run that stops after so many whole epochs, for messages."""
+    return f"the checkpoint of epoch {epochs} is kept" if epochs else "nothing is kept yet, it was the first epoch"
+
+
+def expect_finite(what: str, logits: NDArray[np.float32], settings: ExpertConfig | GaterConfig | JointConfig) -> None:
+    """Refuse a model that its last steps drove off.
+
+    Raises:
+        ModelOutputError: a logit on validation images is not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise ModelOutputError(
+            f"{what}: logits on validation images are not finite after this epoch; it is not kept. Lower learning_rate "
+            f"(now {settings.learning_rate})"
+        )
 
 
 def _synchronised(network: nn.Module, last: bool) -> AbstractContextManager[None]:

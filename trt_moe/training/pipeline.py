@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from trt_moe.bundle.writer import write_bytes
 from trt_moe.data import Dataset, load_dataset
 from trt_moe.errors import DataError, InputError
 from trt_moe.export.bundle_writer import (
@@ -27,6 +29,7 @@ from trt_moe.models import ImageModel, fused_gater
 from trt_moe.training.calibration import temperatures
 from trt_moe.training.checkpoint import checkpoint_hash
 from trt_moe.training.config import ExpertConfig, TrainConfig
+from trt_moe.training.data_identity import check_data
 from trt_moe.training.experts import Shape, checkpoint_path, train_experts
 from trt_moe.training.gater import TrainedGater, build_gater, train_gaters
 from trt_moe.training.joint import train_joint
@@ -75,6 +78,7 @@ def train(
     check_test_images(test, max(config.sample_images, config.golden_images))
     build_gater(config, shape)
     folder = config.checkpoints / config.name
+    check_data(folder, training_data, processes.is_main_process)
     parts = split(training_data, config.splits)
     models = train_experts(config, parts, shape, folder, progress, log)
     onnx = folder / "onnx"
@@ -111,7 +115,8 @@ def train(
         for name, model in tuned.experts.items():
             files[name] = _export(model, onnx / "joint" / f"{name}.onnx", tuned.file, shape, log)
     files[GATER] = onnx / "gater.onnx"
-    export_onnx(fused_gater(gater).cpu(), files[GATER], _input_shape(shape))
+    with _writing(files[GATER]):
+        export_onnx(fused_gater(gater).cpu(), files[GATER], _input_shape(shape))
     source = BundleSource(
         name=config.name,
         gater=_gater_source(gater, files[GATER], config),
@@ -150,6 +155,18 @@ def load_splits(config: TrainConfig, log: Callable[[str], None]) -> tuple[Datase
         if data.broken:
             log(f"left out {len(data.broken)} of the {what} images: {'; '.join(data.broken)}")
     return training, test
+
+
+@contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Say which file could not be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write {file}: {error}; free some space, or give another folder (--checkpoints). What is trained "
+            "is kept"
+        ) from error
 
 
 def _silent(_: str) -> None:
@@ -196,8 +213,9 @@ def _export(model: ImageModel, file: Path, checkpoint: Path, shape: Shape, log: 
     mark = file.with_suffix(".json")
     if not (file.is_file() and _read_json(mark) == made_of):
         # A copy, as exporting changes the memory format, and with it the last bits of what comes after.
-        error = export_onnx(copy.deepcopy(model).cpu(), file, _input_shape(shape))
-        mark.write_text(json.dumps(made_of), encoding="utf-8")
+        with _writing(file):
+            error = export_onnx(copy.deepcopy(model).cpu(), file, _input_shape(shape))
+            mark.write_text(json.dumps(made_of), encoding="utf-8")
         log(f"{file.stem}: exported, {file.stat().st_size / 1e6:.1f} MB, error {error:.1e}")
     return file
 
@@ -240,7 +258,8 @@ def _measure(
             precision: {name: Timing(np.asarray(values)) for name, values in rows.items()}
             for precision, rows in stored["milliseconds"].items()
         }
-    export_onnx(fused_gater(build_gater(config, shape)), untrained, _input_shape(shape))
+    with _writing(untrained):
+        export_onnx(fused_gater(build_gater(config, shape)), untrained, _input_shape(shape))
     everything = {GATER: untrained, **files}
     timings = {
         precision: measure_latency(everything, precision=precision, always_fp32=(GATER,)) for precision in precisions
@@ -255,8 +274,8 @@ def _measure(
             figures = " ".join(f"{key} {value:.3f}" for key, value in timing.summary().items())
             log(f"latency in {precision}, {name}: {figures}")
     rows = {p: {name: t.milliseconds.tolist() for name, t in row.items()} for p, row in timings.items()}
-    text = json.dumps({"identity": identity, "milliseconds": rows})
-    (folder / "latency.json").write_text(text, encoding="utf-8")
+    with _writing(folder / "latency.json"):
+        write_bytes(folder / "latency.json", json.dumps({"identity": identity, "milliseconds": rows}).encode())
     return timings
 
 
@@ -270,7 +289,8 @@ def _write_report(
 ) -> None:
     names = [e.name for e in config.experts]
     text = report(gaters, validation, names, costs, gater_cost, config.latency_weight)
-    (folder / "gaters.md").write_text(text, encoding="utf-8")
+    with _writing(folder / "gaters.md"):
+        write_bytes(folder / "gaters.md", text.encode())
 
 
 def _source(entry: ExpertConfig, model: ImageModel, file: Path) -> ModelSource:

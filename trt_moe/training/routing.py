@@ -194,7 +194,8 @@ def collapse_warning(
         )
     return (
         f"{head}. Cause: the gater, not the experts: another expert would be worth its latency on "
-        f"{elsewhere:.1%} of them; train the gater longer, at another learning rate, or by the regret or benefit method"
+        f"{elsewhere:.1%} of them; train the gater longer, or at another learning rate; of the methods, regret and "
+        "benefit collapse least"
     )
 
 

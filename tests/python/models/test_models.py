@@ -13,6 +13,7 @@ from torch import nn  # noqa: E402
 
 from trt_moe.errors import BundleError, InputError  # noqa: E402
 from trt_moe.models import ImageModel, Mixture, SqueezeNetLight, create_expert, expert_names, fused_gater  # noqa: E402
+from trt_moe.training.checkpoint import save_checkpoint  # noqa: E402
 
 
 def _parameters(model):
@@ -109,6 +110,14 @@ def test_weights_come_from_a_local_file_without_the_head(tmp_path):
     state, own = source.state_dict(), model.state_dict()
     same = [k for k in own if own[k].shape == state[k].shape and torch.equal(own[k], state[k])]
     assert len(own) - len(same) == 2  # weight and bias of the head
+
+
+def test_weights_may_be_a_checkpoint_of_a_run(tmp_path):
+    network = create_expert("test_resnet", num_classes=3)
+    save_checkpoint(tmp_path / "w.safetensors", ImageModel(network, (8, 8), (16, 16), [0.5] * 3, [0.5] * 3), "hash", 1)
+    model = create_expert("test_resnet", num_classes=3, weights=tmp_path / "w.safetensors")
+    for key, value in network.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):

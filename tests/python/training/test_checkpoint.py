@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
+from safetensors import safe_open  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -101,9 +102,9 @@ class _StopError(Exception):
     pass
 
 
-def _run(raw, data, folder, progress=None):
+def _run(raw, data, folder, progress=None, log=lambda _: None):
     config = TrainConfig.model_validate(raw)
-    return train_experts(config, split(data, config.splits), SHAPE, folder, progress, log=lambda _: None)
+    return train_experts(config, split(data, config.splits), SHAPE, folder, progress, log)
 
 
 def test_a_cut_run_ends_in_the_same_weights(raw_config, data_folder, tmp_path):
@@ -179,7 +180,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_advice(raw_config, data_f
     data = load_dataset(data_folder, "train")
     monkeypatch.setattr(experts, "distillation_loss", lambda student, *_: student.sum() * float("nan"))
     with pytest.raises(
-        ModelOutputError, match=r"teacher: loss is nan at epoch 1, step 1 of 7 \(batch of images \d+, .*learning_rate"
+        ModelOutputError,
+        match=r"teacher: loss is nan at epoch 1, step 1 of 7 \(batch of images \d+, .* of the training split, counted "
+        r"from 0\); nothing is kept yet, it was the first epoch\. Lower learning_rate",
     ):
         _run(raw_config, data, tmp_path)
     assert not checkpoint_path(tmp_path, "teacher").exists()
@@ -199,12 +202,53 @@ def test_after_a_loss_that_is_not_finite_the_last_good_epoch_is_gone_on_from(
 
     with monkeypatch.context() as patch:
         patch.setattr(experts, "distillation_loss", break_down)
-        with pytest.raises(ModelOutputError, match=r"heavy: loss is nan at epoch 2, step 2 of 7"):
+        with pytest.raises(
+            ModelOutputError, match=r"heavy: loss is nan at epoch 2, step 2 of 7 .*checkpoint of epoch 1 is kept"
+        ):
             _run(raw_config, data, tmp_path / "broken")
     assert (tmp_path / "broken" / "heavy.partial.safetensors").is_file()
     repaired = _run(raw_config, data, tmp_path / "broken")
     for key, value in whole["heavy"].state_dict().items():
         assert torch.equal(repaired["heavy"].state_dict()[key], value), key
+
+
+def test_weights_that_the_last_step_of_an_epoch_drove_off_are_not_kept(raw_config, data_folder, tmp_path, monkeypatch):
+    data = load_dataset(data_folder, "train")
+    step = torch.optim.AdamW.step
+    taken = []
+
+    def drive_off(optimizer, *arguments):
+        taken.append(step(optimizer, *arguments))
+        if len(taken) == 14:  # the last of the teacher's second epoch
+            with torch.no_grad():
+                optimizer.param_groups[0]["params"][0].fill_(torch.inf)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", drive_off)
+    with pytest.raises(ModelOutputError, match=r"teacher: logits on validation images are not finite .* not kept"):
+        _run(raw_config, data, tmp_path)
+    assert not checkpoint_path(tmp_path, "teacher").exists()
+    with safe_open(tmp_path / "teacher.partial.safetensors", framework="pt") as kept:
+        assert kept.metadata()["epoch"] == "1"
+        assert all(kept.get_tensor(key).isfinite().all() for key in kept.keys())  # noqa: SIM118
+
+
+def test_a_gradient_that_is_not_finite_is_not_stepped_along(raw_config, data_folder, tmp_path, monkeypatch):
+    data = load_dataset(data_folder, "train")
+    # Its value is 0, its slope is not finite.
+    monkeypatch.setattr(experts, "distillation_loss", lambda student, *_: (student * 0).abs().sqrt().sum())
+    with pytest.raises(ModelOutputError, match=r"teacher: the gradient's norm is nan at epoch 1, step 1"):
+        _run(raw_config, data, tmp_path)
+
+
+def test_what_another_configuration_made_is_replaced_with_a_word(raw_config, data_folder, tmp_path):
+    data = load_dataset(data_folder, "train")
+    _run(raw_config, data, tmp_path)
+    raw_config["experts"][0]["learning_rate"] = 2e-3
+    lines = []
+    _run(raw_config, data, tmp_path, log=lines.append)
+    assert [line for line in lines if "made by another configuration" in line] == [
+        f"light: {tmp_path / 'light.safetensors'} was made by another configuration; it is trained again and replaced"
+    ]
 
 
 def test_an_expert_of_another_number_of_classes_is_refused(raw_config, tmp_path):

@@ -117,6 +117,15 @@ def test_an_expert_may_learn_from_one_before_it(raw_config):
     assert before.expert_hash(before.classifier("heavy")) != after.expert_hash(after.classifier("heavy"))
 
 
+def test_terms_that_no_method_has_are_refused(raw_config):
+    for term in ("balance", "entropy"):
+        with pytest.raises(
+            ValidationError, match=r"gumbel and likelihood methods only, and methods are regret, benefit"
+        ):
+            TrainConfig.model_validate({**raw_config, "gater": {"methods": ["regret", "benefit"], term: 0.5}})
+        TrainConfig.model_validate({**raw_config, "gater": {"methods": ["regret", "gumbel"], term: 0.5}})
+
+
 def test_names_must_be_unique(raw_config):
     raw_config["baselines"][0]["name"] = "light"
     with pytest.raises(ValidationError, match="twice: \\['light'\\]"):

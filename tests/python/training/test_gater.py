@@ -107,7 +107,7 @@ def test_balance_and_entropy_are_weighted_terms_of_the_loss(config, method):
 
     def loss(**changes):
         torch.manual_seed(0)
-        return gater._loss(config(**changes), method, scores, losses, torch.tensor(COSTS), 0.5)
+        return gater._loss(config(methods=[method], **changes), method, scores, losses, torch.tensor(COSTS), 0.5)
 
     torch.testing.assert_close(loss(balance=0.3) - loss(), 0.3 * balance_loss(scores).double())
     torch.testing.assert_close(loss(entropy=0.3) - loss(), -0.3 * gate_entropy(scores).double())
