@@ -41,6 +41,7 @@ from trt_moe.softmax import softmax
 from trt_moe.training.routing import route, unsure
 
 GATER = "gater"
+_ON = " on "
 TOLERANCE = {"fp32": 5e-3, "fp16": 5e-2, "bf16": 2e-1}
 PACKAGES = ("numpy", "onnx", "onnxscript", "openvino", "safetensors", "timm", "torch", "torchvision")
 
@@ -77,7 +78,7 @@ class BundleSource:
     experts: Sequence[ModelSource]
     baselines: Sequence[ModelSource]
     timings: Mapping[str, Mapping[str, Timing]]
-    """By precision, then by model name; empty where latencies were given instead of measured."""
+    """By precision, of a GPU as `on_device` says it, then by model name; empty where latencies were given instead."""
     costs: Mapping[str, float]
     """Of every model, see `relative_costs`."""
     latency_weight: float
@@ -175,13 +176,19 @@ def _entry(model: ModelSource, work: Path, cost: float) -> ModelEntry:
     )
 
 
-def _latency_table(source: BundleSource, precision: str) -> LatencyTable:
-    timings = source.timings[precision]
+def on_device(precision: str, gpu: str) -> str:
+    """What timings on a GPU are kept under."""
+    return f"{precision}{_ON}{gpu}"
+
+
+def _latency_table(source: BundleSource, kept_under: str) -> LatencyTable:
+    timings = source.timings[kept_under]
+    precision, _, gpu = kept_under.partition(_ON)
     return LatencyTable(
-        device=cpu_name(),
-        backend=source.backend,
+        device=gpu or cpu_name(),
+        backend="cuda" if gpu else source.backend,
         precision=precision,
-        threads=available_threads(),
+        threads=1 if gpu else available_threads(),
         models={name: Latency(**timing.summary()) for name, timing in timings.items()},
     )
 

@@ -170,6 +170,9 @@ class TrainConfig(Section):
     latencies_ms: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
         default=None, description="latency of gater, experts and baselines on the target device; default: measured here"
     )
+    latency_device: Literal["cpu", "auto", "cuda"] = Field(
+        default="cpu", description="whose measured latencies make the costs; auto: a GPU's where there is one"
+    )
     sample_images: int = Field(default=120, ge=1, description="test images shipped, at each severity")
     golden_images: int = Field(default=12, ge=1)
     evaluation_images: int = Field(10_000, ge=1, description="test images in the manifest's accuracies, at most")

@@ -20,10 +20,12 @@ from trt_moe.export.bundle_writer import (
     BundleSource,
     ModelSource,
     check_test_images,
+    on_device,
     relative_costs,
     write_bundle,
 )
 from trt_moe.export.measure import Timing, measure_latency, native_precision
+from trt_moe.export.measure_gpu import gpu_for, measure_latency_on_gpu
 from trt_moe.export.torch_export import export_onnx
 from trt_moe.models import ImageModel, fused_gater
 from trt_moe.training.calibration import temperatures
@@ -93,7 +95,7 @@ def train(
             e.name: _export(calibrated[e.name], onnx / f"{e.name}.onnx", checkpoint_path(folder, e.name), shape, log)
             for e in kept
         }
-        timings, costs = _latencies(config, files, shape, folder, log)
+        timings, costs = _latencies(config, files, calibrated, shape, folder, log)
         config = config.model_copy(update={"experts": tuple(sorted(config.experts, key=lambda e: costs[e.name]))})
         columns, divisors = [kept.index(e) for e in config.experts], [fitted[e.name] for e in config.experts]
         training, validation = (part.of(columns).divided_by(divisors) for part in judged)
@@ -221,20 +223,26 @@ def _export(model: ImageModel, file: Path, checkpoint: Path, shape: Shape, log: 
 
 
 def _latencies(
-    config: TrainConfig, files: dict[str, Path], shape: Shape, folder: Path, log: Callable[[str], None]
+    config: TrainConfig,
+    files: dict[str, Path],
+    models: dict[str, ImageModel],
+    shape: Shape,
+    folder: Path,
+    log: Callable[[str], None],
 ) -> tuple[dict[str, dict[str, Timing]], dict[str, float]]:
     """Return what was measured (nothing, where the config gives latencies) and the relative costs."""
     experts = [e.name for e in config.experts]
     if config.latencies_ms is not None:
         given = {name: Timing(np.asarray([value])) for name, value in config.latencies_ms.items()}
         return {}, relative_costs(given, experts)
-    timings = _measure(config, files, folder / "onnx" / "gater-untrained.onnx", shape, folder, log)
+    timings = _measure(config, files, models, folder / "onnx" / "gater-untrained.onnx", shape, folder, log)
     return timings, relative_costs(next(iter(timings.values())), experts)
 
 
 def _measure(
     config: TrainConfig,
     files: dict[str, Path],
+    models: dict[str, ImageModel],
     untrained: Path,
     shape: Shape,
     folder: Path,
@@ -242,13 +250,16 @@ def _measure(
 ) -> dict[str, dict[str, Timing]]:
     """Time all models, or read the timings back where they were taken for these networks.
 
-    The CPU's native precision comes first: it is what routers use unless told otherwise, so costs are its.
+    What the costs are made of comes first: the GPU's where the config asks for it, else those in the CPU's native
+    precision, which is what routers use unless told otherwise.
 
     The gater's latency is measured before it is trained: weights do not change it.
     """
+    gpu = gpu_for(config.latency_device)
+    on_gpu = None if gpu is None else on_device("fp16", str(gpu.info["name"]))
     precisions = list(dict.fromkeys([native_precision(), "fp32"]))
     identity = [
-        precisions,
+        precisions if on_gpu is None else [on_gpu, *precisions],
         [config.expert_hash(entry) for entry in (*config.experts, *config.baselines)],
         ["fused", config.gater.width],
     ]
@@ -258,12 +269,16 @@ def _measure(
             precision: {name: Timing(np.asarray(values)) for name, values in rows.items()}
             for precision, rows in stored["milliseconds"].items()
         }
+    gater = build_gater(config, shape)
     with _writing(untrained):
-        export_onnx(fused_gater(build_gater(config, shape)), untrained, _input_shape(shape))
+        export_onnx(fused_gater(gater), untrained, _input_shape(shape))
     everything = {GATER: untrained, **files}
     timings = {
         precision: measure_latency(everything, precision=precision, always_fp32=(GATER,)) for precision in precisions
     }
+    if gpu is not None and on_gpu is not None:
+        measured = measure_latency_on_gpu(gpu, gater, len(config.experts), models, _input_shape(shape), shape.classes)
+        timings = {on_gpu: measured, **timings}
     # Rounded as they are stored: costs read back must equal these to the last bit, or the gaters train again.
     timings = {
         precision: {name: Timing(timing.milliseconds.round(5)) for name, timing in _pooled(table, config).items()}

@@ -1,6 +1,7 @@
 """Data to bundle on tiny data: the result loads, and the second run trains nothing."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ from trt_moe.export.torch_export import export_onnx, logit_error, run_onnx  # no
 from trt_moe.models import ImageModel  # noqa: E402
 from trt_moe.softmax import softmax  # noqa: E402
 from trt_moe.sweep.finished import open_run  # noqa: E402
-from trt_moe.training import TrainConfig  # noqa: E402
+from trt_moe.training import TrainConfig, pipeline  # noqa: E402
 from trt_moe.training.experts import predict  # noqa: E402
 from trt_moe.training.losses import check_costs  # noqa: E402
 from trt_moe.training.pipeline import _pooled, train  # noqa: E402
@@ -222,3 +223,38 @@ def test_an_exported_model_takes_any_batch_of_bytes(tmp_path):
 def test_costs_come_in_the_number_of_experts():
     with pytest.raises(InputError, match="expected one per expert"):
         check_costs(torch.ones(3), 2, 0.7)
+
+
+def test_costs_are_those_of_the_gpu_where_the_config_says_so(raw_config, tmp_path, quiet, monkeypatch):
+    def timings(milliseconds):
+        return {name: Timing(np.full(3, value)) for name, value in milliseconds.items()}
+
+    on_cpu = {"gater": 0.1, "light": 1.0, "heavy": 4.0, "robust-light": 1.0}
+    on_gpu = {"gater": 0.5, "light": 2.0, "heavy": 1.0, "robust-light": 2.0}
+    asked = []
+
+    def measure(device, gater, experts, classifiers, input_shape, classes):
+        asked.append((gater.network.head.out_features, experts, sorted(classifiers), input_shape, classes))
+        return timings(on_gpu)
+
+    monkeypatch.setattr(
+        pipeline, "gpu_for", lambda wanted: SimpleNamespace(info={"name": "Some GPU"}) if wanted == "auto" else None
+    )
+    monkeypatch.setattr(pipeline, "measure_latency_on_gpu", measure)
+    monkeypatch.setattr(pipeline, "measure_latency", lambda files, **_: timings(on_cpu))
+    config = TrainConfig.model_validate({**raw_config, "latency_device": "auto"})
+    manifest = Bundle.load(train(config, tmp_path / "bundle", log=quiet)).manifest
+    assert [(entry.name, entry.relative_cost) for entry in manifest.experts] == [("heavy", 0.5), ("light", 1.0)]
+    assert manifest.gater.relative_cost == 0.25
+    first, *others = manifest.latency
+    assert (first.device, first.backend, first.precision, first.threads) == ("Some GPU", "cuda", "fp16", 1)
+    assert first.models["heavy"].mean_ms == 1.0
+    assert {table.backend for table in others} == {"openvino"}
+    assert asked == [(2, 2, ["heavy", "light", "robust-light"], (16, 16, 1), 10)]
+    train(config, tmp_path / "bundle", log=quiet)
+    assert len(asked) == 1, "read back"
+    manifest = Bundle.load(
+        train(config.model_copy(update={"latency_device": "cpu"}), tmp_path / "bundle", log=quiet)
+    ).manifest
+    assert [entry.name for entry in manifest.experts] == ["light", "heavy"]
+    assert {table.backend for table in manifest.latency} == {"openvino"}

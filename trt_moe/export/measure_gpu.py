@@ -1,0 +1,78 @@
+"""Latency of trained models on a GPU, captured from torch in float16 as a router captures modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from trt_moe import _core
+from trt_moe.cuda.capture import Source, capture_model
+from trt_moe.cuda.device import open_device
+from trt_moe.cuda.gater_source import GaterSource, weights_of_module
+from trt_moe.cuda.torch_source import HalfModel, TorchSource
+from trt_moe.errors import DeviceError
+from trt_moe.export.bundle_writer import GATER
+from trt_moe.export.measure import Timing
+from trt_moe.models import ImageModel, fused_gater
+
+_WARMUP = 20
+
+
+def gpu_for(wanted: Literal["cpu", "auto", "cuda"]) -> _core.CudaDevice | None:
+    """Open the GPU whose latencies count; None: the CPU's do.
+
+    Raises:
+        DeviceError: "cuda" is wanted and there is none; says what was looked for.
+    """
+    if wanted == "cpu":
+        return None
+    try:
+        return open_device()
+    except DeviceError:
+        if wanted == "cuda":
+            raise
+        return None
+
+
+def measure_latency_on_gpu(
+    device: _core.CudaDevice,
+    gater: ImageModel,
+    experts: int,
+    classifiers: Mapping[str, ImageModel],
+    input_shape: tuple[int, int, int],
+    classes: int,
+    iterations: int = 1000,
+) -> dict[str, Timing]:
+    """Time every model at batch 1, in turns, so that a busy moment falls on all; copies and the wait are included.
+
+    Args:
+        device: to measure on.
+        gater: trained or not.
+        experts: that it scores.
+        classifiers: experts and baselines by name.
+        input_shape: (height, width, channels) of the images.
+        classes: that they tell apart.
+        iterations: timed runs of each.
+
+    Returns:
+        By name; the gater's is "gater".
+    """
+
+    def capture(name: str, source: Source, outputs: int, precision: str = "fp16") -> _core.Model:
+        return capture_model(
+            source, device, name=name, input_shape=input_shape, outputs=outputs, buckets=(1,), precision=precision
+        )
+
+    weights = weights_of_module(gater, input_shape, experts)
+    captured = {name: capture(name, TorchSource(HalfModel(model)), classes) for name, model in classifiers.items()}
+    if weights is None:
+        captured[GATER] = capture(GATER, TorchSource(HalfModel(fused_gater(gater))), experts)
+    else:
+        captured[GATER] = capture(GATER, GaterSource(weights), experts, "fp32")
+    image = np.random.Generator(np.random.PCG64(0)).integers(0, 256, input_shape, dtype=np.uint8)
+    for core in captured.values():
+        core.time(image, _WARMUP, 0)
+    rounds = [{name: core.time(image, 1, 0) for name, core in captured.items()} for _ in range(iterations)]
+    return {name: Timing(np.concatenate([times[name] for times in rounds])) for name in captured}
