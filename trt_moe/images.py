@@ -25,13 +25,16 @@ PathLike = str | os.PathLike[str]
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: a few kilobytes can declare gigabytes."""
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".gif"}
+)
 """What counts as an image file when a folder is given."""
 
 # Only decoders that run inside Pillow: EPS, for one, would start an interpreter on the file. JPEG covers the
 # multi-picture files of phones.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "F")
 _NAMED_FAILURES = 8
 
 
@@ -112,13 +115,14 @@ def load_images(
     return LoadedImages(stacked, tuple(good), tuple(failures))
 
 
-def decode_image(path: PathLike, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def decode_image(path: PathLike, shape: tuple[int, int, int] | None) -> NDArray[np.uint8]:
     """One image file as uint8 [height, width, channels] = `shape`, by the transform of this module.
+
+    Without a shape it keeps its size, and is grey (one channel) where the file is, else RGB.
 
     Raises:
         DataError: missing, of no known format, damaged, or of over 100 million pixels.
     """
-    height, width, channels = shape
     file = Path(path)
     try:
         with Image.open(file, formats=_FORMATS) as image:
@@ -126,6 +130,8 @@ def decode_image(path: PathLike, shape: tuple[int, int, int]) -> NDArray[np.uint
                 raise DataError(
                     f"{file}: has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
                 )
+            grey = image.mode in _GREY_MODES
+            channels = shape[2] if shape is not None else 1 if grey else 3
             pixels = _convert(ImageOps.exif_transpose(image), _MODES[channels])
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{file}: {_reason(file, error)}") from error
@@ -134,9 +140,10 @@ def decode_image(path: PathLike, shape: tuple[int, int, int]) -> NDArray[np.uint
     except Exception as error:
         # Damaged files make Pillow's decoders raise nearly anything (struct.error, KeyError, ...).
         raise DataError(f"{file}: damaged image ({type(error).__name__}: {error})") from error
+    height, width = (pixels.height, pixels.width) if shape is None else shape[:2]
     if pixels.size != (width, height):
         pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(pixels, dtype=np.uint8).reshape(shape)
+    return np.asarray(pixels, dtype=np.uint8).reshape(height, width, channels)
 
 
 def find_images(paths: Iterable[PathLike]) -> Iterator[Path]:

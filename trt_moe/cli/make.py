@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trt_moe.export.wrap import Preprocessing
 
 _Out = Annotated[Path | None, typer.Option("--out", help="The bundle's folder; default: engines/NAME.")]
+_SCENES_TRAIN, _SCENES_TEST = 200, 50  # What configs/scenes.yaml is made for.
 
 
 @app.command()
@@ -60,8 +61,8 @@ def export(
 @app.command()
 def scenes(
     out: Annotated[Path, typer.Argument(help="Folder to make.", metavar="OUT")],
-    train: Annotated[int, typer.Option(min=1, help="Training images of each of the six classes.")] = 200,
-    test: Annotated[int, typer.Option(min=1, help="Test images of each class.")] = 50,
+    train: Annotated[int, typer.Option(min=1, help="Training images of each of the six classes.")] = _SCENES_TRAIN,
+    test: Annotated[int, typer.Option(min=1, help="Test images of each class.")] = _SCENES_TEST,
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other scenes.")] = 0,
 ) -> None:
     """Draw a data set of outdoor scenes, to try training without data.
@@ -73,7 +74,12 @@ def scenes(
 
     with progress() as callback:
         write_scenes(out, train, test, seed, callback)
-    typer.echo(f"scenes written to {out}; try `trt-moe train CONFIG --data {out}`")
+    typer.echo(f"scenes written to {out}; try `trt-moe train configs/scenes.yaml --data {out}`")
+    if train < _SCENES_TRAIN or test < _SCENES_TEST:
+        typer.echo(
+            f"That recipe is made for --train {_SCENES_TRAIN} --test {_SCENES_TEST} or more; for fewer images lower "
+            "its splits, sample_images and golden_images"
+        )
 
 
 @app.command()

@@ -5,21 +5,29 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from trt_moe.data.corruptions import SEVERITIES
 from trt_moe.errors import DataError, InputError
+from trt_moe.images import SUFFIXES, decode_image
 
 FASHION_CLASSES = (
     "T-shirt-top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle-boot",
 )  # fmt: skip
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+# Some Pillows read some of these. Which ones must not decide what a data set holds.
+UNREAD_SUFFIXES = frozenset(
+    {
+        ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".eps", ".psd", ".xcf", ".tga", ".pcx", ".exr",
+        ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2",
+    }
+)  # fmt: skip
+"""Image files that are not read, and listed with the broken ones; all others are no images, and ignored."""
 MAX_IDX_BYTES = 1 << 31
 
 Split = Literal["train", "test"]
@@ -61,7 +69,8 @@ def load_dataset(
 
     Args:
         path: folder with idx files (.gz or not), with `seg_train`/`seg_test`, with `train`/`test` (or `val`), with
-            severity folders `0`..`5` that hold class folders, or with class folders.
+            severity folders `0`..`5` that hold class folders, or with class folders. Images in subfolders of a
+            class folder are the class's.
         split: of layouts without splits all is "test".
         shape: (height, width, channels) to convert every decoded image to; without it all images must have
             one size already. Idx images are never resized.
@@ -196,12 +205,13 @@ def _load_severities(root: Path, shape: Shape | None) -> Dataset:
 
 
 def _load_folder(folder: Path, name: str, shape: Shape | None) -> Dataset:
-    """Read <class>/<image>; whatever cannot be used is left out and listed."""
+    """Read <class>/**/<image>; whatever cannot be used is left out and listed."""
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
     if not classes:
         raise DataError(f"{folder} has no class folders; expected <class>/<image>.png inside it")
-    broken = [f"{file} (in no class folder, so it has no label)" for file in _image_files(folder)]
-    files = {class_name: _image_files(folder / class_name) for class_name in classes}
+    stray = sorted(entry for entry in folder.iterdir() if _looks_like_image(entry) and not entry.is_dir())
+    broken = [f"{file} (in no class folder, so it has no label)" for file in stray]
+    files = {class_name: _files_of_class(folder / class_name) for class_name in classes}
     empty = [str(folder / class_name) for class_name in classes if not files[class_name]]
     if empty:
         raise DataError(f"{', '.join(empty)}: holds no images; remove the folder or fill it")
@@ -210,8 +220,8 @@ def _load_folder(folder: Path, name: str, shape: Shape | None) -> Dataset:
         for file in files[class_name]:
             try:
                 decoded.append((file, label, _decode(file, shape)))
-            except Exception as error:  # Damaged files make Pillow's decoders raise nearly anything.
-                broken.append(f"{file} ({error})")
+            except DataError as error:
+                broken.append(f"{file} ({str(error).removeprefix(f'{file}: ')})")
     usual = Counter(image.shape for _, _, image in decoded).most_common(1)[0][0] if decoded else (0, 0, 0)
     broken += [
         f"{file} (is {_size(image.shape)}, most are {_size(usual)}: a shape, image_shape in a config, converts them)"
@@ -230,16 +240,35 @@ def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(str(side) for side in shape)
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+def _files_of_class(folder: Path) -> list[Path]:
+    """Image files in a class folder and below, in the order of their paths."""
+    above = folder.parent.resolve()
+    # A link up to these would bring in other classes.
+    walked = {above, *above.parents, *folder.resolve().parents}
+    return sorted(_walk(folder, walked))
+
+
+def _walk(folder: Path, walked: set[Path]) -> Iterator[Path]:
+    """Follow links too, but read no folder twice, so that links in a circle end."""
+    real = folder.resolve()
+    if real in walked:
+        return
+    walked.add(real)
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            if entry.name[0] != ".":
+                yield from _walk(entry, walked)
+        elif _looks_like_image(entry):
+            yield entry
+
+
+def _looks_like_image(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    return suffix in SUFFIXES or suffix in UNREAD_SUFFIXES
 
 
 def _decode(file: Path, shape: Shape | None) -> NDArray[np.uint8]:
-    """One image as uint8 [H, W, C]: grey where `shape` or the file says so, else RGB."""
-    with Image.open(file) as image:
-        grey = shape[2] == 1 if shape is not None else image.mode in ("1", "L", "I", "I;16", "F")
-        pixels = image.convert("L" if grey else "RGB")
-    if shape is not None and pixels.size != (shape[1], shape[0]):
-        pixels = pixels.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
-    array = np.asarray(pixels, dtype=np.uint8)
-    return array[..., None] if array.ndim == 2 else array
+    """One image as uint8 [H, W, C], as `trt-moe predict` decodes it; without a shape as the file is."""
+    if file.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{file.suffix} files are not read: convert it to PNG or JPEG")
+    return decode_image(file, shape)

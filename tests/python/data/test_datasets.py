@@ -105,6 +105,76 @@ def test_an_image_folder_gives_sorted_classes(tmp_path):
     assert data.images.shape == (3, 4, 5, 1)
 
 
+def test_images_in_subfolders_are_the_classs_in_the_order_of_their_paths(tmp_path):
+    _png(tmp_path / "sea" / "b.png", 3)
+    _png(tmp_path / "sea" / "a" / "z" / "1.png", 1)
+    _png(tmp_path / "sea" / "a" / "2.png", 0)
+    _png(tmp_path / "sea" / "a.jpg" / "3.png", 2)
+    _png(tmp_path / "sea" / ".thumbnails" / "1.png", 9)
+    _png(tmp_path / "forest" / "only" / "here" / "1.png", 4)
+    data = load_dataset(tmp_path)
+    assert data.class_names == ("forest", "sea")
+    assert data.labels.tolist() == [0, 1, 1, 1, 1]
+    assert data.images[:, 0, 0, 0].tolist() == [4, 0, 1, 2, 3]
+
+
+def test_broken_images_in_subfolders_are_listed(tmp_path):
+    _png(tmp_path / "sea" / "1.png", 3)
+    (tmp_path / "sea" / "more").mkdir()
+    (tmp_path / "sea" / "more" / "2.png").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"1 unusable image; .*\n.*sea/more/2\.png \("):
+        load_dataset(tmp_path)
+    assert load_dataset(tmp_path, skip_broken=True).images[:, 0, 0, 0].tolist() == [3]
+
+
+def test_links_are_followed_but_neither_in_circles_nor_up_into_other_classes(tmp_path):
+    root, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    _png(root / "forest" / "1.png", 1)
+    _png(root / "sea" / "1.png", 2)
+    _png(elsewhere / "2.png", 3)
+    (elsewhere / "back").symlink_to(root / "sea")
+    (root / "sea" / "linked").symlink_to(elsewhere)
+    (root / "sea" / "linked-again").symlink_to(elsewhere)
+    (root / "sea" / "self").symlink_to(root / "sea" / "self")
+    (root / "sea" / "here").symlink_to(".")
+    (root / "sea" / "all").symlink_to("..")
+    (root / "sea" / "gone.png").symlink_to("nowhere.png")
+    data = load_dataset(root, skip_broken=True)
+    assert data.labels.tolist() == [0, 1, 1]
+    assert data.images[:, 0, 0, 0].tolist() == [1, 2, 3]
+    assert len(data.broken) == 1
+    assert "gone.png (" in data.broken[0]
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tif", "TIFF", "webp", "bmp", "jfif", "jpe", "ppm", "pgm"])
+def test_other_image_files_are_read(tmp_path, suffix):
+    mode, colour = ("L", 60) if suffix == "pgm" else ("RGB", (60, 60, 60))
+    _png(tmp_path / "sea" / f"1.{suffix}", colour, mode=mode)
+    np.testing.assert_allclose(load_dataset(tmp_path, shape=(4, 5, 3)).images, 60, atol=2)
+
+
+def test_an_animated_image_counts_once(tmp_path):
+    (tmp_path / "sea").mkdir()
+    first, second = (Image.new("L", (5, 4), value) for value in (10, 200))
+    first.save(tmp_path / "sea" / "1.gif", save_all=True, append_images=[second])
+    assert load_dataset(tmp_path, shape=(4, 5, 1)).images[:, 0, 0, 0].tolist() == [10]
+
+
+def test_images_that_are_not_read_are_listed_and_other_files_ignored(tmp_path):
+    _png(tmp_path / "sea" / "1.png", 5)
+    for name in ("2.HEIC", "3.avif", "notes.txt", ".DS_Store", "Thumbs.db", "labels.csv"):
+        (tmp_path / "sea" / name).write_bytes(b"some")
+    with pytest.raises(DataError) as caught:
+        load_dataset(tmp_path)
+    assert str(caught.value).splitlines()[1:] == [
+        f"  {tmp_path}/sea/2.HEIC (.HEIC files are not read: convert it to PNG or JPEG)",
+        f"  {tmp_path}/sea/3.avif (.avif files are not read: convert it to PNG or JPEG)",
+    ]
+    data = load_dataset(tmp_path, skip_broken=True)
+    assert data.images[:, 0, 0, 0].tolist() == [5]
+    assert len(data.broken) == 2
+
+
 @pytest.mark.parametrize("nested", ["seg_test", "seg_test/seg_test", "test", "val"])
 def test_the_intel_layout_and_plain_splits(tmp_path, nested):
     _png(tmp_path / nested / "glacier" / "1.png", (1, 2, 3), mode="RGB")
@@ -252,3 +322,19 @@ def test_idx_images_are_never_resized(tmp_path):
     _write_idx(tmp_path, np.zeros((2, 3, 4)), [0, 1])
     with pytest.raises(DataError, match=r"expected \(8, 8, 1\)"):
         load_dataset(tmp_path, shape=(8, 8, 1))
+
+
+def test_images_are_decoded_as_predict_decodes_them(tmp_path):
+    for class_name, value in (("a", 40_000), ("b", 400)):
+        (tmp_path / class_name).mkdir()
+        Image.fromarray(np.full((8, 6), value, np.uint16)).save(tmp_path / class_name / "deep.png")
+    data = load_dataset(tmp_path, "test")
+    assert data.images.shape == (2, 8, 6, 1)
+    assert [int(image.max()) for image in data.images] == [40_000 >> 8, 400 >> 8]
+
+    upright = tmp_path / "turned" / "c"
+    upright.mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.fromarray(np.zeros((8, 6, 3), np.uint8)).save(upright / "phone.jpg", exif=exif)
+    assert load_dataset(tmp_path / "turned", "test").images.shape == (1, 6, 8, 3)
