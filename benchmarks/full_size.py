@@ -24,13 +24,12 @@ from trt_moe import Bundle, Router
 from trt_moe.bundle import InputSpec, Manifest, ModelEntry
 from trt_moe.bundle.writer import write_bytes
 from trt_moe.console import note, print_table
-from trt_moe.cuda.capture import Source, capture_model
 from trt_moe.cuda.device import open_device
-from trt_moe.cuda.gater_source import GaterSource, weights_of_module
-from trt_moe.cuda.torch_source import HalfModel, TorchSource
+from trt_moe.cuda.torch_source import HalfModel
 from trt_moe.data import EVALUATION_SEED, Dataset, load_dataset
 from trt_moe.evaluation import evaluate, make_test_sets
 from trt_moe.evaluation.tables import print_report
+from trt_moe.export.measure_gpu import capture_alone
 from trt_moe.models import ImageModel
 from trt_moe.training.calibration import temperatures
 from trt_moe.training.config import TrainConfig, load_config
@@ -154,23 +153,8 @@ class Trained:
 
 def time_bare(experts: dict[str, Any], gater: ImageModel, shape: Shape, test: Dataset) -> dict[str, dict[str, float]]:
     """Captured, on single images, in turns; the gater need not be trained yet."""
-    device = open_device()
-    weights = weights_of_module(gater, (shape.height, shape.width, shape.channels), len(experts))
-    assert weights is not None
-    sources: dict[str, Source] = {name: TorchSource(module) for name, module in experts.items()}
-    sources[GATER] = GaterSource(weights)
-    captured = {
-        name: capture_model(
-            source,
-            device,
-            name=name,
-            input_shape=(shape.height, shape.width, shape.channels),
-            outputs=len(experts) if name == GATER else shape.classes,
-            buckets=(1,),
-            precision="fp32" if name == GATER else "fp16",
-        )
-        for name, source in sources.items()
-    }
+    input_shape = (shape.height, shape.width, shape.channels)
+    captured = capture_alone(open_device(), gater, len(experts), experts, input_shape, shape.classes)
     image = test.images[0]
     contenders: dict[str, Timed] = {
         name: lambda model=model: float(model.time(image, 1, 0)[0])  # type: ignore[misc]

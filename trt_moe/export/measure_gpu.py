@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
+from torch import nn
 
 from trt_moe import _core
 from trt_moe.cuda.capture import Source, capture_model
@@ -59,20 +60,34 @@ def measure_latency_on_gpu(
     Returns:
         By name; the gater's is "gater".
     """
+    halves = {name: HalfModel(model) for name, model in classifiers.items()}
+    captured = capture_alone(device, gater, experts, halves, input_shape, classes)
+    image = np.random.Generator(np.random.PCG64(0)).integers(0, 256, input_shape, dtype=np.uint8)
+    for core in captured.values():
+        core.time(image, _WARMUP, 0)
+    rounds = [{name: core.time(image, 1, 0) for name, core in captured.items()} for _ in range(iterations)]
+    return {name: Timing(np.concatenate([times[name] for times in rounds])) for name in captured}
+
+
+def capture_alone(
+    device: _core.CudaDevice,
+    gater: ImageModel,
+    experts: int,
+    modules: Mapping[str, nn.Module],
+    input_shape: tuple[int, int, int],
+    classes: int,
+) -> dict[str, _core.Model]:
+    """Capture models for single images, as `measure_latency_on_gpu` does; `modules`, by name, may be compiled."""
 
     def capture(name: str, source: Source, outputs: int, precision: str = "fp16") -> _core.Model:
         return capture_model(
             source, device, name=name, input_shape=input_shape, outputs=outputs, buckets=(1,), precision=precision
         )
 
+    captured = {name: capture(name, TorchSource(module), classes) for name, module in modules.items()}
     weights = weights_of_module(gater, input_shape, experts)
-    captured = {name: capture(name, TorchSource(HalfModel(model)), classes) for name, model in classifiers.items()}
     if weights is None:
         captured[GATER] = capture(GATER, TorchSource(HalfModel(fused_gater(gater))), experts)
     else:
         captured[GATER] = capture(GATER, GaterSource(weights), experts, "fp32")
-    image = np.random.Generator(np.random.PCG64(0)).integers(0, 256, input_shape, dtype=np.uint8)
-    for core in captured.values():
-        core.time(image, _WARMUP, 0)
-    rounds = [{name: core.time(image, 1, 0) for name, core in captured.items()} for _ in range(iterations)]
-    return {name: Timing(np.concatenate([times[name] for times in rounds])) for name in captured}
+    return captured
