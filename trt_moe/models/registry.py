@@ -36,6 +36,7 @@ def create_expert(
     pretrained: bool = False,
     weights: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
+    all_weights: bool = False,
 ) -> nn.Module:
     """Build a classifier: float32 [N, in_chans, side, side] in, float32 [N, num_classes] out.
 
@@ -48,11 +49,12 @@ def create_expert(
             for torchvision, the first convolution are fitted anew where they differ.
         weights: local safetensors file to start from; tensors of another shape (the head) are left out.
         options: more arguments for timm's constructor, such as patch_size, depth or drop_rate.
+        all_weights: `weights` must hold every tensor, the head's too.
 
     Raises:
         InputError: unknown name (near matches are given), arguments the constructor refuses, or pretrained weights
             that do not exist or cannot be fetched.
-        BundleError: `weights` cannot be read, or fits half of this model's tensors or fewer.
+        BundleError: `weights` cannot be read, or fits half of this model's tensors or fewer, or not all where it must.
     """
     if name in _TORCHVISION:
         model = _create_squeezenet(name, num_classes, in_chans, pretrained, dict(options or {}))
@@ -73,7 +75,7 @@ def create_expert(
     else:
         raise InputError(_unknown(name))
     if weights is not None:
-        _load_matching(model, Path(weights))
+        _load_matching(model, Path(weights), all_weights)
     return model
 
 
@@ -143,7 +145,7 @@ def _new_head(features: int, num_classes: int) -> nn.Conv2d:
     return conv
 
 
-def _load_matching(model: nn.Module, file: Path) -> None:
+def _load_matching(model: nn.Module, file: Path, everything: bool) -> None:
     """Copy the tensors of `file` whose name and shape fit."""
     # Those of a run of ours are of the whole model, preprocessing and all.
     stored = {name.removeprefix("model.network."): value for name, value in read_weights(file).items()}
@@ -153,5 +155,12 @@ def _load_matching(model: nn.Module, file: Path) -> None:
         raise BundleError(
             f"{file} fits {len(fitting)} of the {len(own)} tensors of this model; it was saved from another "
             f"architecture: it starts with {', '.join(sorted(stored)[:2])}, expected {', '.join(sorted(own)[:2])}"
+        )
+    # A batch norm's count of batches is of no use after training, and not every file has it.
+    left = [k for k in own if k not in fitting and not k.endswith("num_batches_tracked")]
+    if everything and left:
+        raise BundleError(
+            f"{file} lacks {', '.join(left[:2])}{', ...' if len(left) > 2 else ''} of this model in its shape, such as "
+            "a head for these classes; without training (epochs: 0) it must hold all weights"
         )
     model.load_state_dict(fitting, strict=False)

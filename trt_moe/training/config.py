@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.data.corruptions import BLUR_SIGMA, NOISE_SIGMA, REFERENCE_SIDE, SEVERITIES
@@ -68,7 +68,7 @@ class ExpertConfig(Section):
     pretrained: bool = False
     weights: Path | None = None
     severities: Weights
-    epochs: int = Field(default=8, ge=1)
+    epochs: int = Field(default=8, ge=0, description="0: not trained, all weights are those of `weights`")
     batch: int = Field(default=128, ge=1, description="images an optimizer step, over all processes")
     accumulate: int = Field(default=1, ge=1, description="pieces that a step's images are computed in, to save memory")
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -87,6 +87,8 @@ class ExpertConfig(Section):
     def _some_severity(self) -> ExpertConfig:
         if sum(self.severities) <= 0:
             raise ValueError(f"{self.name}: at least one severity needs a weight above 0")
+        if self.epochs == 0 and self.weights is None:
+            raise ValueError(f"{self.name}: epochs is 0, so nothing would be learned; give its weights, or 1 or more")
         if self.name in RESERVED_NAMES:
             raise ValueError(f"{self.name!r} is reserved; give the expert another name")
         return self
@@ -163,7 +165,7 @@ class TrainConfig(Section):
     splits: SplitConfig = SplitConfig()
     corruption: CorruptionConfig = CorruptionConfig()
     teachers: tuple[ExpertConfig, ...] = ()
-    experts: tuple[ExpertConfig, ...] = Field(min_length=2)
+    experts: tuple[ExpertConfig, ...]
     baselines: tuple[ExpertConfig, ...] = ()
     gater: GaterConfig = GaterConfig()
     joint: JointConfig | None = None
@@ -177,6 +179,14 @@ class TrainConfig(Section):
     golden_images: int = Field(default=12, ge=1)
     evaluation_images: int = Field(10_000, ge=1, description="test images in the manifest's accuracies, at most")
     source: Path | None = Field(default=None, exclude=True, description="the file this came from")
+
+    @field_validator("experts", mode="before")
+    @classmethod
+    def _two_or_more(cls, experts: object) -> object:
+        # As they are given: a list with one wrong entry is not too short as well.
+        if isinstance(experts, list | tuple) and len(experts) < 2:
+            raise ValueError(f"has {len(experts)}; a mixture needs two or more")
+        return experts
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:

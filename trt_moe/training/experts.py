@@ -60,6 +60,7 @@ def build(config: TrainConfig, expert: ExpertConfig, shape: Shape, from_file: bo
         pretrained=expert.pretrained and not from_file,
         weights=None if from_file else expert.weights,
         options=expert.options,
+        all_weights=expert.epochs == 0,
     )
     graph_size = (expert.image_size, expert.image_size)
     return ImageModel(network, (shape.height, shape.width), graph_size, config.mean, config.std)

@@ -120,6 +120,14 @@ def test_weights_may_be_a_checkpoint_of_a_run(tmp_path):
         assert torch.equal(model.state_dict()[key], value), key
 
 
+def test_where_all_weights_are_needed_a_head_for_other_classes_will_not_do(tmp_path):
+    source = create_expert("test_resnet", num_classes=10)
+    save_file({k: v.contiguous() for k, v in source.state_dict().items()}, tmp_path / "w.safetensors")
+    create_expert("test_resnet", num_classes=10, weights=tmp_path / "w.safetensors", all_weights=True)
+    with pytest.raises(BundleError, match=r"lacks .*weight.* such as a head .*epochs: 0"):
+        create_expert("test_resnet", num_classes=3, weights=tmp_path / "w.safetensors", all_weights=True)
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     with pytest.raises(BundleError, match="not a readable safetensors file"):

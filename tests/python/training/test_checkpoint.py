@@ -240,6 +240,20 @@ def test_a_gradient_that_is_not_finite_is_not_stepped_along(raw_config, data_fol
         _run(raw_config, data, tmp_path)
 
 
+def test_an_expert_that_is_trained_already_skips_its_training(raw_config, data_folder, tmp_path):
+    data = load_dataset(data_folder, "train")
+    first = _run(raw_config, data, tmp_path / "first")["light"]
+    raw_config["experts"][0] |= {"epochs": 0, "weights": tmp_path / "first" / "light.safetensors"}
+    steps = []
+    second = _run(raw_config, data, tmp_path / "second", lambda name, *_: steps.append(name))["light"]
+    assert "light" not in steps and "heavy" in steps
+    for key, value in first.state_dict().items():
+        assert torch.equal(second.state_dict()[key], value), key
+    steps.clear()
+    _run(raw_config, data, tmp_path / "second", lambda name, *_: steps.append(name))
+    assert not steps
+
+
 def test_what_another_configuration_made_is_replaced_with_a_word(raw_config, data_folder, tmp_path):
     data = load_dataset(data_folder, "train")
     _run(raw_config, data, tmp_path)

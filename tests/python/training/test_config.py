@@ -98,7 +98,7 @@ def test_a_negative_latency_weight_is_refused(raw_config):
         ("severities", [1, 1, 1, 1, 1, -1], "greater than or equal"),
         ("teacher", "nobody", "'nobody'"),
         ("start_from", "heavy", "'heavy'"),
-        ("epochs", 0, "greater than or equal"),
+        ("epochs", -1, "greater than or equal"),
         ("learning_rate", float("nan"), "finite"),
         ("wings", 2, "not permitted"),
     ],
@@ -115,6 +115,14 @@ def test_an_expert_may_learn_from_one_before_it(raw_config):
     raw_config["experts"][0]["epochs"] += 1
     after = TrainConfig.model_validate(raw_config)
     assert before.expert_hash(before.classifier("heavy")) != after.expert_hash(after.classifier("heavy"))
+
+
+def test_no_epochs_need_weights(raw_config):
+    raw_config["experts"][0]["epochs"] = 0
+    with pytest.raises(ValidationError, match=r"light: epochs is 0, so nothing would be learned; give its weights"):
+        TrainConfig.model_validate(raw_config)
+    raw_config["experts"][0]["weights"] = "w.safetensors"
+    TrainConfig.model_validate(raw_config)
 
 
 def test_terms_that_no_method_has_are_refused(raw_config):
