@@ -6,7 +6,7 @@ import gzip
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -95,15 +95,39 @@ def load_dataset(
             # The published archive nests the folder once more: seg_train/seg_train/<class>.
             inner = inner / name if (inner / name).is_dir() else inner
             return _checked(_load_folder(inner, root.name, shape), skip_broken)
-    if split == "train" or _has_splits(root):
+    if split == "train" or has_splits(root):
         # Without splits the images to train on would be those to test on.
         raise DataError(
             f"{root} has no {split} split apart; expected {_SPLIT_FOLDERS['train'][0]}/<class> and "
-            f"{_SPLIT_FOLDERS['test'][0]}/<class>, train/<class> and test/<class>, or the idx files of Fashion-MNIST"
+            f"{_SPLIT_FOLDERS['test'][0]}/<class>, train/<class> and test/<class>, or the idx files of Fashion-MNIST. "
+            "Of class folders alone a config may keep some for the test, held_out: 0.2"
         )
     if any((root / str(level)).is_dir() for level in range(SEVERITIES)):
         return _checked(_load_severities(root, shape), skip_broken)
     return _checked(_load_folder(root, root.name, shape), skip_broken)
+
+
+def hold_out(data: Dataset, share: float) -> tuple[Dataset, Dataset]:
+    """Divide images into those to train on and those to test on: of every class alike, each time the same.
+
+    Args:
+        data: of a folder without splits.
+        share: of every class, 0 to 1, that is kept for the test.
+
+    Raises:
+        DataError: a class has too few images for both, or the images are corrupted already.
+    """
+    if data.severities is not None:
+        raise DataError(f"{data.name} holds images of several severities; training needs them as they were before")
+    kept = np.zeros(len(data), bool)
+    for label, class_name in enumerate(data.class_names):
+        rows = np.flatnonzero(data.labels == label)
+        count = max(1, round(share * len(rows)))
+        if count >= len(rows):
+            raise DataError(f"{data.name}: {len(rows)} images of {class_name} are too few to keep {share:.0%} of them")
+        kept[np.random.Generator(np.random.PCG64(label)).permutation(rows)[:count]] = True
+    training, test = (replace(data, images=data.images[part], labels=data.labels[part]) for part in (~kept, kept))
+    return training, replace(test, broken=())
 
 
 def _checked(data: Dataset, skip_broken: bool) -> Dataset:
@@ -153,7 +177,8 @@ def _find_idx(root: Path, split: Split, kind: str) -> Path | None:
     return None
 
 
-def _has_splits(root: Path) -> bool:
+def has_splits(root: Path) -> bool:
+    """Whether a data set keeps images to train on and images to test on apart."""
     folders = any((root / name).is_dir() for names in _SPLIT_FOLDERS.values() for name in names)
     return folders or any(_find_idx(root, split, "images-idx3-ubyte") is not None for split in ("train", "test"))
 

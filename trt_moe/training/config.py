@@ -152,6 +152,9 @@ class TrainConfig(Section):
     image_shape: tuple[Side, Side, Literal[1, 3]] | None = Field(
         default=None, description="height, width, channels that image files are converted to; default: as they are"
     )
+    held_out: float = Field(
+        default=0.0, ge=0, lt=1, description="share of every class kept for the test, where the folder has no splits"
+    )
     skip_broken: bool = Field(default=False, description="leave out unreadable files instead of stopping")
     checkpoints: Path = Path("runs")
     latency_weight: float = Field(default=0.7, ge=0)

@@ -8,12 +8,14 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from trt_moe.bundle.writer import write_bytes
 from trt_moe.data import Dataset, load_dataset
+from trt_moe.data.datasets import has_splits, hold_out
 from trt_moe.errors import DataError, InputError
 from trt_moe.export.bundle_writer import (
     GATER,
@@ -152,7 +154,14 @@ def load_splits(config: TrainConfig, log: Callable[[str], None]) -> tuple[Datase
     """
     if config.data is None:
         raise InputError("no data set: give --data DIR, or data: in the config")
-    training, test = (load_dataset(config.data, s, config.image_shape, config.skip_broken) for s in ("train", "test"))
+    if config.held_out > 0 and not has_splits(config.data):
+        training, test = hold_out(_load(config, "test"), config.held_out)
+        log(
+            f"held out {len(test)} of {len(test) + len(training)} images for the test; `trt-moe eval {config.data}` "
+            "would judge by all of them, also those that are learned from"
+        )
+    else:
+        training, test = _load(config, "train"), _load(config, "test")
     for what, data in (("training", training), ("test", test)):
         if data.broken:
             log(f"left out {len(data.broken)} of the {what} images: {'; '.join(data.broken)}")
@@ -169,6 +178,11 @@ def _writing(file: Path) -> Iterator[None]:
             f"cannot write {file}: {error}; free some space, or give another folder (--checkpoints). What is trained "
             "is kept"
         ) from error
+
+
+def _load(config: TrainConfig, part: Literal["train", "test"]) -> Dataset:
+    assert config.data is not None
+    return load_dataset(config.data, part, config.image_shape, config.skip_broken)
 
 
 def _silent(_: str) -> None:

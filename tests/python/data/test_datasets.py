@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from trt_moe.data import load_dataset
-from trt_moe.data.datasets import read_idx
+from trt_moe.data.datasets import hold_out, read_idx
 from trt_moe.errors import DataError, InputError
 
 
@@ -338,3 +338,28 @@ def test_images_are_decoded_as_predict_decodes_them(tmp_path):
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.fromarray(np.zeros((8, 6, 3), np.uint8)).save(upright / "phone.jpg", exif=exif)
     assert load_dataset(tmp_path / "turned", "test").images.shape == (1, 6, 8, 3)
+
+
+def test_of_class_folders_alone_some_images_of_every_class_are_kept_for_the_test(tmp_path):
+    for class_name, count in (("a", 10), ("b", 5)):
+        for index in range(count):
+            _png(tmp_path / class_name / f"{index}.png", 10 * (class_name == "b") + index)
+    data = load_dataset(tmp_path, "test")
+    training, test = hold_out(data, 0.2)
+    assert np.bincount(test.labels).tolist() == [2, 1] and np.bincount(training.labels).tolist() == [8, 4]
+    levels = [int(image.max()) for part in (training, test) for image in part.images]
+    assert sorted(levels) == sorted(int(image.max()) for image in data.images)
+    again = hold_out(data, 0.2)[1]
+    np.testing.assert_array_equal(again.images, test.images)
+    with pytest.raises(DataError, match=r"10 images of a are too few to keep 95% of them"):
+        hold_out(data, 0.95)
+    with pytest.raises(DataError, match=r"no train split apart.*held_out: 0\.2"):
+        load_dataset(tmp_path, "train")
+
+
+def test_images_that_were_corrupted_before_are_not_trained_on(tmp_path):
+    for level in ("0", "3"):
+        for index in range(3):
+            _png(tmp_path / level / "a" / f"{index}.png", index)
+    with pytest.raises(DataError, match="holds images of several severities"):
+        hold_out(load_dataset(tmp_path, "test"), 0.5)

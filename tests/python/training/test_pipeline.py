@@ -258,3 +258,18 @@ def test_costs_are_those_of_the_gpu_where_the_config_says_so(raw_config, tmp_pat
     ).manifest
     assert [entry.name for entry in manifest.experts] == ["light", "heavy"]
     assert {table.backend for table in manifest.latency} == {"openvino"}
+
+
+def test_a_folder_without_splits_is_divided_where_the_config_says_so(raw_config, tmp_path, data_folder):
+    whole = load_dataset(data_folder, "train")
+    for index, (image, label) in enumerate(zip(whole.images, whole.labels, strict=True)):
+        file = tmp_path / "data" / f"class-{label}" / f"{index:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(file)
+    config = TrainConfig.model_validate({**raw_config, "data": tmp_path / "data", "held_out": 0.25})
+    lines = []
+    training, test = pipeline.load_splits(config, lines.append)
+    assert (len(training), len(test)) == (180, 60)
+    assert lines[0].startswith("held out 60 of 240 images for the test")
+    training, test = pipeline.load_splits(config.model_copy(update={"data": data_folder}), lines.append)
+    assert (len(training), len(test), len(lines)) == (240, 60, 1), "a folder with splits keeps them"
