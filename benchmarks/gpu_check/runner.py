@@ -53,11 +53,11 @@ def run_part(part: Part, folder: Path, environment: dict[str, str], left: float)
             command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=folder, start_new_session=True
         )
         try:
-            code = process.wait(seconds)
+            code, stopped = process.wait(seconds), None
         except subprocess.TimeoutExpired:
-            code = None
+            code, stopped = None, "ended"
         except KeyboardInterrupt:
-            code = -signal.SIGINT
+            code, stopped = None, "interrupted"
         finally:
             _end(process)
     took = monotonic() - start
@@ -66,9 +66,9 @@ def run_part(part: Part, folder: Path, environment: dict[str, str], left: float)
     if code == 0:
         return Outcome("ran", took, result)
     printed = log.read_text(errors="replace")[-_TAIL:]
-    if code == -signal.SIGINT:
+    if stopped == "interrupted":
         return Outcome("interrupted", took, result, f"interrupted; it printed: {printed}")
-    if code is None:
+    if stopped == "ended":
         return Outcome("ended", took, result, f"not done after {seconds:.0f} s; it printed: {printed}")
     return Outcome("failed", took, result, f"exit code {code}; it printed: {printed}")
 

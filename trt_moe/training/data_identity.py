@@ -7,9 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trt_moe.bundle.writer import write_bytes
 from trt_moe.data import Dataset
-from trt_moe.errors import DataError, InputError
+from trt_moe.errors import InputError
+from trt_moe.training.run_files import read_json, writing
 
 _FILE = "data.json"
 
@@ -31,16 +34,12 @@ def check_data(folder: Path, training: Dataset, write: bool = True) -> None:
     """
     found = identity(training)
     file = folder / _FILE
-    noted = _read(file)
-    if noted is None:
+    noted = read_json(file)
+    if not isinstance(noted, dict):
         if write:
-            try:
+            with writing(file):
                 folder.mkdir(parents=True, exist_ok=True)
                 write_bytes(file, (json.dumps(found, indent=1) + "\n").encode())
-            except OSError as error:
-                raise DataError(
-                    f"cannot write {file}: {error}; give another folder for the run (--checkpoints)"
-                ) from error
     elif noted != found:
         differs = ", ".join(
             f"{key} {noted.get(key)!s:.80}, now {found[key]!s:.80}" for key in found if noted.get(key) != found[key]
@@ -53,18 +52,10 @@ def check_data(folder: Path, training: Dataset, write: bool = True) -> None:
 
 def identity(data: Dataset) -> dict[str, Any]:
     """Classes, shape, and a digest of labels and pixels."""
-    digest = hashlib.sha256(data.labels.tobytes())
-    digest.update(data.images.tobytes())
+    digest = hashlib.sha256(np.ascontiguousarray(data.labels).data)
+    digest.update(np.ascontiguousarray(data.images).data)
     return {
         "class_names": list(data.class_names),
         "images": list(data.images.shape),
         "sha256": digest.hexdigest(),
     }
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        noted = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return noted if isinstance(noted, dict) else None

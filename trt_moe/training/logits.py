@@ -12,12 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from trt_moe.bundle.writer import write_bytes
-from trt_moe.errors import DataError
 from trt_moe.models import ImageModel
 from trt_moe.softmax import log_softmax, softmax
 from trt_moe.training.config import ExpertConfig, TrainConfig, digest
 from trt_moe.training.experts import predict
 from trt_moe.training.processes import connect
+from trt_moe.training.run_files import writing
 from trt_moe.training.splits import Corrupted, Parts, derived_seed, draw, every_severity
 
 UNIFORM = (1.0,) * 6
@@ -144,11 +144,7 @@ def _cached(
         pass
     log(f"{file.stem}: {len(images.labels)} images")
     logits = predict(model.to(connect().device), images.images, precision)
-    try:
+    with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(file, save({"logits": np.ascontiguousarray(logits)}, {"identity": identity}))
-    except OSError as error:
-        raise DataError(
-            f"cannot write {file}: {error}; free some space, or give another folder (--checkpoints)"
-        ) from error
     return logits

@@ -195,13 +195,14 @@ def run_epoch(
                 loss = loss_of(images.to(device), targets.to(device), done / total) / pieces
                 loss.backward()
             mean += loss.detach()
+        # Enqueued before the loss is waited for, so that this is the only wait of a step.
+        norm = nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
         value = _over_processes(network, mean)
-        norm = float(nn.utils.clip_grad_norm_(network.parameters(), settings.clip))
-        for name, number in (("loss", value), ("the gradient's norm", norm)):
+        for name, number in (("loss", value), ("the gradient's norm", float(norm))):
             if not math.isfinite(number):
                 raise ModelOutputError(
                     f"{what}: {name} is {number} at epoch {epoch + 1}, step {step + 1} of {steps} "
-                    f"({_named(order.chosen[step].ravel(), indices)}); {kept_after(epoch)}. Lower learning_rate (now "
+                    f"({_named(order.chosen[step].ravel(), indices)}); {_kept_after(epoch)}. Lower learning_rate (now "
                     f"{settings.learning_rate})"
                 )
         optimizer.step()
@@ -220,7 +221,7 @@ def _named(rows: NDArray[np.int64], indices: NDArray[np.int64] | None) -> str:
     return f"batch of images {', '.join(map(str, shown))}, ... of {of}, counted from 0"
 
 
-def kept_after(epochs: int) -> str:
+def _kept_after(epochs: int) -> str:
     """What is left of a run that stops after so many whole epochs, for messages."""
     return f"the checkpoint of epoch {epochs} is kept" if epochs else "nothing is kept yet, it was the first epoch"
 

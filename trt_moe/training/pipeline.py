@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +40,7 @@ from trt_moe.training.logits import Judged, judge_parts
 from trt_moe.training.loop import Progress
 from trt_moe.training.processes import connect
 from trt_moe.training.report import report
+from trt_moe.training.run_files import read_json, writing
 from trt_moe.training.splits import split
 
 logger = logging.getLogger("trt_moe.training")
@@ -119,7 +119,7 @@ def train(
         for name, model in tuned.experts.items():
             files[name] = _export(model, onnx / "joint" / f"{name}.onnx", tuned.file, shape, log)
     files[GATER] = onnx / "gater.onnx"
-    with _writing(files[GATER]):
+    with writing(files[GATER]):
         export_onnx(fused_gater(gater).cpu(), files[GATER], _input_shape(shape))
     source = BundleSource(
         name=config.name,
@@ -166,18 +166,6 @@ def load_splits(config: TrainConfig, log: Callable[[str], None]) -> tuple[Datase
         if data.broken:
             log(f"left out {len(data.broken)} of the {what} images: {'; '.join(data.broken)}")
     return training, test
-
-
-@contextmanager
-def _writing(file: Path) -> Iterator[None]:
-    """Say which file could not be written, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"cannot write {file}: {error}; free some space, or give another folder (--checkpoints). What is trained "
-            "is kept"
-        ) from error
 
 
 def _load(config: TrainConfig, part: Literal["train", "test"]) -> Dataset:
@@ -227,9 +215,9 @@ def _export(model: ImageModel, file: Path, checkpoint: Path, shape: Shape, log: 
     """Write the ONNX file, unless it was made from this checkpoint, with this temperature, before."""
     made_of = [checkpoint_hash(checkpoint), None if model.temperature is None else model.temperature.item()]
     mark = file.with_suffix(".json")
-    if not (file.is_file() and _read_json(mark) == made_of):
+    if not (file.is_file() and read_json(mark) == made_of):
         # A copy, as exporting changes the memory format, and with it the last bits of what comes after.
-        with _writing(file):
+        with writing(file):
             error = export_onnx(copy.deepcopy(model).cpu(), file, _input_shape(shape))
             mark.write_text(json.dumps(made_of), encoding="utf-8")
         log(f"{file.stem}: exported, {file.stat().st_size / 1e6:.1f} MB, error {error:.1e}")
@@ -277,14 +265,14 @@ def _measure(
         [config.expert_hash(entry) for entry in (*config.experts, *config.baselines)],
         ["fused", config.gater.width],
     ]
-    stored = _read_json(folder / "latency.json")
+    stored = read_json(folder / "latency.json")
     if isinstance(stored, dict) and stored.get("identity") == identity:
         return {
             precision: {name: Timing(np.asarray(values)) for name, values in rows.items()}
             for precision, rows in stored["milliseconds"].items()
         }
     gater = build_gater(config, shape)
-    with _writing(untrained):
+    with writing(untrained):
         export_onnx(fused_gater(gater), untrained, _input_shape(shape))
     everything = {GATER: untrained, **files}
     timings = {
@@ -303,7 +291,7 @@ def _measure(
             figures = " ".join(f"{key} {value:.3f}" for key, value in timing.summary().items())
             log(f"latency in {precision}, {name}: {figures}")
     rows = {p: {name: t.milliseconds.tolist() for name, t in row.items()} for p, row in timings.items()}
-    with _writing(folder / "latency.json"):
+    with writing(folder / "latency.json"):
         write_bytes(folder / "latency.json", json.dumps({"identity": identity, "milliseconds": rows}).encode())
     return timings
 
@@ -318,7 +306,7 @@ def _write_report(
 ) -> None:
     names = [e.name for e in config.experts]
     text = report(gaters, validation, names, costs, gater_cost, config.latency_weight)
-    with _writing(folder / "gaters.md"):
+    with writing(folder / "gaters.md"):
         write_bytes(folder / "gaters.md", text.encode())
 
 
@@ -358,11 +346,3 @@ def _command(config: TrainConfig, out: Path) -> str:
     name = f"configs/{Path(name).name}" if Path(name).is_absolute() else name
     target = f"engines/{out.name}" if out.is_absolute() else out.as_posix()
     return f"trt-moe train {name} --data DIR --out {target}"
-
-
-def _read_json(file: Path) -> object:
-    try:
-        value: object = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value

@@ -312,11 +312,6 @@ dim3 grid_of(int rows, int columns, int tile, int images) {
   return dim3(static_cast<unsigned>(of(rows) * of(columns)), static_cast<unsigned>(images));
 }
 
-template <typename Arguments>
-const void* address_of(void (*kernel)(Arguments)) {
-  return reinterpret_cast<const void*>(kernel);
-}
-
 }  // namespace
 
 GaterKernels gater_kernels(const GaterRun& run) {
@@ -324,18 +319,19 @@ GaterKernels gater_kernels(const GaterRun& run) {
   const auto add = [&](const void* kernel, int rows, int columns, int tile, const void* arguments) {
     found.kernels[found.count++] = {{kernel, grid_of(rows, columns, tile, run.images), dim3(kThreads)}, arguments};
   };
-  add(address_of(gater_stem), 2 * run.stem.out_rows, 2 * run.stem.out_columns, kStemTile, &run.stem);
+  add(kernel_address(gater_stem), 2 * run.stem.out_rows, 2 * run.stem.out_columns, kStemTile, &run.stem);
   if (run.third) {
-    add(address_of(gater_middle), run.middle.rows / 2 * 2, run.middle.columns / 2 * 2, kMiddleTile, &run.middle);
+    add(kernel_address(gater_middle), run.middle.rows / 2 * 2, run.middle.columns / 2 * 2, kMiddleTile, &run.middle);
   }
-  const void* const head = run.third ? address_of(gater_head<2 * kGaterWidth>) : address_of(gater_head<kGaterWidth>);
+  const void* const head =
+      run.third ? kernel_address(gater_head<2 * kGaterWidth>) : kernel_address(gater_head<kGaterWidth>);
   add(head, run.head.rows, run.head.columns, kHeadTile, &run.head);
   return found;
 }
 
 std::array<const void*, 4> all_gater_kernels() {
-  return {address_of(gater_stem), address_of(gater_middle), address_of(gater_head<kGaterWidth>),
-          address_of(gater_head<2 * kGaterWidth>)};
+  return {kernel_address(gater_stem), kernel_address(gater_middle), kernel_address(gater_head<kGaterWidth>),
+          kernel_address(gater_head<2 * kGaterWidth>)};
 }
 
 }  // namespace trt_moe::cuda

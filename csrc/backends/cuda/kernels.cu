@@ -155,11 +155,6 @@ unsigned whole_warps(std::size_t threads, unsigned most) {
 
 unsigned blocks_of(std::size_t threads, unsigned block) { return static_cast<unsigned>((threads + block - 1) / block); }
 
-template <typename... Arguments>
-const void* address(void (*kernel)(Arguments...)) {
-  return reinterpret_cast<const void*>(kernel);
-}
-
 bool vectorizes(const GatherArguments& arguments) {
   const auto bits = reinterpret_cast<std::uintptr_t>(arguments.images) |
                     reinterpret_cast<std::uintptr_t>(arguments.input) | arguments.image_bytes;
@@ -171,23 +166,24 @@ bool vectorizes(const GatherArguments& arguments) {
 KernelLaunch route_kernel(const RouteArguments& arguments) {
   const auto capacity = static_cast<std::size_t>(arguments.capacity);
   const auto experts = static_cast<std::size_t>(arguments.experts);
-  return {address(route), dim3(1), dim3(whole_warps(std::max(capacity, experts * kWarp), kMaxRouteThreads))};
+  return {kernel_address(route), dim3(1), dim3(whole_warps(std::max(capacity, experts * kWarp), kMaxRouteThreads))};
 }
 
 KernelLaunch gather_kernel(const GatherArguments& arguments, std::size_t rows) {
   const bool vectors = vectorizes(arguments);
   const std::size_t units = arguments.image_bytes / (vectors ? sizeof(uint4) : 1);
-  return {vectors ? address(gather<uint4>) : address(gather<std::uint8_t>),
+  return {vectors ? kernel_address(gather<uint4>) : kernel_address(gather<std::uint8_t>),
           dim3(blocks_of(units, kGatherThreads), static_cast<unsigned>(rows)), dim3(kGatherThreads)};
 }
 
 KernelLaunch scatter_kernel(const ScatterArguments& arguments, std::size_t rows) {
-  return {address(scatter), dim3(static_cast<unsigned>(rows)),
+  return {kernel_address(scatter), dim3(static_cast<unsigned>(rows)),
           dim3(whole_warps(arguments.classes, kMaxScatterThreads))};
 }
 
 std::array<const void*, 4> all_kernels() {
-  return {address(route), address(gather<uint4>), address(gather<std::uint8_t>), address(scatter)};
+  return {kernel_address(route), kernel_address(gather<uint4>), kernel_address(gather<std::uint8_t>),
+          kernel_address(scatter)};
 }
 
 }  // namespace trt_moe::cuda

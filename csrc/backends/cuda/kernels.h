@@ -65,6 +65,11 @@ struct KernelLaunch {
   dim3 block;
 };
 
+template <typename... Arguments>
+const void* kernel_address(void (*kernel)(Arguments...)) {
+  return reinterpret_cast<const void*>(kernel);
+}
+
 // Chooses each image's expert, lists each expert's images in input order, and sets the conditional handles.
 KernelLaunch route_kernel(const RouteArguments& arguments);
 // Copies an expert's images to its input. rows: the most there can be, no more than the row list has room for.
