@@ -71,6 +71,7 @@ def train(
     Raises:
         InputError: no data set given, or values that do not fit together.
         DataError: data set, checkpoint or output folder cannot be used.
+        DeviceError: latencies of a GPU are asked for, and there is none.
         ModelOutputError: training diverged, or the export changed a network's answers.
     """
     processes = connect()
@@ -81,6 +82,7 @@ def train(
     # What the last phases need is checked now, as they come after hours.
     check_test_images(test, max(config.sample_images, config.golden_images))
     build_gater(config, shape)
+    gpu_for(config.latency_device)
     folder = config.checkpoints / config.name
     check_data(folder, training_data, processes.is_main_process)
     parts = split(training_data, config.splits)

@@ -15,7 +15,7 @@ pytest.importorskip("onnxscript")
 
 from trt_moe.bundle import Bundle  # noqa: E402
 from trt_moe.data import EVALUATION_SEED, corrupt, load_dataset  # noqa: E402
-from trt_moe.errors import DataError, InputError, ModelOutputError  # noqa: E402
+from trt_moe.errors import DataError, DeviceError, InputError, ModelOutputError  # noqa: E402
 from trt_moe.export.measure import Timing, load_onnx  # noqa: E402
 from trt_moe.export.torch_export import export_onnx, logit_error, run_onnx  # noqa: E402
 from trt_moe.models import ImageModel  # noqa: E402
@@ -273,3 +273,16 @@ def test_a_folder_without_splits_is_divided_where_the_config_says_so(raw_config,
     assert lines[0].startswith("held out 60 of 240 images for the test")
     training, test = pipeline.load_splits(config.model_copy(update={"data": data_folder}), lines.append)
     assert (len(training), len(test), len(lines)) == (240, 60, 1), "a folder with splits keeps them"
+
+
+def test_a_gpu_that_is_not_there_is_missed_before_anything_is_trained(raw_config, tmp_path, monkeypatch):
+    def missing():
+        raise DeviceError("no NVIDIA driver was found")
+
+    monkeypatch.setattr("trt_moe.export.measure_gpu.open_device", missing)
+    lines = []
+    with pytest.raises(DeviceError, match="no NVIDIA driver"):
+        train(
+            TrainConfig.model_validate({**raw_config, "latency_device": "cuda"}), tmp_path / "bundle", log=lines.append
+        )
+    assert not lines
