@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from rich.console import Console
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from tests.support.tiny_bundle import TinyBundle, write_tiny_bundle
 from trt_moe.cli import app
