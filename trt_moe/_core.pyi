@@ -59,8 +59,10 @@ class Pipeline:
     """
     def __init__(self, gater: Model, experts: collections.abc.Sequence[Model], *, names: collections.abc.Sequence[str], costs: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], latency_weight: typing.SupportsFloat | typing.SupportsIndex, verify_below: typing.SupportsFloat | typing.SupportsIndex, verify_by_mirror: bool, max_batch: typing.SupportsInt | typing.SupportsIndex, max_wait_us: typing.SupportsInt | typing.SupportsIndex, max_queue: typing.SupportsInt | typing.SupportsIndex, warmup: bool, device_routed: bool = False, speculate: bool = False) -> None:
         ...
-    def close(self, cancel_pending: bool) -> None:
-        ...
+    def close(self, cancel_pending: bool) -> bool:
+        """
+        False: called out of a predict on this thread, by a signal handler; close once more after it.
+        """
     def device_rows(self, count: typing.SupportsInt | typing.SupportsIndex) -> DeviceRows:
         """
         Memory on the device for predict's `keep`; used again once it is dropped. float32 probabilities [N,C] and

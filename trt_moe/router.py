@@ -354,11 +354,14 @@ class Router:
     def close(self, *, cancel_pending: bool = False) -> None:
         """Take no more images, answer those that wait, and stop the workers. Closing twice is fine.
 
+        In a signal handler that interrupts this router's own `predict`, it takes no more images and returns; the
+        workers stop when it is closed once more, or dropped.
+
         Args:
             cancel_pending: fail the waiting images with `RouterClosedError` instead.
         """
-        _close(self._pipeline, self._completions, cancel_pending)
-        self._closer.detach()
+        if _close(self._pipeline, self._completions, cancel_pending):
+            self._closer.detach()
 
     def __enter__(self) -> Router:
         """The router itself."""
@@ -389,9 +392,11 @@ class Router:
         )
 
 
-def _close(pipeline: _core.Pipeline, completions: Completions, cancel_pending: bool = True) -> None:
-    pipeline.close(cancel_pending)
-    completions.join()
+def _close(pipeline: _core.Pipeline, completions: Completions, cancel_pending: bool = True) -> bool:
+    closed = pipeline.close(cancel_pending)
+    if closed:
+        completions.join()
+    return closed
 
 
 def _cuda_models(bundle: Bundle, precision: str, modules: Mapping[str, Any]) -> CudaModels:

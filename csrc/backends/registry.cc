@@ -1,6 +1,7 @@
 #include "backends/registry.h"
 
 #include "core/error.h"
+#include "core/forks.h"
 #ifdef TRT_MOE_WITH_CUDA
 #include "backends/cuda/open_device.h"
 #endif
@@ -19,6 +20,9 @@ std::vector<std::string> built_backends() {
 }
 
 std::shared_ptr<Backend> make_backend(const std::string& name) {
+  // Its runtimes, too, have threads that a fork lacks, and would wait for them for ever.
+  static const ForkMark first_used;
+  first_used.expect_not_forked();
 #ifdef TRT_MOE_WITH_OPENVINO
   if (name == "openvino") return make_openvino_backend();
 #endif
@@ -38,6 +42,8 @@ std::string cuda_build() {
 
 std::shared_ptr<cuda::StreamDevice> open_cuda_device([[maybe_unused]] int ordinal) {
 #ifdef TRT_MOE_WITH_CUDA
+  static const ForkMark first_used;  // CUDA does not survive a fork
+  first_used.expect_not_forked();
   return cuda::open_device(ordinal);
 #else
   throw Error(ErrorKind::kDevice,

@@ -21,6 +21,9 @@ void register_cuda_plan(pybind11::module_& module);
 // The Python exception object for a failure.
 pybind11::object python_error(const Failure& failure);
 
+// Called without the GIL while a caller waits, so that Ctrl-C reaches Python.
+void check_signals();
+
 // A view of C-contiguous uint8 [N,H,W,C] images. Throws Error(kInput) that says what was found.
 ImageBatchView image_batch(const pybind11::array& images, const ImageShape& expected);
 // The same for one [H,W,C] image.

@@ -112,7 +112,7 @@ void register_device_rows(py::module_& module) {
       .def_property_readonly("routes", [](const Rows& self) { return self.rows.routes; });
 }
 
-void register_device_pipeline(py::class_<Pipeline>& pipeline) {
+void register_device_pipeline(PipelineClass& pipeline) {
   pipeline
       .def("predict_device", &predict_device, py::arg("address"), py::arg("count"), py::arg("stream"),
            py::arg("keep") = py::none(),

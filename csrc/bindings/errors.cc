@@ -34,6 +34,11 @@ void register_errors(py::module_&) {
   });
 }
 
+void check_signals() {
+  const py::gil_scoped_acquire acquire;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
 py::object python_error(const Failure& failure) { return python_class(failure.kind)(failure.message); }
 
 }  // namespace trt_moe

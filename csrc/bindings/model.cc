@@ -29,7 +29,7 @@ void register_model(py::module_& module) {
             float* const rows = logits.mutable_data();
             {
               const py::gil_scoped_release release;
-              self.logits(view, rows);
+              self.logits(view, rows, &check_signals);
             }
             return logits;
           },
@@ -42,7 +42,7 @@ void register_model(py::module_& module) {
             double* const values = times.mutable_data();
             {
               const py::gil_scoped_release release;
-              self.time(pixels, warmup, {values, iterations});
+              self.time(pixels, warmup, {values, iterations}, &check_signals);
             }
             return times;
           },

@@ -90,14 +90,9 @@ Answers AnswerArrays::take() {
   return py::make_tuple(std::move(probabilities), std::move(gater_logits), std::move(routes), std::move(latency_ms));
 }
 
-void check_signals() {
-  const py::gil_scoped_acquire acquire;
-  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-}
-
 void register_pipeline(py::module_& module) {
   register_device_rows(module);
-  py::class_<Pipeline> pipeline(module, "Pipeline", "A gater and its experts behind one scheduler.");
+  PipelineClass pipeline(module, "Pipeline", "A gater and its experts behind one scheduler.");
   pipeline
       .def(py::init([](const std::shared_ptr<ModelRunner>& gater,
                        const std::vector<std::shared_ptr<ModelRunner>>& experts, const std::vector<std::string>& names,
@@ -111,11 +106,11 @@ void register_pipeline(py::module_& module) {
                list.push_back({names.at(i), engines.back(), costs.at(i)});
              }
              const py::gil_scoped_release release;
-             auto made = std::make_unique<Pipeline>(
-                 gater->engine(), std::move(list),
-                 SchedulerOptions{latency_weight, verify_below,
-                                  verify_by_mirror ? VerifyBy::kMirror : VerifyBy::kDearest, max_batch,
-                                  std::chrono::microseconds(max_wait_us), max_queue, warmup, speculate});
+             PipelineHolder made(
+                 new Pipeline(gater->engine(), std::move(list),
+                              SchedulerOptions{latency_weight, verify_below,
+                                               verify_by_mirror ? VerifyBy::kMirror : VerifyBy::kDearest, max_batch,
+                                               std::chrono::microseconds(max_wait_us), max_queue, warmup, speculate}));
              choose_routing(*made, gater->engine(), engines, device_routed, speculate);
              return made;
            }),
@@ -147,8 +142,9 @@ void register_pipeline(py::module_& module) {
           [](Pipeline& self, float probability) { self.set_verify_below(probability); })
       .def("stats", &stats)
       .def(
-          "close", [](Pipeline& self, bool cancel_pending) { self.close(cancel_pending); }, py::arg("cancel_pending"),
-          py::call_guard<py::gil_scoped_release>());
+          "close", [](Pipeline& self, bool cancel_pending) { return self.close(cancel_pending); },
+          py::arg("cancel_pending"), py::call_guard<py::gil_scoped_release>(),
+          "False: called out of a predict on this thread, by a signal handler; close once more after it.");
   register_device_pipeline(pipeline);
 }
 

@@ -28,6 +28,15 @@ class Pipeline final : public Scheduler {
   std::unique_ptr<cuda::DeviceOutputs> device_outputs;       // none on the CPU
 };
 
+// In a fork, a pipeline of the parent's is left as it is: its threads are not there to be ended.
+struct LeaveInFork {
+  void operator()(Pipeline* pipeline) const {
+    if (!pipeline->forked()) delete pipeline;
+  }
+};
+using PipelineHolder = std::unique_ptr<Pipeline, LeaveInFork>;
+using PipelineClass = pybind11::class_<Pipeline, PipelineHolder>;
+
 using Answers = pybind11::typing::Tuple<pybind11::array_t<float>, pybind11::array_t<float>,
                                         pybind11::array_t<std::int64_t>, pybind11::array_t<float>>;
 
@@ -46,15 +55,12 @@ struct AnswerArrays {
 // Where `images` answers are kept on the device, if anywhere. Throws Error(kInput) when they do not fit.
 const DeviceRows* kept_rows(const std::optional<cuda::DeviceOutputs::Rows>& keep, std::size_t images);
 
-// Called without the GIL while a caller waits, so that Ctrl-C reaches Python.
-void check_signals();
-
 // Decides where the pipeline routes.
 void choose_routing(Pipeline& pipeline, const std::shared_ptr<Engine>& gater,
                     const std::vector<std::shared_ptr<Engine>>& experts, bool device_routed, bool speculate);
 
 // What only pipelines on a CUDA device do. Before the pipeline's own methods, whose signatures name `DeviceRows`.
 void register_device_rows(pybind11::module_& module);
-void register_device_pipeline(pybind11::class_<Pipeline>& pipeline);
+void register_device_pipeline(PipelineClass& pipeline);
 
 }  // namespace trt_moe

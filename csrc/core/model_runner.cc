@@ -7,6 +7,8 @@
 #include <exception>
 #include <thread>
 
+#include "core/poller.h"
+
 namespace trt_moe {
 
 // A session on loan; it goes back to the idle ones.
@@ -39,7 +41,8 @@ class ModelRunner::Lease {
   std::unique_ptr<Session> session_;
 };
 
-void ModelRunner::logits(ImageBatchView images, float* logits) {
+void ModelRunner::logits(ImageBatchView images, float* logits, void (*poll)()) {
+  process_.expect_not_forked();
   const EngineInfo& info = engine_->info();
   const auto run = [&](Session& session, std::size_t begin, std::size_t count) {
     std::memcpy(session.input().data(), images.image(begin), count * images.image_bytes);
@@ -55,8 +58,9 @@ void ModelRunner::logits(ImageBatchView images, float* logits) {
   std::exception_ptr error;
   std::mutex error_mutex;
   const std::size_t bucket = next_chunk(images.count, info.parallel, images.count, info.buckets);
-  const auto work = [&] {
+  const auto work = [&](void (*between)()) {
     try {
+      Poller poller(between);
       const Lease session(*this, Lane::kThroughput);
       for (std::size_t begin = next.fetch_add(bucket); begin < images.count; begin = next.fetch_add(bucket)) {
         const std::size_t end = std::min(begin + bucket, images.count);
@@ -65,22 +69,26 @@ void ModelRunner::logits(ImageBatchView images, float* logits) {
           run(*session, begin, count);
           begin += count;
         }
+        poller();
       }
     } catch (...) {
       const std::lock_guard lock(error_mutex);
       if (!error) error = std::current_exception();
+      next.store(images.count);  // the others stop as well
     }
   };
   {
     std::vector<std::jthread> helpers;
     const std::size_t chunks = (images.count + bucket - 1) / bucket;
-    for (std::size_t i = 1; i < std::min(info.parallel, chunks); ++i) helpers.emplace_back(work);
-    work();
+    for (std::size_t i = 1; i < std::min(info.parallel, chunks); ++i) helpers.emplace_back(work, nullptr);
+    work(poll);
   }
   if (error) std::rethrow_exception(error);
 }
 
-void ModelRunner::time(const std::uint8_t* image, std::size_t warmup, std::span<double> milliseconds) {
+void ModelRunner::time(const std::uint8_t* image, std::size_t warmup, std::span<double> milliseconds, void (*poll)()) {
+  process_.expect_not_forked();
+  Poller between(poll);
   const Lease session(*this, Lane::kLatency);
   std::memcpy(session->input().data(), image, engine_->info().input.bytes());
   for (std::size_t i = 0; i < warmup; ++i) session->run(1);
@@ -88,6 +96,7 @@ void ModelRunner::time(const std::uint8_t* image, std::size_t warmup, std::span<
     const auto start = std::chrono::steady_clock::now();
     session->run(1);
     value = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+    between();
   }
 }
 

@@ -4,6 +4,8 @@
 #include <exception>
 #include <utility>
 
+#include "core/poller.h"
+
 namespace trt_moe {
 
 Request::Request(ImageBatchView images, OutputRows rows, Clock::time_point submitted)
@@ -49,7 +51,6 @@ bool BlockingRequest::wait_for(std::chrono::milliseconds time) {
 }
 
 void BlockingRequest::wait(void (*poll)()) {
-  constexpr std::chrono::milliseconds kPollEvery{100};
   std::exception_ptr interrupted;
   while (!wait_for(kPollEvery)) {
     if (poll == nullptr || interrupted) continue;

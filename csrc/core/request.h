@@ -67,8 +67,8 @@ class BlockingRequest final : public Request {
  public:
   using Request::Request;
 
-  // Returns when every image is answered; throws the first error. `poll` (may be null) is called about ten
-  // times a second; when it throws, the request is cancelled, waited for and the exception passed on.
+  // Returns when every image is answered; throws the first error. `poll` (may be null) is called every
+  // kPollEvery; when it throws, the request is cancelled, waited for and the exception passed on.
   void wait(void (*poll)());
   // Cancels and waits; what became of the images does not matter any more.
   void abandon();

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/mirror.h"
+#include "core/poller.h"
 #include "core/scheduler_parts.h"
 
 namespace trt_moe {
@@ -26,24 +27,39 @@ Error not_on_device(const std::string& what) {
 
 }  // namespace
 
-// Lets close() wait for the calls that it found under way.
+// Lets close() wait for the calls that it found under way, but for its own thread's.
 class Scheduler::ActivePredict {
  public:
-  explicit ActivePredict(std::atomic<std::size_t>& count) : count_(count) { count_.fetch_add(1); }
+  explicit ActivePredict(Scheduler& scheduler) : scheduler_(scheduler), outer_(std::exchange(innermost_, this)) {
+    scheduler_.active_predicts_.fetch_add(1);
+  }
   ~ActivePredict() {
-    if (count_.fetch_sub(1) == 1) count_.notify_all();
+    if (scheduler_.active_predicts_.fetch_sub(1) == 1) scheduler_.active_predicts_.notify_all();
+    innermost_ = outer_;
   }
   ActivePredict(const ActivePredict&) = delete;
   ActivePredict& operator=(const ActivePredict&) = delete;
 
+  static bool on_this_thread(const Scheduler& scheduler) noexcept {
+    const ActivePredict* call = innermost_;
+    while (call != nullptr && &call->scheduler_ != &scheduler) call = call->outer_;
+    return call != nullptr;
+  }
+
  private:
-  std::atomic<std::size_t>& count_;
+  static thread_local const ActivePredict* innermost_;  // calls nest where `poll` predicts
+
+  Scheduler& scheduler_;
+  const ActivePredict* outer_;
 };
+
+thread_local const Scheduler::ActivePredict* Scheduler::ActivePredict::innermost_ = nullptr;
 
 // A place for some images in the scheduler, given back on destruction.
 class Scheduler::Admission {
  public:
   Admission(Scheduler& scheduler, std::size_t images) : scheduler_(scheduler), images_(images) {
+    scheduler.process_.expect_not_forked();
     const std::size_t limit = scheduler.options_.max_queue;
     std::size_t before = scheduler.in_flight_.load(std::memory_order_relaxed);
     do {
@@ -150,7 +166,7 @@ void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*po
   if (keep != nullptr && !images_stay_on_device()) throw not_on_device("answers");
   const std::size_t places = std::min({images.count, options_.max_batch, options_.max_queue});
   // Counted before the admission looks whether we are closing: close() sees this call, or it is refused.
-  const ActivePredict active(active_predicts_);
+  const ActivePredict active(*this);
   const Admission admission(*this, places);
   const bool on_device = routes_on_device();
   if (images.count == 1 && admission.was_idle() && !on_device) {
@@ -161,11 +177,15 @@ void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*po
   // More images than places go through in two alternating parts, so that the workers never run dry between them.
   const std::size_t part = images.count <= places ? images.count : std::max<std::size_t>(1, places / 2);
   std::array<std::optional<BlockingRequest>, 2> parts;
+  Poller between(poll);
   try {
     std::size_t turn = 0;
     for (std::size_t begin = 0; begin < images.count; begin += part, ++turn) {
       std::optional<BlockingRequest>& request = parts[turn % (places >= 2 ? 2 : 1)];
-      if (request) request->wait(poll);
+      if (request) {
+        request->wait(poll);
+        between();
+      }
       const std::size_t count = std::min(part, images.count - begin);
       request.emplace(ImageBatchView{images.image(begin), count, images.image_bytes},
                       rows.part(begin, classes_, experts_.size()), submitted);
@@ -190,7 +210,7 @@ void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*po
 void Scheduler::predict(const DeviceImages& images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep) {
   const Clock::time_point submitted = Clock::now();
   if (!images_stay_on_device()) throw not_on_device("images");
-  const ActivePredict active(active_predicts_);
+  const ActivePredict active(*this);
   const Admission admission(*this, std::min({images.count, options_.max_batch, options_.max_queue}));
   run_routed(images, rows, submitted, poll, keep);
 }
@@ -252,11 +272,14 @@ void Scheduler::copy_image(const std::uint8_t* image, bool verifies, std::uint8_
   }
 }
 
-void Scheduler::close(bool cancel_pending) {
-  const std::lock_guard once(close_mutex_);
-  if (closed_) return;
+bool Scheduler::close(bool cancel_pending) {
+  if (forked()) return true;
+  // At once, for a close that another thread waits in as well.
   if (cancel_pending) cancel_pending_.store(true, std::memory_order_relaxed);
   closing_.store(true);
+  if (ActivePredict::on_this_thread(*this)) return false;
+  const std::lock_guard once(close_mutex_);
+  if (closed_) return true;
   for (std::size_t active = active_predicts_.load(); active != 0; active = active_predicts_.load()) {
     active_predicts_.wait(active);
   }
@@ -268,6 +291,7 @@ void Scheduler::close(bool cancel_pending) {
   }
   completed_.close();
   closed_ = true;
+  return true;
 }
 
 SchedulerStats Scheduler::stats() const {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/backend.h"
+#include "core/forks.h"
 #include "core/job_queue.h"
 #include "core/request.h"
 #include "core/route_plan.h"
@@ -96,7 +97,11 @@ class Scheduler {
   float verify_below() const noexcept { return verify_below_.load(std::memory_order_relaxed); }
 
   // Takes nothing new, then answers all it took, or with cancel_pending fails what waits with Error(kRouterClosed).
-  void close(bool cancel_pending);
+  // False: called by `poll` out of a predict of this scheduler, which cannot be waited for: it takes nothing new, and
+  // is to be closed once more when that predict is done. In a fork nothing is done, and nothing can be.
+  bool close(bool cancel_pending);
+  // In a fork of the process that made it, where it may not be destroyed.
+  bool forked() const noexcept { return process_.forked(); }
 
   bool closing() const noexcept { return closing_.load(); }
 
@@ -176,6 +181,7 @@ class Scheduler {
 
   std::mutex close_mutex_;
   bool closed_ = false;
+  ForkMark process_;
 };
 
 }  // namespace trt_moe

@@ -4,6 +4,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "core/poller.h"
 #include "core/scheduler_parts.h"
 
 namespace trt_moe {
@@ -24,8 +25,9 @@ void Scheduler::run_routed(const Images& images, const OutputRows& rows, Clock::
                            const DeviceRows* keep) {
   // What is verified waits in a line, which has room for max_queue.
   const std::size_t part = std::min({routed_lane_->plan->capacity(), options_.max_batch, options_.max_queue});
+  Poller between(poll);
   for (std::size_t begin = 0; begin < images.count; begin += part) {
-    if (begin > 0 && poll != nullptr) poll();
+    between();
     const std::size_t count = std::min(part, images.count - begin);
     DeviceRows kept;
     if (keep != nullptr) kept = keep->part(begin, classes_, experts_.size());

@@ -164,13 +164,13 @@ TEST_CASE_TEMPLATE("a model runner keeps the order of any number of images", Bac
     const std::vector<int> levels = some_levels(count);
     const auto pixels = grey_images(levels);
     std::vector<float> logits(count * kClasses);
-    runner.logits({pixels.data(), count, kShape.bytes()}, logits.data());
+    runner.logits({pixels.data(), count, kShape.bytes()}, logits.data(), nullptr);
     for (std::size_t i = 0; i < count; ++i) {
       expect_logits(std::span(logits).subspan(i * kClasses, kClasses), levels[i], 20.0, kClasses);
     }
   }
   std::vector<double> times(5);
-  runner.time(grey_images({50}).data(), 1, times);
+  runner.time(grey_images({50}).data(), 1, times, nullptr);
   for (const double time : times) CHECK(time > 0.0);
 }
 
