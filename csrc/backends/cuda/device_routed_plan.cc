@@ -32,30 +32,21 @@ std::span<const T> part(const std::byte* block, std::size_t offset, std::size_t 
 
 }  // namespace
 
-// Holds every model's mutex. It waits for one only while it holds none, so that it cannot deadlock with others that
-// take several.
+// Holds every model's mutex, each taken while those before it are held. Who else holds several takes them in this order
+// too: a speculating expert, the first one, then the gater, and that expert still, then another.
 class DeviceRoutedPlan::AllModels {
  public:
-  explicit AllModels(const std::vector<std::mutex*>& mutexes) : mutexes_(mutexes) {
-    for (std::size_t first = 0;;) {
-      at(first).lock();
-      std::size_t held = 1;
-      while (held < mutexes_.size() && at(first + held).try_lock()) ++held;
-      if (held == mutexes_.size()) return;
-      for (std::size_t i = 0; i < held; ++i) at(first + i).unlock();
-      first += held;
-    }
+  explicit AllModels(const std::vector<FairMutex*>& mutexes) : mutexes_(mutexes) {
+    for (FairMutex* mutex : mutexes_) mutex->lock();
   }
   ~AllModels() {
-    for (std::mutex* mutex : mutexes_) mutex->unlock();
+    for (FairMutex* mutex : mutexes_) mutex->unlock();
   }
   AllModels(const AllModels&) = delete;
   AllModels& operator=(const AllModels&) = delete;
 
  private:
-  std::mutex& at(std::size_t index) const { return *mutexes_[index % mutexes_.size()]; }
-
-  const std::vector<std::mutex*>& mutexes_;
+  const std::vector<FairMutex*>& mutexes_;
 };
 
 DeviceRoutedPlan::DeviceRoutedPlan(std::shared_ptr<GraphEngine> gater,
@@ -66,8 +57,8 @@ DeviceRoutedPlan::DeviceRoutedPlan(std::shared_ptr<GraphEngine> gater,
       classes_(experts_.front()->info().outputs),
       speculate_(speculate),
       buckets_(common_sizes(*gater_, experts_), Batching::kPadded) {
-  mutexes_.push_back(&gater_->mutex());
   for (const auto& expert : experts_) mutexes_.push_back(&expert->mutex());
+  mutexes_.push_back(&gater_->mutex());
 
   const auto allocate = [&](MemoryKind kind, std::size_t bytes) { return allocate_for(*device_, kName, kind, bytes); };
   const std::size_t image_bytes = gater_->info().input.bytes();

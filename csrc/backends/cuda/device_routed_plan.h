@@ -5,11 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "backends/cuda/fair_mutex.h"
 #include "backends/cuda/graph_engine.h"
 #include "backends/cuda/plan/routed_graph.h"
 #include "backends/cuda/stream_device.h"
@@ -61,7 +61,7 @@ class DeviceRoutedPlan final : public RoutedPlan {
   std::shared_ptr<StreamDevice> device_;
   std::size_t classes_;
   bool speculate_;
-  std::vector<std::mutex*> mutexes_;
+  std::vector<FairMutex*> mutexes_;  // the experts', then the gater's
   Buckets buckets_;
   std::unique_ptr<Buffer> host_in_;     // none where the gater's input is mapped
   std::unique_ptr<Buffer> lists_;       // rows, then counts

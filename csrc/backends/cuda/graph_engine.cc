@@ -102,7 +102,7 @@ class GraphEngine::GraphSession final : public OverlappingSession {
   std::shared_ptr<GraphEngine> engine_;
   std::size_t input_bytes_;
   std::unique_ptr<Buffer> staging_;
-  std::unique_lock<std::mutex> running_;  // from start to finish
+  std::unique_lock<FairMutex> running_;  // from start to finish
   std::size_t images_ = 0;
 };
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "backends/cuda/fair_mutex.h"
 #include "backends/cuda/plan/arena_plan.h"
 #include "backends/cuda/stream_device.h"
 #include "core/backend.h"
@@ -68,7 +69,7 @@ class GraphEngine final : public Engine, public std::enable_shared_from_this<Gra
   // Why its graphs cannot be part of a conditional graph; empty: they can.
   std::string unroutable() const;
   // Held by whoever runs a graph of this model or of its captures.
-  std::mutex& mutex() noexcept { return mutex_; }
+  FairMutex& mutex() noexcept { return mutex_; }
 
  private:
   class GraphSession;
@@ -81,7 +82,7 @@ class GraphEngine final : public Engine, public std::enable_shared_from_this<Gra
   ModelMemory memory_;
   std::vector<CapturedBucket> buckets_;
   std::atomic<std::size_t> pinned_{0};
-  std::mutex mutex_;
+  FairMutex mutex_;
 };
 
 }  // namespace trt_moe::cuda
