@@ -36,13 +36,14 @@ def canonical(graph: OnnxGraph) -> list[Step] | None:
     return steps if graph.nodes and graph.nodes[-1].outputs == ("logits",) else None
 
 
-def exported_gater(side: tuple[int, int], resized: bool, third: bool) -> list[Step]:
+def exported_gater(side: tuple[int, int], resized: bool, third: bool, head_bias: bool = True) -> list[Step]:
     """The steps of a gater with its batch norms folded.
 
     Args:
         side: rows and columns that it sees.
         resized: whether images have others.
         third: whether it has a third Fire block.
+        head_bias: whether its head has one; the export leaves out a bias of zeros.
     """
     steps: list[Step] = [("Cast", ("images",), {"to": 1})]
 
@@ -77,5 +78,6 @@ def exported_gater(side: tuple[int, int], resized: bool, third: bool) -> list[St
         pool()
         fire(6)
     then("ReduceMean", (2, 3), keepdims=0, noop_with_empty_axes=0)
-    then("Gemm", "network.head.weight", "network.head.bias", alpha=1.0, beta=1.0, transA=0, transB=1)
+    head = ("network.head.weight", "network.head.bias") if head_bias else ("network.head.weight",)
+    then("Gemm", *head, alpha=1.0, beta=1.0, transA=0, transB=1)
     return steps

@@ -16,6 +16,7 @@ from trt_moe.cuda.gater_graph import canonical, exported_gater
 
 _WIDTH = 16
 _LEAST_SIDE, _MOST_CHANNELS = 8, 4
+_HEAD_BIAS = "network.head.bias"
 _THIRD_FROM = 33
 """Pixels from which on the network has a third Fire block."""
 
@@ -79,8 +80,11 @@ def weights_of_bundle(bundle: Bundle) -> GaterWeights | None:
         return None
     height, width, channels = bundle.input_shape
     side = (entry.graph_size[0], entry.graph_size[1])
-    weights = weights_of(graph.floats, side, channels, bundle.outputs(entry))
-    if weights is None or canonical(graph) != exported_gater(side, side != (height, width), weights.third):
+    experts = bundle.outputs(entry)
+    head_bias = _HEAD_BIAS in graph.floats
+    tensors = graph.floats if head_bias else {**graph.floats, _HEAD_BIAS: np.zeros(experts, np.float32)}
+    weights = weights_of(tensors, side, channels, experts)
+    if weights is None or canonical(graph) != exported_gater(side, side != (height, width), weights.third, head_bias):
         return None
     return weights
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -182,6 +183,22 @@ def test_a_gater_that_resizes_is_read_from_its_file(exported: onnx.ModelProto) -
     assert weights is not None
     assert (weights.side, weights.third) == (SIDE, True)
     assert read(exported, (40, 51)) is None, "the manifest says another size than the file resizes to"
+
+
+def test_a_head_without_bias_has_one_of_zeros(tmp_path: Path) -> None:
+    """The export leaves out a bias of zeros."""
+    network = gater(min(SIDE), 3, 32).network
+    torch.nn.init.zeros_(network.head.bias)
+    model = ImageModel(network, SHAPE[:2], SIDE, [0.3] * 3, [0.4] * 3).eval()
+    export_onnx(fused_gater(model), tmp_path / "gater.onnx", SHAPE)
+    file = onnx.load(tmp_path / "gater.onnx")
+    assert len(_node(file.graph, "Gemm").input) == 2
+    found, expected = read(file), weights_of_module(model, SHAPE, 32)
+    assert found is not None
+    assert expected is not None
+    np.testing.assert_array_equal(found.packed, expected.packed)
+    _node(file.graph, "Gemm").input.append("network.head.weight")
+    assert read(file) is None, "it has a bias, and another one"
 
 
 def _node(graph: onnx.GraphProto, operator: str, index: int = 0) -> onnx.NodeProto:
