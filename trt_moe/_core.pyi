@@ -70,9 +70,8 @@ class Pipeline:
         """
     def input_buffer(self, count: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.uint8]:
         """
-        A uint8 [count,H,W,C] array; predict of it, or of its first images, needs no copy on the host where the
-        pipeline routes on the device, and none at all where host and device share memory. One a pipeline: a
-        predict of other images overwrites it.
+        A uint8 [count,H,W,C] array; predict of it, or of a part of it, needs no copy on the host where the
+        pipeline routes on the device.
         """
     def memory(self) -> dict[str, dict[str, int]]:
         """

@@ -311,13 +311,15 @@ class Router:
             return self._load(name, precision=self._precision)
 
     def input_buffer(self, images: int) -> NDArray[np.uint8]:
-        """Memory to write images into, uint8 [images, H, W, C], for one caller at a time.
+        """Memory to write images into, uint8 [images, H, W, C]; as many buffers as are wanted.
 
-        What `predict` finds there, routing on the device, is not copied on the host first, and not at all where GPU
-        and CPU share their memory (Jetson). A `predict` of other images overwrites it. Elsewhere a plain array.
+        Where the router routes on the device, the memory is page-locked, and `predict` of the array, or of a part of
+        it, copies nothing on the host: the GPU reads it where it is. Elsewhere a plain array. A new buffer is slow to
+        make: use it again, once `predict` has returned.
 
         Raises:
-            InputError: more images than run together.
+            InputError: more images than `max_batch`.
+            DeviceError: there is no memory for it.
         """
         _check_count("images", images, 1, self._max_batch)
         return self._pipeline.input_buffer(images)

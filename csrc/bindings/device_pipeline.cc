@@ -14,6 +14,14 @@ namespace trt_moe {
 
 namespace {
 
+void predict_on_host(Pipeline& self, const DeviceImages& images, const OutputRows& rows, const DeviceRows* kept) {
+  for (std::size_t begin = 0; begin < images.count; begin += self.device_input->capacity()) {
+    const std::size_t count = std::min(self.device_input->capacity(), images.count - begin);
+    const cuda::DeviceInput::OnHost there(*self.device_input, images.part(begin, count));
+    self.predict(there.view(), rows.part(begin, self.classes(), self.experts()), &check_signals, kept);
+  }
+}
+
 Answers predict_device(Pipeline& self, std::uintptr_t address, std::size_t count, std::uintptr_t stream,
                        const std::optional<cuda::DeviceOutputs::Rows>& keep) {
   if (!self.device_input || address == 0 || count == 0) {
@@ -27,12 +35,11 @@ Answers predict_device(Pipeline& self, std::uintptr_t address, std::size_t count
   const DeviceRows* const kept = kept_rows(keep, count);
   {
     const py::gil_scoped_release release;
+    self.device_input->expect_on_device(images);
     if (self.images_stay_on_device()) {
       self.predict(images, rows, &check_signals, kept);
     } else {
-      self.device_input->on_host(images, [&](ImageBatchView view) {
-        static_cast<Scheduler&>(self).predict(view, rows, &check_signals, kept);
-      });
+      predict_on_host(self, images, rows, kept);
     }
   }
   return answers.take();
@@ -47,20 +54,19 @@ cuda::DeviceOutputs::Rows device_rows(const Pipeline& self, std::size_t count) {
   return self.device_outputs->take(count);
 }
 
+constexpr const char* kInputBuffer = "trt_moe.input_buffer";
+
 py::array_t<std::uint8_t> input_buffer(const Pipeline& self, std::size_t count) {
   const ImageShape& shape = self.input();
   const std::vector<std::size_t> extents{count, shape.height, shape.width, shape.channels};
+  if (count == 0) throw Error(ErrorKind::kInput, "an input buffer of 0 images was asked for; expected at least 1");
   if (!self.routing.plan) return py::array_t<std::uint8_t>(extents);
-  const std::size_t most = std::min(self.routing.plan->capacity(), self.max_batch());
-  if (count == 0 || count > most) {
-    throw Error(ErrorKind::kInput, "an input buffer of " + std::to_string(count) +
-                                       " images was asked for; expected 1 to " + std::to_string(most) +
-                                       ", as many as run together");
-  }
-  // The view keeps the memory, however long the pipeline lives.
-  using Owner = std::shared_ptr<cuda::DeviceRoutedPlan>;
-  const py::capsule owner(new Owner(self.routing.plan), [](void* plan) { delete static_cast<Owner*>(plan); });
-  return py::array_t<std::uint8_t>(extents, self.routing.plan->input().data(), owner);
+  auto block = cuda::allocate_for(*self.captured.front()->device(), "an input buffer", cuda::MemoryKind::kPinned,
+                                  count * shape.bytes());
+  auto* const pixels = reinterpret_cast<std::uint8_t*>(block->host());
+  const py::capsule owner(block.get(), kInputBuffer, [](void* held) { delete static_cast<cuda::Buffer*>(held); });
+  block.release();
+  return py::array_t<std::uint8_t>(extents, pixels, owner);
 }
 
 std::map<std::string, std::map<std::string, std::size_t>> memory(const Pipeline& self) {
@@ -69,12 +75,19 @@ std::map<std::string, std::map<std::string, std::size_t>> memory(const Pipeline&
     report[name] = {{"device", use.device}, {"pinned", use.pinned}};
   };
   for (const auto& model : self.captured) add(model->name(), model->memory_use());
+  if (self.device_input) add("images for the host", self.device_input->memory_use());
   if (self.device_outputs) add("answers on the device", self.device_outputs->memory_use());
   if (self.routing.plan) add("device-routed plan", self.routing.plan->memory_use());
   return report;
 }
 
 }  // namespace
+
+bool in_input_buffer(const py::array& images) {
+  py::object owner = images;
+  while (py::isinstance<py::array>(owner)) owner = owner.attr("base");
+  return PyCapsule_IsValid(owner.ptr(), kInputBuffer) != 0;
+}
 
 const DeviceRows* kept_rows(const std::optional<cuda::DeviceOutputs::Rows>& keep, std::size_t images) {
   if (!keep) return nullptr;
@@ -92,7 +105,7 @@ void choose_routing(Pipeline& pipeline, const std::shared_ptr<Engine>& gater,
   }
   if (!pipeline.captured.empty()) {
     const auto& device = pipeline.captured.front()->device();
-    pipeline.device_input = std::make_unique<cuda::DeviceInput>(device);
+    pipeline.device_input = std::make_unique<cuda::DeviceInput>(device, pipeline.input().bytes(), pipeline.max_batch());
     pipeline.device_outputs = std::make_unique<cuda::DeviceOutputs>(device, pipeline.experts(), pipeline.classes());
   }
   if (!device_routed) {
@@ -124,9 +137,8 @@ void register_device_pipeline(PipelineClass& pipeline) {
            "Memory on the device for predict's `keep`; used again once it is dropped. float32 probabilities [N,C] and\n"
            "gater logits [N,K], int32 routes [N].")
       .def("input_buffer", &input_buffer, py::arg("count"),
-           "A uint8 [count,H,W,C] array; predict of it, or of its first images, needs no copy on the host where the\n"
-           "pipeline routes on the device, and none at all where host and device share memory. One a pipeline: a\n"
-           "predict of other images overwrites it.")
+           "A uint8 [count,H,W,C] array; predict of it, or of a part of it, needs no copy on the host where the\n"
+           "pipeline routes on the device.")
       .def("memory", &memory, "Bytes on the device and page-locked on the host, by model; its own weights not counted.")
       .def_property_readonly(
           "input_stream", [](const Pipeline& self) { return self.device_input ? self.device_input->stream() : 0; },

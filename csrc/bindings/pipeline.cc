@@ -16,7 +16,8 @@ namespace {
 using Completed = py::typing::Tuple<py::int_, py::object, py::array_t<float>, py::array_t<float>, py::int_, py::float_>;
 
 Answers predict(Pipeline& self, const py::array& images, const std::optional<cuda::DeviceOutputs::Rows>& keep) {
-  const ImageBatchView view = image_batch(images, self.input());
+  ImageBatchView view = image_batch(images, self.input());
+  view.page_locked = self.routes_on_device() && in_input_buffer(images);
   const DeviceRows* const kept = kept_rows(keep, view.count);
   AnswerArrays answers(self, view.count);
   const OutputRows rows = answers.rows();

@@ -52,6 +52,9 @@ struct AnswerArrays {
   pybind11::array_t<float> latency_ms;
 };
 
+// Whether the images lie in an array that `input_buffer` gave.
+bool in_input_buffer(const pybind11::array& images);
+
 // Where `images` answers are kept on the device, if anywhere. Throws Error(kInput) when they do not fit.
 const DeviceRows* kept_rows(const std::optional<cuda::DeviceOutputs::Rows>& keep, std::size_t images);
 

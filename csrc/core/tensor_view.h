@@ -20,10 +20,11 @@ struct ImageBatchView {
   const std::uint8_t* data = nullptr;
   std::size_t count = 0;
   std::size_t image_bytes = 0;
+  bool page_locked = false;  // a device may read them where they are
 
   const std::uint8_t* image(std::size_t index) const noexcept { return data + index * image_bytes; }
   ImageBatchView part(std::size_t begin, std::size_t images) const noexcept {
-    return {image(begin), images, image_bytes};
+    return {image(begin), images, image_bytes, page_locked};
   }
 };
 

@@ -148,7 +148,6 @@ class FakeStream final : public cuda::Stream {
   void wait_for(std::uintptr_t other) override {
     enqueue("waitEvent", [other] { reinterpret_cast<FakeStream*>(other)->synchronize(); });
   }
-  void let_wait(std::uintptr_t other) override { reinterpret_cast<FakeStream*>(other)->wait_for(handle()); }
 
   void begin_capture() override {
     object_->expect_usable();
@@ -199,8 +198,8 @@ class FakeStreamDevice final : public cuda::StreamDevice {
     info_.conditionals = cuda::conditionals_of(info_.driver_version, info_.runtime_version);
   }
 
-  static cuda::DeviceInfo some_gpu(int driver = 13000, int runtime = 13000, bool integrated = false) {
-    return {"Fake GPU", 9, 0, driver, runtime, std::size_t{1} << 30, integrated};
+  static cuda::DeviceInfo some_gpu(int driver = 13000, int runtime = 13000) {
+    return {"Fake GPU", 9, 0, driver, runtime, std::size_t{1} << 30, false};
   }
 
   const cuda::DeviceInfo& info() const noexcept override { return info_; }
@@ -210,6 +209,13 @@ class FakeStreamDevice final : public cuda::StreamDevice {
     state_->expect_usable();
     if (Faults::strikes(state_->faults.allocations)) throw Error(ErrorKind::kDevice, "out of memory");
     return std::make_unique<FakeBuffer>(state_, kind, bytes);
+  }
+
+  bool holds(std::uintptr_t address) const override {
+    state_->expect_usable();
+    const std::lock_guard lock(state_->mutex);
+    const auto after = state_->memory.upper_bound(address);
+    return after != state_->memory.begin() && std::prev(after)->first + std::prev(after)->second > address;
   }
 
   std::unique_ptr<cuda::Stream> open_stream() override {

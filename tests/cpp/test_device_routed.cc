@@ -20,10 +20,9 @@ using testing::kShape;
 using testing::Rig;
 using testing::some_levels;
 
-TEST_CASE("the device routes as the host does, with SWITCH, with IF and in mapped memory, at any batch size") {
+TEST_CASE("the device routes as the host does, with SWITCH and with IF, at any batch size") {
   const std::vector<cuda::DeviceInfo> devices{FakeStreamDevice::some_gpu(13000, 13000),
-                                              FakeStreamDevice::some_gpu(12060, 12060),
-                                              FakeStreamDevice::some_gpu(12060, 12060, true)};
+                                              FakeStreamDevice::some_gpu(12060, 12060)};
   for (const cuda::DeviceInfo& info : devices) {
     for (const bool speculate : {false, true}) {
       Rig host(info);

@@ -78,7 +78,6 @@ class Builder {
   cudaGraphNode_t add(const Node& node);
   cudaGraphNode_t add_copy(std::uintptr_t to, std::uintptr_t from, std::size_t bytes);
   cudaGraphNode_t add_child(const CapturedModel& model);
-  cudaGraphNode_t add_empty();
   cudaGraphNode_t add_conditional(const Node& node, cudaGraphConditionalNodeType type, std::size_t bodies);
   template <typename Arguments>
   cudaGraphNode_t add_kernel(const KernelLaunch& launch, const Arguments& arguments);
@@ -181,7 +180,6 @@ cudaGraphNode_t Builder::add(const Node& node) {
 }
 
 cudaGraphNode_t Builder::add_copy(std::uintptr_t to, std::uintptr_t from, std::size_t bytes) {
-  if (to == from) return add_empty();
   cudaGraphNode_t added = nullptr;
   TRT_MOE_CUDA_CHECK(scope_, cudaGraphAddMemcpyNode1D(&added, target_, after_.data(), after_.size(), at<void>(to),
                                                       at<const void>(from), bytes, cudaMemcpyDefault));
@@ -191,12 +189,6 @@ cudaGraphNode_t Builder::add_copy(std::uintptr_t to, std::uintptr_t from, std::s
 cudaGraphNode_t Builder::add_child(const CapturedModel& model) {
   cudaGraphNode_t added = nullptr;
   TRT_MOE_CUDA_CHECK(scope_, cudaGraphAddChildGraphNode(&added, target_, after_.data(), after_.size(), native(model)));
-  return added;
-}
-
-cudaGraphNode_t Builder::add_empty() {
-  cudaGraphNode_t added = nullptr;
-  TRT_MOE_CUDA_CHECK(scope_, cudaGraphAddEmptyNode(&added, target_, after_.data(), after_.size()));
   return added;
 }
 

@@ -28,17 +28,14 @@ class DeviceBuffer final : public Buffer {
 
 class HostBuffer final : public Buffer {
  public:
-  // device: its address there, 0 where it is not mapped.
-  HostBuffer(HostMemory memory, std::size_t size, std::uintptr_t device)
-      : memory_(std::move(memory)), size_(size), device_(device) {}
+  HostBuffer(HostMemory memory, std::size_t size) : memory_(std::move(memory)), size_(size) {}
   std::size_t size() const noexcept override { return size_; }
-  std::uintptr_t device() const noexcept override { return device_; }
+  std::uintptr_t device() const noexcept override { return 0; }
   std::byte* host() const noexcept override { return static_cast<std::byte*>(memory_.get()); }
 
  private:
   HostMemory memory_;
   std::size_t size_;
-  std::uintptr_t device_;
 };
 
 class CudaStream final : public Stream {
@@ -52,16 +49,13 @@ class CudaStream final : public Stream {
   void copy(std::uintptr_t to, std::uintptr_t from, std::size_t bytes) override;
   void run_gater(const GaterRun& run) override;
   void synchronize() override;
-  void wait_for(std::uintptr_t other) override { wait(stream_.get(), reinterpret_cast<cudaStream_t>(other)); }
-  void let_wait(std::uintptr_t other) override { wait(reinterpret_cast<cudaStream_t>(other), stream_.get()); }
+  void wait_for(std::uintptr_t other) override;
   void begin_capture() override;
   std::unique_ptr<Graph> end_capture() override;
 
   cudaStream_t get() const noexcept { return stream_.get(); }
 
  private:
-  void wait(cudaStream_t later, cudaStream_t earlier);
-
   StreamOwner stream_;
   EventOwner event_;
 };
@@ -100,10 +94,10 @@ void CudaStream::synchronize() {
 }
 
 // The event may be recorded again at once: who waits for it waits for what was recorded before.
-void CudaStream::wait(cudaStream_t later, cudaStream_t earlier) {
+void CudaStream::wait_for(std::uintptr_t other) {
   const ContextScope scope(stream_.context());
-  TRT_MOE_CUDA_CHECK(scope, cudaEventRecord(event_.get(), earlier));
-  TRT_MOE_CUDA_CHECK(scope, cudaStreamWaitEvent(later, event_.get(), 0));
+  TRT_MOE_CUDA_CHECK(scope, cudaEventRecord(event_.get(), reinterpret_cast<cudaStream_t>(other)));
+  TRT_MOE_CUDA_CHECK(scope, cudaStreamWaitEvent(stream_.get(), event_.get(), 0));
 }
 
 void CudaStream::begin_capture() {
@@ -178,21 +172,29 @@ CudaDevice::CudaDevice(int ordinal) : context_(std::make_shared<PrimaryContext>(
 
 std::unique_ptr<Buffer> CudaDevice::allocate(MemoryKind kind, std::size_t bytes) {
   const ContextScope scope(*context_);
+  const BesideCaptures beside;
   if (kind == MemoryKind::kDevice) {
     DeviceMemory memory(context_);
     TRT_MOE_CUDA_CHECK(scope, cudaMalloc(memory.out(), bytes));
     return std::make_unique<DeviceBuffer>(std::move(memory), bytes);
   }
   HostMemory memory(context_);
-  const unsigned flags = kind == MemoryKind::kMapped ? cudaHostAllocMapped : cudaHostAllocDefault;
-  TRT_MOE_CUDA_CHECK(scope, cudaHostAlloc(memory.out(), bytes, flags));
-  void* device = nullptr;
-  if (kind == MemoryKind::kMapped) TRT_MOE_CUDA_CHECK(scope, cudaHostGetDevicePointer(&device, memory.get(), 0));
-  return std::make_unique<HostBuffer>(std::move(memory), bytes, reinterpret_cast<std::uintptr_t>(device));
+  TRT_MOE_CUDA_CHECK(scope, cudaHostAlloc(memory.out(), bytes, cudaHostAllocDefault));
+  return std::make_unique<HostBuffer>(std::move(memory), bytes);
+}
+
+bool CudaDevice::holds(std::uintptr_t address) const {
+  const ContextScope scope(*context_);
+  cudaPointerAttributes found{};
+  TRT_MOE_CUDA_CHECK(scope, cudaPointerGetAttributes(&found, reinterpret_cast<const void*>(address)));
+  // Managed memory goes where it is read.
+  return found.type == cudaMemoryTypeManaged ||
+         (found.type == cudaMemoryTypeDevice && found.device == context_->ordinal());
 }
 
 std::unique_ptr<Stream> CudaDevice::open_stream() {
   const ContextScope scope(*context_);
+  const BesideCaptures beside;
   StreamOwner stream(context_);
   TRT_MOE_CUDA_CHECK(scope, cudaStreamCreateWithFlags(stream.out(), cudaStreamNonBlocking));
   EventOwner event(context_);
@@ -202,6 +204,7 @@ std::unique_ptr<Stream> CudaDevice::open_stream() {
 
 std::unique_ptr<GraphExec> CudaDevice::instantiate(const Graph& graph) {
   const std::lock_guard lock(graphs_);
+  const BesideCaptures beside;
   const ContextScope scope(*context_);
   GraphExecOwner exec(context_);
   TRT_MOE_CUDA_CHECK(scope, cudaGraphInstantiate(exec.out(), static_cast<const CudaGraph&>(graph).get(), 0));
@@ -210,6 +213,7 @@ std::unique_ptr<GraphExec> CudaDevice::instantiate(const Graph& graph) {
 
 std::unique_ptr<GraphExec> CudaDevice::instantiate(const RoutedGraph& routed) {
   const std::lock_guard lock(graphs_);
+  const BesideCaptures beside;
   auto graph = std::make_unique<ConditionalGraph>(context_, routed);
   GraphExecOwner exec = graph->instantiate();
   return std::make_unique<CudaGraphExec>(std::move(exec), std::move(graph));

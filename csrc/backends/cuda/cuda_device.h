@@ -27,6 +27,7 @@ class CudaDevice final : public StreamDevice {
   const DeviceInfo& info() const noexcept override { return info_; }
   bool usable() const noexcept override { return context_->usable(); }
   std::unique_ptr<Buffer> allocate(MemoryKind kind, std::size_t bytes) override;
+  bool holds(std::uintptr_t address) const override;
   std::unique_ptr<Stream> open_stream() override;
   std::unique_ptr<GraphExec> instantiate(const Graph& graph) override;
   std::unique_ptr<GraphExec> instantiate(const RoutedGraph& routed) override;

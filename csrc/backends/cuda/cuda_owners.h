@@ -19,6 +19,7 @@ class Owner {
   ~Owner() {
     if (handle_ == Handle{}) return;
     const ContextGuard guard(*context_);
+    const BesideCaptures beside;
     // It fails after a sticky error and while the process ends, when there is nothing left to give back.
     if (destroy(handle_) != cudaSuccess) cudaGetLastError();
   }

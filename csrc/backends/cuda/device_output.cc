@@ -10,32 +10,42 @@
 namespace trt_moe::cuda {
 
 namespace {
-constexpr const char* kName = "answers on the device";
-}
 
+constexpr const char* kName = "answers on the device";
+
+// Blocks that nobody holds are kept for so many answers; what a caller held at its peak would stay for ever otherwise.
+constexpr std::size_t kIdle = 8;
+// A block this many times too large waits for larger answers.
+constexpr std::size_t kWaste = 4;
+
+}  // namespace
+
+// Freeing waits for the device, and a caller may let go of answers anywhere, under a lock of its own: `take` frees.
 class DeviceOutputs::Pool {
  public:
   explicit Pool(std::shared_ptr<StreamDevice> device) : device_(std::move(device)) {}
 
   std::unique_ptr<Buffer> take(std::size_t bytes) {
-    std::unique_ptr<Buffer> too_small;  // freed without the lock: that waits for the device
+    std::vector<std::unique_ptr<Buffer>> surplus;  // freed without the lock
     {
       const std::lock_guard lock(mutex_);
-      const auto fits =
-          std::find_if(idle_.begin(), idle_.end(), [&](const auto& each) { return each->size() >= bytes; });
-      if (fits != idle_.end()) {
-        std::unique_ptr<Buffer> buffer = std::move(*fits);
-        idle_.erase(fits);
-        return buffer;
+      const auto serves = [&](const auto& each) { return each->size() >= bytes && each->size() <= kWaste * bytes; };
+      const auto found = std::find_if(idle_.begin(), idle_.end(), serves);
+      std::unique_ptr<Buffer> buffer;
+      if (found != idle_.end()) {
+        buffer = std::move(*found);
+        idle_.erase(found);
       }
-      // One that is too small will be for later batches too; the list stays as short as many are held at a time.
-      if (!idle_.empty()) {
-        too_small = std::move(idle_.back());
-        idle_.pop_back();
-        bytes_ -= too_small->size();
+      // The oldest go.
+      const std::size_t most = buffer ? kIdle : kIdle - 1;
+      while (idle_.size() > most) {
+        bytes_ -= idle_.front()->size();
+        surplus.push_back(std::move(idle_.front()));
+        idle_.erase(idle_.begin());
       }
+      if (buffer) return buffer;
     }
-    too_small.reset();
+    surplus.clear();
     std::unique_ptr<Buffer> buffer = allocate_for(*device_, kName, MemoryKind::kDevice, bytes);
     const std::lock_guard lock(mutex_);
     bytes_ += buffer->size();
@@ -55,7 +65,7 @@ class DeviceOutputs::Pool {
  private:
   std::shared_ptr<StreamDevice> device_;
   std::mutex mutex_;
-  std::vector<std::unique_ptr<Buffer>> idle_;
+  std::vector<std::unique_ptr<Buffer>> idle_;  // the longest unused first
   std::size_t bytes_ = 0;
 };
 
@@ -70,8 +80,10 @@ DeviceOutputs::Rows DeviceOutputs::take(std::size_t images) {
   const std::uintptr_t start = buffer->device();
   return {{start + layout.probabilities, start + layout.gater_logits, start},
           images,
-          std::shared_ptr<void>(buffer.release(), [pool = pool_](void* held) {
-            pool->give_back(std::unique_ptr<Buffer>(static_cast<Buffer*>(held)));
+          // Answers may outlive the router, which then no one gives them back to.
+          std::shared_ptr<void>(buffer.release(), [pool = std::weak_ptr<Pool>(pool_)](void* held) {
+            std::unique_ptr<Buffer> answers(static_cast<Buffer*>(held));
+            if (const auto here = pool.lock()) here->give_back(std::move(answers));
           })};
 }
 

@@ -10,7 +10,8 @@
 
 namespace trt_moe::cuda {
 
-// Memory for answers that stay on the device. What nobody holds any more is used again. Thread-safe.
+// Memory for answers that stay on the device. What nobody holds any more is used again, or freed where there is more of
+// it than a few answers need. Thread-safe.
 class DeviceOutputs {
  public:
   DeviceOutputs(std::shared_ptr<StreamDevice> device, std::size_t experts, std::size_t classes);

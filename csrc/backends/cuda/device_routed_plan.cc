@@ -25,6 +25,8 @@ std::vector<std::size_t> common_sizes(const GraphEngine& gater,
   return {sizes.begin(), std::upper_bound(sizes.begin(), sizes.end(), most)};
 }
 
+std::uintptr_t address(const void* host) { return reinterpret_cast<std::uintptr_t>(host); }
+
 template <typename T>
 std::span<const T> part(const std::byte* block, std::size_t offset, std::size_t count) {
   return {reinterpret_cast<const T*>(block + offset), count};
@@ -61,31 +63,30 @@ DeviceRoutedPlan::DeviceRoutedPlan(std::shared_ptr<GraphEngine> gater,
   mutexes_.push_back(&gater_->mutex());
 
   const auto allocate = [&](MemoryKind kind, std::size_t bytes) { return allocate_for(*device_, kName, kind, bytes); };
-  const std::size_t image_bytes = gater_->info().input.bytes();
-  const RoutedLayout largest = routed_layout(capacity(), experts_.size(), classes_, image_bytes);
+  const RoutedLayout largest = layout_of(capacity());
   lists_ = allocate(MemoryKind::kDevice, aligned(capacity() * experts_.size() * sizeof(std::int32_t)) +
                                              experts_.size() * sizeof(std::int32_t));
-  if (device_->info().integrated) {
-    host_out_ = allocate(MemoryKind::kMapped, largest.out_bytes);
-  } else {
-    host_in_ = allocate(MemoryKind::kPinned, largest.in_bytes);
-    device_out_ = allocate(MemoryKind::kDevice, largest.out_bytes);
-    host_out_ = allocate(MemoryKind::kPinned, largest.out_bytes);
-  }
+  host_in_ = allocate(MemoryKind::kPinned, largest.in_bytes);
+  device_out_ = allocate(MemoryKind::kDevice, largest.out_bytes);
+  host_out_ = allocate(MemoryKind::kPinned, largest.out_bytes);
   stream_ = on_device(*device_, kName, [&] { return device_->open_stream(); });
-  slots_ = make_slots(false);
+  for (const std::size_t bucket : buckets_.sizes()) {
+    RoutedLayout layout = layout_of(bucket);
+    layout.in_bytes = layout.images;
+    slots_.push_back(make_slot(layout, slots_.size()));
+  }
+  // A copy apart from the graph's would cost a lone image the most.
+  RoutedLayout lone = layout_of(buckets_.sizes().front());
+  lone.in_bytes = lone.images + gater_->info().input.bytes();
+  lone_ = make_slot(lone, 0);
 }
 
-std::vector<DeviceRoutedPlan::Slot> DeviceRoutedPlan::make_slots(bool images_on_device) const {
-  std::vector<Slot> slots;
-  for (std::size_t bucket = 0; bucket < buckets_.sizes().size(); ++bucket) {
-    RoutedLayout layout =
-        routed_layout(buckets_.sizes()[bucket], experts_.size(), classes_, gater_->info().input.bytes());
-    if (images_on_device) layout.in_bytes = layout.images;
-    slots.push_back(
-        {layout, on_device(*device_, kName, [&] { return device_->instantiate(graph_for(bucket, layout)); })});
-  }
-  return slots;
+RoutedLayout DeviceRoutedPlan::layout_of(std::size_t images) const {
+  return routed_layout(images, experts_.size(), classes_, gater_->info().input.bytes());
+}
+
+DeviceRoutedPlan::Slot DeviceRoutedPlan::make_slot(const RoutedLayout& layout, std::size_t bucket) const {
+  return {layout, on_device(*device_, kName, [&] { return device_->instantiate(graph_for(bucket, layout)); })};
 }
 
 RoutedGraph DeviceRoutedPlan::graph_for(std::size_t bucket, const RoutedLayout& layout) const {
@@ -104,22 +105,17 @@ RoutedGraph DeviceRoutedPlan::graph_for(std::size_t bucket, const RoutedLayout& 
   graph.image_bytes = gater_->info().input.bytes();
   graph.layout = layout;
   graph.device_in = gater_->memory().control();
-  graph.host_in = host_in_ ? reinterpret_cast<std::uintptr_t>(host_in_->host()) : graph.device_in;
+  graph.host_in = address(host_in_->host());
   graph.rows = lists_->device();
   graph.counts = lists_->device() + aligned(capacity() * experts_.size() * sizeof(std::int32_t));
-  graph.device_out = block_out();
-  graph.host_out = device_out_ ? reinterpret_cast<std::uintptr_t>(host_out_->host()) : graph.device_out;
+  graph.device_out = device_out_->device();
+  graph.host_out = address(host_out_->host());
   return graph;
-}
-
-std::span<std::uint8_t> DeviceRoutedPlan::input() const noexcept {
-  return {reinterpret_cast<std::uint8_t*>(block_in() + slots_.front().layout.images),
-          capacity() * gater_->info().input.bytes()};
 }
 
 void DeviceRoutedPlan::write_control(const RoutedLayout& layout, std::size_t images, std::span<const float> costs,
                                      float latency_weight) const {
-  std::byte* const block = block_in();
+  std::byte* const block = host_in_->host();
   const auto count = static_cast<std::int32_t>(images);
   std::memcpy(block, &count, sizeof(count));
   std::memcpy(block + layout.weight, &latency_weight, sizeof(latency_weight));
@@ -129,7 +125,7 @@ void DeviceRoutedPlan::write_control(const RoutedLayout& layout, std::size_t ima
 void DeviceRoutedPlan::launch(const Slot& slot, std::size_t images, const DeviceRows* keep) {
   slot.exec->launch(*stream_);
   if (keep == nullptr) return;
-  const std::uintptr_t out = block_out();
+  const std::uintptr_t out = device_out_->device();
   stream_->copy(keep->routes, out, images * sizeof(std::int32_t));
   stream_->copy(keep->gater_logits, out + slot.layout.gater_logits, images * experts_.size() * sizeof(float));
   stream_->copy(keep->probabilities, out + slot.layout.probabilities, images * classes_ * sizeof(float));
@@ -147,35 +143,38 @@ RoutedRows DeviceRoutedPlan::finish(const RoutedLayout& layout, std::size_t imag
 
 RoutedRows DeviceRoutedPlan::run(ImageBatchView images, std::span<const float> costs, float latency_weight,
                                  const DeviceRows* keep) {
-  const Slot& slot = slots_[buckets_.holding(images.count)];
   const AllModels models(mutexes_);
-  write_control(slot.layout, images.count, costs, latency_weight);
-  // The images may be others of the input itself.
-  if (images.data != input().data()) std::memmove(input().data(), images.data, images.count * images.image_bytes);
-  enqueue_on(*device_, kName, *stream_, [&] { launch(slot, images.count, keep); });
-  return finish(slot.layout, images.count);
+  DeviceImages from{address(images.data), images.count, images.image_bytes};
+  if (!images.page_locked) {
+    std::byte* const staged = host_in_->host() + lone_.layout.images;
+    std::memcpy(staged, images.data, images.count * images.image_bytes);
+    from.address = address(staged);
+    if (images.count == 1) return answer(lone_, {0, 1, images.image_bytes}, costs, latency_weight, keep);
+  }
+  return answer(slots_[buckets_.holding(images.count)], from, costs, latency_weight, keep);
 }
 
 RoutedRows DeviceRoutedPlan::run(const DeviceImages& images, std::span<const float> costs, float latency_weight,
                                  const DeviceRows* keep) {
   const AllModels models(mutexes_);
-  // Where the block is mapped nothing is copied in, and the graphs for images from the host do for these too.
-  if (host_in_ && device_slots_.empty()) device_slots_ = make_slots(true);
-  const Slot& slot = (host_in_ ? device_slots_ : slots_)[buckets_.holding(images.count)];
+  return answer(slots_[buckets_.holding(images.count)], images, costs, latency_weight, keep);
+}
+
+RoutedRows DeviceRoutedPlan::answer(const Slot& slot, const DeviceImages& images, std::span<const float> costs,
+                                    float latency_weight, const DeviceRows* keep) {
   write_control(slot.layout, images.count, costs, latency_weight);
   enqueue_on(*device_, kName, *stream_, [&] {
     if (images.stream != 0) stream_->wait_for(images.stream);
-    stream_->copy(gater_->memory().input(), images.address, images.count * images.image_bytes);
+    if (images.address != 0) {
+      stream_->copy(gater_->memory().input(), images.address, images.count * images.image_bytes);
+    }
     launch(slot, images.count, keep);
   });
   return finish(slot.layout, images.count);
 }
 
 MemoryUse DeviceRoutedPlan::memory_use() const noexcept {
-  MemoryUse use{lists_->size(), host_out_->size()};
-  if (host_in_) use.pinned += host_in_->size();
-  if (device_out_) use.device += device_out_->size();
-  return use;
+  return {lists_->size() + device_out_->size(), host_in_->size() + host_out_->size()};
 }
 
 Routing choose_routing(const std::shared_ptr<Engine>& gater, const std::vector<std::shared_ptr<Engine>>& experts,

@@ -34,8 +34,6 @@ class DeviceRoutedPlan final : public RoutedPlan {
   RoutedRows run(const DeviceImages& images, std::span<const float> costs, float latency_weight,
                  const DeviceRows* keep) override;
 
-  // uint8 [capacity, H, W, C] where images may be written in place; a run on any other images overwrites it.
-  std::span<std::uint8_t> input() const noexcept;
   MemoryUse memory_use() const noexcept;
   // How long all runs together have waited for the device; the rest of their time is the host's.
   std::chrono::nanoseconds waited() const noexcept { return waited_.load(std::memory_order_relaxed); }
@@ -47,12 +45,14 @@ class DeviceRoutedPlan final : public RoutedPlan {
   };
   class AllModels;
 
-  std::vector<Slot> make_slots(bool images_on_device) const;
+  RoutedLayout layout_of(std::size_t images) const;
+  Slot make_slot(const RoutedLayout& layout, std::size_t bucket) const;
   RoutedGraph graph_for(std::size_t bucket, const RoutedLayout& layout) const;
-  std::byte* block_in() const noexcept { return host_in_ ? host_in_->host() : gater_->memory().mapped(); }
-  std::uintptr_t block_out() const noexcept { return device_out_ ? device_out_->device() : host_out_->device(); }
   void write_control(const RoutedLayout& layout, std::size_t images, std::span<const float> costs,
                      float latency_weight) const;
+  // images: at address 0 where the slot's own graph brings them.
+  RoutedRows answer(const Slot& slot, const DeviceImages& images, std::span<const float> costs, float latency_weight,
+                    const DeviceRows* keep);
   void launch(const Slot& slot, std::size_t images, const DeviceRows* keep);
   RoutedRows finish(const RoutedLayout& layout, std::size_t images);
 
@@ -63,13 +63,13 @@ class DeviceRoutedPlan final : public RoutedPlan {
   bool speculate_;
   std::vector<FairMutex*> mutexes_;  // the experts', then the gater's
   Buckets buckets_;
-  std::unique_ptr<Buffer> host_in_;     // none where the gater's input is mapped
-  std::unique_ptr<Buffer> lists_;       // rows, then counts
-  std::unique_ptr<Buffer> device_out_;  // none where host_out_ is mapped
+  std::unique_ptr<Buffer> host_in_;
+  std::unique_ptr<Buffer> lists_;  // rows, then counts
+  std::unique_ptr<Buffer> device_out_;
   std::unique_ptr<Buffer> host_out_;
   std::unique_ptr<Stream> stream_;
-  std::vector<Slot> slots_;         // one a bucket
-  std::vector<Slot> device_slots_;  // the same for images that are on the device; made when the first come
+  std::vector<Slot> slots_;  // one a bucket, whose graphs find the images there
+  Slot lone_;                // for one image, which its graph brings from the host
   std::atomic<std::chrono::nanoseconds> waited_{};
 };
 

@@ -19,7 +19,6 @@ const char* text(MemoryKind kind) {
   switch (kind) {
     case MemoryKind::kDevice: return "device memory";
     case MemoryKind::kPinned: return "page-locked host memory";
-    case MemoryKind::kMapped: return "memory shared by host and device";
   }
   return "memory";
 }
@@ -40,20 +39,14 @@ std::unique_ptr<Buffer> allocate_for(StreamDevice& device, const std::string& mo
 }
 
 ModelMemory::ModelMemory(StreamDevice& device, const std::string& model, const ArenaPlan& plan)
-    : plan_(plan), arena_(allocate_for(device, model, MemoryKind::kDevice, plan.bytes)) {
-  if (device.info().integrated) mapped_ = allocate_for(device, model, MemoryKind::kMapped, plan.output);
-}
-
-std::uintptr_t ModelMemory::control() const noexcept { return mapped_ ? mapped_->device() : arena_->device(); }
+    : plan_(plan), arena_(allocate_for(device, model, MemoryKind::kDevice, plan.bytes)) {}
 
 std::uintptr_t ModelMemory::reserve_activation(StreamDevice& device, const std::string& model, std::size_t bytes) {
   activation_ = allocate_for(device, model, MemoryKind::kDevice, bytes);
   return activation_->device();
 }
 
-MemoryUse ModelMemory::use() const noexcept {
-  return {arena_->size() + (activation_ ? activation_->size() : 0), mapped_ ? mapped_->size() : 0};
-}
+MemoryUse ModelMemory::use() const noexcept { return {arena_->size() + (activation_ ? activation_->size() : 0), 0}; }
 
 // Owns its staging memory on the host; everything else is the engine's.
 class GraphEngine::GraphSession final : public OverlappingSession {

@@ -26,19 +26,18 @@ class ModelMemory {
   // Throws Error(kDevice) that names the model and the bytes.
   ModelMemory(StreamDevice& device, const std::string& model, const ArenaPlan& plan);
 
-  std::uintptr_t control() const noexcept;  // ArenaPlan::input bytes, with the input right behind them
+  std::uintptr_t control() const noexcept {
+    return arena_->device();
+  }  // ArenaPlan::input bytes, with the input right behind them
   std::uintptr_t input() const noexcept { return control() + plan_.input; }
   std::uintptr_t output() const noexcept { return arena_->device() + plan_.output; }
   // Shared by the batch sizes of the model, and by nothing else: models may run at once.
   std::uintptr_t reserve_activation(StreamDevice& device, const std::string& model, std::size_t bytes);
-  // Where the host sees control and input in place; nullptr but on devices that share its memory.
-  std::byte* mapped() const noexcept { return mapped_ ? mapped_->host() : nullptr; }
   MemoryUse use() const noexcept;
 
  private:
   ArenaPlan plan_;
   std::unique_ptr<Buffer> arena_;
-  std::unique_ptr<Buffer> mapped_;
   std::unique_ptr<Buffer> activation_;
 };
 

@@ -63,6 +63,19 @@ class ContextGuard {
   cudaError_t status_ = cudaSuccess;
 };
 
+// Lets the calling thread allocate, free and instantiate while others capture: in torch's mode of capture, a call of
+// these on any thread ends the capture.
+class BesideCaptures {
+ public:
+  BesideCaptures() noexcept { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~BesideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  BesideCaptures(const BesideCaptures&) = delete;
+  BesideCaptures& operator=(const BesideCaptures&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;  // then the thread's own, to be set again
+};
+
 // A ContextGuard for work that may fail: every call on the device is made and checked in one.
 class ContextScope {
  public:

@@ -26,7 +26,6 @@ struct DeviceInfo {
 enum class MemoryKind {
   kDevice,  // only the device reads and writes it
   kPinned,  // page-locked host memory, for copies that overlap
-  kMapped,  // page-locked host memory that the device reads and writes in place
 };
 
 // Memory with one owner.
@@ -67,9 +66,8 @@ class Stream {
   // The gater's kernels, one after the other.
   virtual void run_gater(const GaterRun& run) = 0;
   virtual void synchronize() = 0;
-  // Work enqueued here from now on starts after what is on `other` now, a handle of any library, and the reverse.
+  // Work enqueued here from now on starts after what is on `other` now, a handle of any library.
   virtual void wait_for(std::uintptr_t other) = 0;
-  virtual void let_wait(std::uintptr_t other) = 0;
   virtual void begin_capture() = 0;
   // Ends the capture in any case. Throws Error(kDevice) when something not capturable was enqueued.
   virtual std::unique_ptr<Graph> end_capture() = 0;
@@ -83,6 +81,8 @@ class StreamDevice {
   virtual const DeviceInfo& info() const noexcept = 0;
   virtual bool usable() const noexcept = 0;
   virtual std::unique_ptr<Buffer> allocate(MemoryKind kind, std::size_t bytes) = 0;
+  // Whether an address, of anybody's memory, is one of this device.
+  virtual bool holds(std::uintptr_t address) const = 0;
   virtual std::unique_ptr<Stream> open_stream() = 0;
   virtual std::unique_ptr<GraphExec> instantiate(const Graph& graph) = 0;
   // The device-routed plan; only where info().conditionals is not kNone.

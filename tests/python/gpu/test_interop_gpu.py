@@ -66,6 +66,16 @@ def test_torch_tensors_that_do_not_fit(router: Router, tiny: TinyBundle) -> None
             router.predict(wrong)
 
 
+def test_images_of_no_memory_of_the_gpu(router: Router, tiny: TinyBundle) -> None:
+    images = tiny.random(4)
+
+    class Misleading:
+        __cuda_array_interface__ = {**images.__array_interface__, "version": 3, "stream": None}  # noqa: RUF012
+
+    with pytest.raises(InputError, match="in no memory of"):
+        router.predict(Misleading())
+
+
 def test_cupy(router: Router, tiny: TinyBundle) -> None:
     cupy = pytest.importorskip("cupy", reason="cupy is not installed")
     images = tiny.random(5)

@@ -130,12 +130,19 @@ def test_modules_that_are_not_the_bundles_are_found(tiny: TinyBundle) -> None:
         Router(tiny.path, device="cuda", precision="fp32", modules=modules)
 
 
-def test_a_view_to_write_images_into(router: Router, tiny: TinyBundle) -> None:
-    view = router.input_buffer(4)
+def test_buffers_to_write_images_into(router: Router, tiny: TinyBundle) -> None:
+    buffers = [router.input_buffer(4), router.input_buffer(40)]
     for seed in range(3):
-        images = tiny.random(4, seed)
-        view[...] = images
-        check(router.predict(view), tiny, images)
+        written = [tiny.random(len(buffer), seed) for buffer in buffers]
+        for buffer, images in zip(buffers, written, strict=True):
+            buffer[...] = images
+        # Nobody else's images get there.
+        check(router.predict(tiny.random(32, seed + 10)), tiny, tiny.random(32, seed + 10))
+        router.submit(tiny.grey(255)[0]).result(30)
+        for buffer, images in zip(buffers, written, strict=True):
+            check(router.predict(buffer), tiny, images)
+            check(router.predict(buffer[1:2]), tiny, images[1:2])
+            check(router.predict(buffer[2:]), tiny, images[2:])
 
 
 def test_memory_is_reported(router: Router) -> None:

@@ -25,8 +25,8 @@ struct CapturedModel {
 struct RoutedLayout {
   std::size_t weight = 0;
   std::size_t costs = 0;
-  std::size_t images = 0;  // the same at any capacity
-  std::size_t in_bytes = 0;
+  std::size_t images = 0;    // the same at any capacity
+  std::size_t in_bytes = 0;  // that the graph itself brings: all of it, or what is before the images
   std::size_t gater_logits = 0;
   std::size_t probabilities = 0;
   std::size_t out_bytes = 0;
@@ -37,8 +37,7 @@ struct RoutedLayout {
 // Pure. Every part starts at a multiple of 256 bytes.
 RoutedLayout routed_layout(std::size_t capacity, std::size_t experts, std::size_t classes, std::size_t image_bytes);
 
-// All that one device-routed graph is made of; what it points to outlives the graph. Where a block's host and
-// device address are the same, its memory is mapped and its copy node does nothing.
+// All that one device-routed graph is made of; what it points to outlives the graph.
 struct RoutedGraph {
   std::vector<Node> topology;
   CapturedModel gater;                              // its bucket is the capacity of this graph
