@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['CudaCapture', 'CudaDevice', 'DeviceRows', 'Model', 'Pipeline', 'arena_plan', 'built_backends', 'cpu_name', 'cuda_build', 'cuda_built', 'dlpack_capsule', 'graph_topology', 'plan_routes', 'read_dlpack', 'route_reference', 'usable_cpus']
+__all__: list[str] = ['CudaCapture', 'CudaDevice', 'DeviceRows', 'Model', 'Pipeline', 'arena_plan', 'built_backends', 'cpu_name', 'cuda_build', 'cuda_built', 'dlpack_capsule', 'expect_cuda_device', 'graph_topology', 'plan_routes', 'read_dlpack', 'route_reference', 'usable_cpus']
 class Model:
     """
     One model compiled for one device.
@@ -234,6 +234,10 @@ def dlpack_capsule(address: typing.SupportsInt | typing.SupportsIndex, shape: co
     """
     A DLPack capsule of a C-contiguous tensor that is complete; `owner` lives until its consumer lets go.
     dtype: "float32" or "int32". device: (type, id) as DLPack numbers them.
+    """
+def expect_cuda_device(ordinal: typing.SupportsInt | typing.SupportsIndex) -> None:
+    """
+    Raises DeviceError unless there is such a GPU, and says what was looked for; leaves no context on it.
     """
 def graph_topology(buckets: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], capacity: typing.SupportsInt | typing.SupportsIndex, conditionals: str, speculate: bool = False) -> list[tuple[str, list[int], int, int, int, int]]:
     """

@@ -20,7 +20,7 @@ from trt_moe import _core
 from trt_moe.bundle import Bundle
 from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.completions import Completions
-from trt_moe.errors import DeviceError, InputError
+from trt_moe.errors import DeviceError, EngineBuildError, InputError
 from trt_moe.golden import check_golden, noise_images, same_in_any_batch
 from trt_moe.inputs import as_image, as_images
 from trt_moe.model import Model
@@ -51,8 +51,8 @@ class Router:
 
     Args:
         bundle: a bundle, its folder, or the name of a shipped one such as "fashion-mnist".
-        device: "auto" (the GPU where the CUDA core, a device and TensorRT are there, else the CPU; the log says why),
-            "cpu" or "cuda".
+        device: "auto" (the GPU where the CUDA core, a device and TensorRT are there and the models can be captured,
+            else the CPU; the log says why), "cpu" or "cuda".
         max_batch: most images that run through a model together; larger batches are answered in turns.
         max_wait_us: microseconds that a submitted image may wait for company in its batch.
         max_queue: most unfinished images; past that `QueueFullError`.
@@ -127,11 +127,15 @@ class Router:
         self._check = check
         golden = self._bundle.golden() if check and self._bundle.manifest.golden is not None else None
         self._probe = golden["images"] if golden is not None else noise_images(self._bundle.input_shape)
-        self._models: dict[str, Model] = {}
         self._models_lock = threading.Lock()
-        self._cuda = _cuda_models(self._bundle, precision, modules or {}) if self._backend == "cuda" else None
-        self._gater = self._load(self._bundle.gater.name, precision="fp32")
-        self._experts = [self._load(entry.name, precision=precision) for entry in self._bundle.experts]
+        try:
+            self._open_models(modules or {})
+        except (DeviceError, EngineBuildError) as error:
+            if device != "auto" or self._backend != "cuda" or "openvino" not in _core.built_backends():
+                raise
+            _log.warning("device='auto' takes the CPU, as the GPU failed: %s", error)
+            self._backend = "openvino"
+            self._open_models({})
         if golden is not None:
             check_golden(self._bundle, golden, [self._gater, *self._experts])
         self._pipeline = _core.Pipeline(
@@ -147,7 +151,7 @@ class Router:
             max_queue=max_queue,
             warmup=warmup,
             device_routed=self._cuda is not None and plan == "auto",
-            speculate=speculate,
+            speculate=speculate and self._cuda is not None,
         )
         self._completions = Completions(self._pipeline, self._bundle.class_names, self.expert_names)
         self._closer = weakref.finalize(self, _close, self._pipeline, self._completions)
@@ -374,6 +378,12 @@ class Router:
     ) -> None:
         """Close; after an error without waiting for pending images."""
         self.close(cancel_pending=kind is not None)
+
+    def _open_models(self, modules: Mapping[str, Any]) -> None:
+        self._models: dict[str, Model] = {}
+        self._cuda = _cuda_models(self._bundle, self._precision, modules) if self._backend == "cuda" else None
+        self._gater = self._load(self._bundle.gater.name, precision="fp32")
+        self._experts = [self._load(entry.name, precision=self._precision) for entry in self._bundle.experts]
 
     def _load(self, name: str, precision: str) -> Model:
         if name not in self._models and self._cuda is not None:

@@ -40,15 +40,33 @@ std::string cuda_build() {
 #endif
 }
 
-std::shared_ptr<cuda::StreamDevice> open_cuda_device([[maybe_unused]] int ordinal) {
+namespace {
+
+[[maybe_unused]] Error no_cuda() {
+  return {
+      ErrorKind::kDevice,
+      "this build of trt-moe has no CUDA backend: no nvcc was found when it was built. `trt-moe doctor` says how to "
+      "add it; device=\"cpu\" needs none"};
+}
+
+}  // namespace
+
+void expect_cuda_device([[maybe_unused]] int ordinal) {
 #ifdef TRT_MOE_WITH_CUDA
   static const ForkMark first_used;  // CUDA does not survive a fork
   first_used.expect_not_forked();
+  cuda::expect_device(ordinal);
+#else
+  throw no_cuda();
+#endif
+}
+
+std::shared_ptr<cuda::StreamDevice> open_cuda_device([[maybe_unused]] int ordinal) {
+  expect_cuda_device(ordinal);
+#ifdef TRT_MOE_WITH_CUDA
   return cuda::open_device(ordinal);
 #else
-  throw Error(ErrorKind::kDevice,
-              "this build of trt-moe has no CUDA backend: no nvcc was found when it was built. `trt-moe doctor` says "
-              "how to add it; device=\"cpu\" needs none");
+  throw no_cuda();
 #endif
 }
 

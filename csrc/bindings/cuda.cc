@@ -56,6 +56,7 @@ void register_capture(py::module_& module) {
       "uint8 [bucket,H,W,C] at input_address and writing float32 [bucket,outputs] at output_address.")
       .def(py::init([](std::shared_ptr<cuda::StreamDevice> device, const std::array<std::size_t, 3>& input_shape,
                        std::size_t outputs, std::vector<std::size_t> buckets, std::string precision, std::string name) {
+             const py::gil_scoped_release release;
              return std::make_unique<ModelCapture>(std::move(device),
                                                    cuda::CaptureSpec{std::move(name),
                                                                      {input_shape[0], input_shape[1], input_shape[2]},
@@ -76,6 +77,7 @@ void register_capture(py::module_& module) {
                                return py::make_tuple(shape.height, shape.width, shape.channels);
                              })
       .def("reserve_activation", &ModelCapture::reserve_activation, py::arg("bytes"),
+           py::call_guard<py::gil_scoped_release>(),
            "Device memory for what happens between input and output, shared by all buckets; its address. Once only.")
       .def(
           "hold_gater",
@@ -95,8 +97,10 @@ void register_capture(py::module_& module) {
           "to. third: whether it has a third Fire block.")
       .def("enqueue_gater", &ModelCapture::enqueue_gater, py::arg("bucket"),
            "Enqueues these kernels on the stream, for the first `bucket` images.")
-      .def("begin", &ModelCapture::begin, py::arg("bucket"), "What is enqueued on the stream now is captured, not run.")
-      .def("end", &ModelCapture::end, "Ends the capture: how many nodes of each kind it has.")
+      .def("begin", &ModelCapture::begin, py::arg("bucket"), py::call_guard<py::gil_scoped_release>(),
+           "What is enqueued on the stream now is captured, not run.")
+      .def("end", &ModelCapture::end, py::call_guard<py::gil_scoped_release>(),
+           "Ends the capture: how many nodes of each kind it has.")
       .def("discard", &ModelCapture::discard,
            "Ends a capture that went wrong and forgets it; harmless when none was begun.")
       .def("synchronize", &ModelCapture::synchronize, py::call_guard<py::gil_scoped_release>(),
@@ -119,6 +123,8 @@ void register_cuda(py::module_& module) {
   module.def("cuda_built", [] { return !cuda_build().empty(); }, "Whether this build has the CUDA backend.");
   module.def("cuda_build", &cuda_build,
              "Toolkit and GPU architectures of the CUDA backend; empty when it was not built.");
+  module.def("expect_cuda_device", &expect_cuda_device, py::arg("ordinal"), py::call_guard<py::gil_scoped_release>(),
+             "Raises DeviceError unless there is such a GPU, and says what was looked for; leaves no context on it.");
   py::class_<cuda::StreamDevice, std::shared_ptr<cuda::StreamDevice>>(module, "CudaDevice", "One NVIDIA GPU.")
       .def(py::init(&open_cuda_device), py::arg("ordinal") = 0, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("usable", &cuda::StreamDevice::usable,

@@ -58,17 +58,22 @@ struct RoutedRows {
   std::span<const float> probabilities;  // [images * classes]; NaN where an expert's logit is not finite
 };
 
+// How a routed plan is to answer some images.
+struct RoutedCall {
+  std::span<const float> costs;      // of the experts, for choose_route
+  float latency_weight = 0.0F;       // the same
+  const DeviceRows* keep = nullptr;  // where the answers are written on the device as well, before run returns
+  bool alone = true;                 // nothing else is under way: work that may prove needless harms nobody
+};
+
 // A gater and its experts as one piece of work, whose routes never leave the device. One thread at a time runs it.
 class RoutedPlan {
  public:
   virtual ~RoutedPlan() = default;
   virtual std::size_t capacity() const = 0;  // most images of one run
-  // Routes as choose_route does. The rows are good until the next run. keep: where they are written on the device as
-  // well, before this returns; may be null.
-  virtual RoutedRows run(ImageBatchView images, std::span<const float> costs, float latency_weight,
-                         const DeviceRows* keep) = 0;
-  virtual RoutedRows run(const DeviceImages& images, std::span<const float> costs, float latency_weight,
-                         const DeviceRows* keep) = 0;
+  // Routes as choose_route does. The rows are good until the next run.
+  virtual RoutedRows run(ImageBatchView images, const RoutedCall& call) = 0;
+  virtual RoutedRows run(const DeviceImages& images, const RoutedCall& call) = 0;
 };
 
 struct EngineOptions {

@@ -24,9 +24,10 @@ bool ForkMark::forked() const noexcept { return forks_ != forks.load(std::memory
 
 void ForkMark::expect_not_forked() const {
   if (!forked()) return;
-  throw Error(ErrorKind::kDevice,
-              "this process is a fork of one that made a router, and has none of its threads; expected processes with a "
-              "router of their own, started by multiprocessing's 'spawn' method, or forked before the first router");
+  throw Error(
+      ErrorKind::kDevice,
+      "this process is a fork of one that made a router, and has none of its threads; expected processes with a "
+      "router of their own, started by multiprocessing's 'spawn' method, or forked before the first router");
 }
 
 }  // namespace trt_moe

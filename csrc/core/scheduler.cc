@@ -173,7 +173,7 @@ void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*po
     const std::unique_lock lane(inline_lane_->mutex, std::try_to_lock);
     if (lane.owns_lock()) return run_inline(images.data, rows, submitted);
   }
-  if (on_device) return run_routed(images, rows, submitted, poll, keep);
+  if (on_device) return run_routed(images, rows, submitted, poll, keep, admission.was_idle());
   // More images than places go through in two alternating parts, so that the workers never run dry between them.
   const std::size_t part = images.count <= places ? images.count : std::max<std::size_t>(1, places / 2);
   std::array<std::optional<BlockingRequest>, 2> parts;
@@ -212,7 +212,7 @@ void Scheduler::predict(const DeviceImages& images, const OutputRows& rows, void
   if (!images_stay_on_device()) throw not_on_device("images");
   const ActivePredict active(*this);
   const Admission admission(*this, std::min({images.count, options_.max_batch, options_.max_queue}));
-  run_routed(images, rows, submitted, poll, keep);
+  run_routed(images, rows, submitted, poll, keep, admission.was_idle());
 }
 
 void Scheduler::submit(std::uint64_t ticket, const std::uint8_t* image) {

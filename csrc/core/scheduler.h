@@ -131,10 +131,10 @@ class Scheduler {
   void run_inline(const std::uint8_t* image, const OutputRows& rows, Clock::time_point submitted);
   template <typename Images>
   void run_routed(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)(),
-                  const DeviceRows* keep);
+                  const DeviceRows* keep, bool alone);
   template <typename Images>
   void run_routed_part(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)(),
-                       const DeviceRows* keep);
+                       const DeviceRows* keep, bool alone);
   void check_rows(const RoutedRows& answers) const;
   // Of a failed run, inside its catch block. A device that is lost closes the scheduler, and fails all that waits.
   Failure take_failure();

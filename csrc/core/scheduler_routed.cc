@@ -22,7 +22,7 @@ void Scheduler::use(std::shared_ptr<RoutedPlan> plan) {
 
 template <typename Images>
 void Scheduler::run_routed(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)(),
-                           const DeviceRows* keep) {
+                           const DeviceRows* keep, bool alone) {
   // What is verified waits in a line, which has room for max_queue.
   const std::size_t part = std::min({routed_lane_->plan->capacity(), options_.max_batch, options_.max_queue});
   Poller between(poll);
@@ -32,13 +32,13 @@ void Scheduler::run_routed(const Images& images, const OutputRows& rows, Clock::
     DeviceRows kept;
     if (keep != nullptr) kept = keep->part(begin, classes_, experts_.size());
     run_routed_part(images.part(begin, count), rows.part(begin, classes_, experts_.size()), submitted, poll,
-                    keep == nullptr ? nullptr : &kept);
+                    keep == nullptr ? nullptr : &kept, alone);
   }
 }
 
 template <typename Images>
 void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Clock::time_point submitted,
-                                void (*poll)(), const DeviceRows* keep) {
+                                void (*poll)(), const DeviceRows* keep, bool alone) {
   RoutedLane& lane = *routed_lane_;
   // An expert's queue takes images of the host only.
   constexpr bool kVerifies = std::is_same_v<Images, ImageBatchView>;
@@ -48,7 +48,7 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Cl
     if (cancel_pending_.load(std::memory_order_relaxed)) throw error_of(closed_failure());
     const Clock::time_point start = Clock::now();
     try {
-      const RoutedRows answers = lane.plan->run(images, costs_, latency_weight(), keep);
+      const RoutedRows answers = lane.plan->run(images, {costs_, latency_weight(), keep, alone});
       check_rows(answers);
       std::copy(answers.routes.begin(), answers.routes.end(), rows.routes);
       std::copy(answers.gater_logits.begin(), answers.gater_logits.end(), rows.gater_logits);
@@ -104,8 +104,8 @@ void Scheduler::check_rows(const RoutedRows& answers) const {
 }
 
 template void Scheduler::run_routed(const ImageBatchView&, const OutputRows&, Clock::time_point, void (*)(),
-                                    const DeviceRows*);
+                                    const DeviceRows*, bool);
 template void Scheduler::run_routed(const DeviceImages&, const OutputRows&, Clock::time_point, void (*)(),
-                                    const DeviceRows*);
+                                    const DeviceRows*, bool);
 
 }  // namespace trt_moe

@@ -422,32 +422,36 @@ TEST_CASE("what the kernels have no room for is refused before anything runs") {
 
 TEST_CASE("device-routed answers are host-routed answers, alone, in batches and from many threads") {
   Router host;
-  Router device;
-  const cuda::Routing routing = cuda::choose_routing(device.gater, {device.experts.begin(), device.experts.end()});
-  INFO(routing.reason);
-  REQUIRE((routing.plan != nullptr) == !conditionals_here().empty());
-  if (!routing.plan) return;
-  device.scheduler.use(routing.plan);
-  std::mt19937 random(4);
-  for (const float weight : {0.0F, 3.0F, 1000.0F}) {
-    host.scheduler.set_latency_weight(weight);
-    device.scheduler.set_latency_weight(weight);
-    for (const std::size_t count : {1U, 2U, 5U, 16U, 17U, 50U}) {
-      std::vector<std::uint8_t> levels(count);
-      for (std::uint8_t& level : levels) level = static_cast<std::uint8_t>(random());
-      const Router::Answers expected = host.predict(levels);
-      std::vector<std::thread> threads;
-      for (int t = 0; t < 3; ++t) {
-        threads.emplace_back([&] {
-          const Router::Answers found = device.predict(levels);
-          CHECK(found.routes == expected.routes);
-          CHECK(found.gater == expected.gater);
-          for (std::size_t i = 0; i < expected.probabilities.size(); ++i) {
-            CHECK(found.probabilities[i] == doctest::Approx(expected.probabilities[i]).epsilon(1e-5));
-          }
-        });
+  {
+    const Router chosen;
+    const cuda::Routing routing = cuda::choose_routing(chosen.gater, {chosen.experts.begin(), chosen.experts.end()});
+    INFO(routing.reason);
+    REQUIRE((routing.plan != nullptr) == !conditionals_here().empty());
+  }
+  for (const Conditionals conditionals : conditionals_here()) {
+    Router device;
+    device.scheduler.use(std::make_shared<cuda::DeviceRoutedPlan>(device.gater, device.experts, conditionals, false));
+    std::mt19937 random(4);
+    for (const float weight : {0.0F, 3.0F, 1000.0F}) {
+      host.scheduler.set_latency_weight(weight);
+      device.scheduler.set_latency_weight(weight);
+      for (const std::size_t count : {1U, 2U, 5U, 16U, 17U, 50U}) {
+        std::vector<std::uint8_t> levels(count);
+        for (std::uint8_t& level : levels) level = static_cast<std::uint8_t>(random());
+        const Router::Answers expected = host.predict(levels);
+        std::vector<std::thread> threads;
+        for (int t = 0; t < 3; ++t) {
+          threads.emplace_back([&] {
+            const Router::Answers found = device.predict(levels);
+            CHECK(found.routes == expected.routes);
+            CHECK(found.gater == expected.gater);
+            for (std::size_t i = 0; i < expected.probabilities.size(); ++i) {
+              CHECK(found.probabilities[i] == doctest::Approx(expected.probabilities[i]).epsilon(1e-5));
+            }
+          });
+        }
+        for (auto& thread : threads) thread.join();
       }
-      for (auto& thread : threads) thread.join();
     }
   }
 }

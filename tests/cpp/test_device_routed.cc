@@ -1,6 +1,7 @@
 // The device-routed plan, on a device that interprets its graph.
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <thread>
 #include <vector>
 
@@ -227,6 +228,37 @@ TEST_CASE("a device that is lost in a device-routed predict closes the router") 
   CHECK(rig.scheduler.closing());
   CHECK(failure_of([&] { rig.predict({5}); }).kind == ErrorKind::kDeviceLost);
   rig.scheduler.close(false);
+}
+
+TEST_CASE("the device speculates on a lone image, and on none that has company") {
+  std::atomic<int> cheap_runs{0};
+  FakeModel cheap = expert_model(kShape, kClasses, 0);
+  cheap.compute = [&, compute = cheap.compute](auto image, auto logits) {
+    ++cheap_runs;
+    compute(image, logits);
+  };
+  SchedulerOptions cold;
+  cold.warmup = false;
+  Rig rig(FakeStreamDevice::some_gpu(), cold, gater_model(kShape, kExperts), cheap);
+  rig.route_on_device(true);
+  const auto runs = [&](const std::vector<std::uint8_t>& levels) {
+    const int before = cheap_runs;
+    const Answers answers = rig.predict(levels);
+    for (std::size_t i = 0; i < levels.size(); ++i) CHECK(answers.routes[i] == (levels[i] > 200 ? 2 : 0));
+    return cheap_runs - before;
+  };
+  CHECK(runs({250}) == 1);  // for nothing
+  CHECK(runs({5}) == 1);
+  CHECK(runs({250, 250}) == 0);
+  const std::vector<std::uint8_t> bright(kShape.bytes(), 250);
+  rig.scheduler.submit(0, bright.data());  // under way until it is taken
+  CHECK(runs({250}) == 0);
+  CHECK(runs({5}) == 1);
+  std::vector<SubmittedRequest*> done;
+  rig.scheduler.take_completed(done);
+  REQUIRE(done.size() == 1);
+  rig.scheduler.recycle(done[0]);
+  CHECK(runs({250}) == 1);
 }
 
 TEST_CASE("predict, speculation and submit share the models from many threads") {

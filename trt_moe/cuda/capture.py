@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from trt_moe import _core
 
 _log = logging.getLogger("trt_moe")
+
+_one_at_a_time = threading.Lock()
+"""Captures switch the process's garbage collection off and on."""
 
 
 class Capture(Protocol):
@@ -92,7 +96,7 @@ def capture_model(
     for bucket in buckets:
         source.enqueue(bucket)
         capture.synchronize()
-        with _no_garbage_collection():
+        with _one_at_a_time, _no_garbage_collection():
             capture.begin(bucket)
             try:
                 source.enqueue(bucket)

@@ -52,12 +52,13 @@ class DeviceRoutedPlan::AllModels {
 };
 
 DeviceRoutedPlan::DeviceRoutedPlan(std::shared_ptr<GraphEngine> gater,
-                                   std::vector<std::shared_ptr<GraphEngine>> experts, bool speculate)
+                                   std::vector<std::shared_ptr<GraphEngine>> experts, Conditionals conditionals,
+                                   bool speculate)
     : gater_(std::move(gater)),
       experts_(std::move(experts)),
       device_(gater_->device()),
       classes_(experts_.front()->info().outputs),
-      speculate_(speculate),
+      conditionals_(conditionals),
       buckets_(common_sizes(*gater_, experts_), Batching::kPadded) {
   for (const auto& expert : experts_) mutexes_.push_back(&expert->mutex());
   mutexes_.push_back(&gater_->mutex());
@@ -70,26 +71,35 @@ DeviceRoutedPlan::DeviceRoutedPlan(std::shared_ptr<GraphEngine> gater,
   device_out_ = allocate(MemoryKind::kDevice, largest.out_bytes);
   host_out_ = allocate(MemoryKind::kPinned, largest.out_bytes);
   stream_ = on_device(*device_, kName, [&] { return device_->open_stream(); });
-  for (const std::size_t bucket : buckets_.sizes()) {
-    RoutedLayout layout = layout_of(bucket);
+  slots_ = make_slots(buckets_.sizes().size(), false);
+  if (speculate) speculating_ = make_slots(1, true);
+}
+
+DeviceRoutedPlan::Slots DeviceRoutedPlan::make_slots(std::size_t buckets, bool speculate) const {
+  Slots slots;
+  for (std::size_t bucket = 0; bucket < buckets; ++bucket) {
+    RoutedLayout layout = layout_of(buckets_.sizes()[bucket]);
     layout.in_bytes = layout.images;
-    slots_.push_back(make_slot(layout, slots_.size()));
+    slots.of_bucket.push_back(make_slot(layout, bucket, speculate));
   }
   // A copy apart from the graph's would cost a lone image the most.
-  RoutedLayout lone = layout_of(buckets_.sizes().front());
-  lone.in_bytes = lone.images + gater_->info().input.bytes();
-  lone_ = make_slot(lone, 0);
+  RoutedLayout layout = layout_of(buckets_.sizes().front());
+  layout.in_bytes = layout.images + gater_->info().input.bytes();
+  slots.lone = make_slot(layout, 0, speculate);
+  return slots;
 }
 
 RoutedLayout DeviceRoutedPlan::layout_of(std::size_t images) const {
   return routed_layout(images, experts_.size(), classes_, gater_->info().input.bytes());
 }
 
-DeviceRoutedPlan::Slot DeviceRoutedPlan::make_slot(const RoutedLayout& layout, std::size_t bucket) const {
-  return {layout, on_device(*device_, kName, [&] { return device_->instantiate(graph_for(bucket, layout)); })};
+DeviceRoutedPlan::Slot DeviceRoutedPlan::make_slot(const RoutedLayout& layout, std::size_t bucket,
+                                                   bool speculate) const {
+  const RoutedGraph graph = graph_for(bucket, layout, speculate);
+  return {layout, on_device(*device_, kName, [&] { return device_->instantiate(graph); })};
 }
 
-RoutedGraph DeviceRoutedPlan::graph_for(std::size_t bucket, const RoutedLayout& layout) const {
+RoutedGraph DeviceRoutedPlan::graph_for(std::size_t bucket, const RoutedLayout& layout, bool speculate) const {
   RoutedGraph graph;
   graph.gater = gater_->captured(bucket);
   std::vector<std::size_t> counts;
@@ -100,7 +110,7 @@ RoutedGraph DeviceRoutedPlan::graph_for(std::size_t bucket, const RoutedLayout& 
     for (std::size_t i = 0; i <= last; ++i) captured.push_back(expert->captured(i));
     counts.push_back(captured.size());
   }
-  graph.topology = graph_topology(counts, graph.gater.bucket, device_->info().conditionals, speculate_);
+  graph.topology = graph_topology(counts, graph.gater.bucket, conditionals_, speculate);
   graph.classes = classes_;
   graph.image_bytes = gater_->info().input.bytes();
   graph.layout = layout;
@@ -113,13 +123,17 @@ RoutedGraph DeviceRoutedPlan::graph_for(std::size_t bucket, const RoutedLayout& 
   return graph;
 }
 
-void DeviceRoutedPlan::write_control(const RoutedLayout& layout, std::size_t images, std::span<const float> costs,
-                                     float latency_weight) const {
+const DeviceRoutedPlan::Slots& DeviceRoutedPlan::slots_for(std::size_t images, const RoutedCall& call) const noexcept {
+  const bool speculates = images == 1 && call.alone && !speculating_.of_bucket.empty();
+  return speculates ? speculating_ : slots_;
+}
+
+void DeviceRoutedPlan::write_control(const RoutedLayout& layout, std::size_t images, const RoutedCall& call) const {
   std::byte* const block = host_in_->host();
   const auto count = static_cast<std::int32_t>(images);
   std::memcpy(block, &count, sizeof(count));
-  std::memcpy(block + layout.weight, &latency_weight, sizeof(latency_weight));
-  std::memcpy(block + layout.costs, costs.data(), costs.size_bytes());
+  std::memcpy(block + layout.weight, &call.latency_weight, sizeof(call.latency_weight));
+  std::memcpy(block + layout.costs, call.costs.data(), call.costs.size_bytes());
 }
 
 void DeviceRoutedPlan::launch(const Slot& slot, std::size_t images, const DeviceRows* keep) {
@@ -141,34 +155,32 @@ RoutedRows DeviceRoutedPlan::finish(const RoutedLayout& layout, std::size_t imag
           part<float>(out, layout.probabilities, images * classes_)};
 }
 
-RoutedRows DeviceRoutedPlan::run(ImageBatchView images, std::span<const float> costs, float latency_weight,
-                                 const DeviceRows* keep) {
+RoutedRows DeviceRoutedPlan::run(ImageBatchView images, const RoutedCall& call) {
   const AllModels models(mutexes_);
+  const Slots& slots = slots_for(images.count, call);
   DeviceImages from{address(images.data), images.count, images.image_bytes};
   if (!images.page_locked) {
-    std::byte* const staged = host_in_->host() + lone_.layout.images;
+    std::byte* const staged = host_in_->host() + slots.lone.layout.images;
     std::memcpy(staged, images.data, images.count * images.image_bytes);
     from.address = address(staged);
-    if (images.count == 1) return answer(lone_, {0, 1, images.image_bytes}, costs, latency_weight, keep);
+    if (images.count == 1) return answer(slots.lone, {0, 1, images.image_bytes}, call);
   }
-  return answer(slots_[buckets_.holding(images.count)], from, costs, latency_weight, keep);
+  return answer(slots.of_bucket[buckets_.holding(images.count)], from, call);
 }
 
-RoutedRows DeviceRoutedPlan::run(const DeviceImages& images, std::span<const float> costs, float latency_weight,
-                                 const DeviceRows* keep) {
+RoutedRows DeviceRoutedPlan::run(const DeviceImages& images, const RoutedCall& call) {
   const AllModels models(mutexes_);
-  return answer(slots_[buckets_.holding(images.count)], images, costs, latency_weight, keep);
+  return answer(slots_for(images.count, call).of_bucket[buckets_.holding(images.count)], images, call);
 }
 
-RoutedRows DeviceRoutedPlan::answer(const Slot& slot, const DeviceImages& images, std::span<const float> costs,
-                                    float latency_weight, const DeviceRows* keep) {
-  write_control(slot.layout, images.count, costs, latency_weight);
+RoutedRows DeviceRoutedPlan::answer(const Slot& slot, const DeviceImages& images, const RoutedCall& call) {
+  write_control(slot.layout, images.count, call);
   enqueue_on(*device_, kName, *stream_, [&] {
     if (images.stream != 0) stream_->wait_for(images.stream);
     if (images.address != 0) {
       stream_->copy(gater_->memory().input(), images.address, images.count * images.image_bytes);
     }
-    launch(slot, images.count, keep);
+    launch(slot, images.count, call.keep);
   });
   return finish(slot.layout, images.count);
 }
@@ -199,13 +211,15 @@ Routing choose_routing(const std::shared_ptr<Engine>& gater, const std::vector<s
   }
   try {
     auto plan = std::make_shared<DeviceRoutedPlan>(
-        models.front(), std::vector<std::shared_ptr<GraphEngine>>(models.begin() + 1, models.end()), speculate);
+        models.front(), std::vector<std::shared_ptr<GraphEngine>>(models.begin() + 1, models.end()), info.conditionals,
+        speculate);
     // A driver may take a graph and still refuse to launch it: known now, the host can route in its place. The graph
     // for a single image is of another kind than those for more.
     const std::size_t bytes = models.front()->info().input.bytes();
     const std::vector<std::uint8_t> black(plan->capacity() * bytes);
+    const std::vector<float> costs(experts.size());
     for (const std::size_t images : {std::size_t{1}, plan->capacity()}) {
-      plan->run(ImageBatchView{black.data(), images, bytes}, std::vector<float>(experts.size()), 0.0F, nullptr);
+      plan->run(ImageBatchView{black.data(), images, bytes}, RoutedCall{costs});
     }
     const char* const nodes = info.conditionals == Conditionals::kSwitch ? "SWITCH" : "IF";
     return {std::move(plan), std::string("conditional graphs with ") + nodes + " nodes (" + versions + ")"};

@@ -22,17 +22,16 @@ namespace trt_moe::cuda {
 // run at a time. A second slot would need a second capture of every model, as a graph's addresses are fixed.
 class DeviceRoutedPlan final : public RoutedPlan {
  public:
-  // speculate: the first expert runs a lone image beside the gater.
+  // conditionals: kIf or kSwitch, that the device has. speculate: the first expert runs a lone image beside the gater,
+  // if nothing else is under way.
   // Throws Error(kDevice) when the device refuses a graph or memory for it. The engines are of one device, no two
   // are the same, and none is unroutable.
   DeviceRoutedPlan(std::shared_ptr<GraphEngine> gater, std::vector<std::shared_ptr<GraphEngine>> experts,
-                   bool speculate);
+                   Conditionals conditionals, bool speculate);
 
   std::size_t capacity() const override { return buckets_.largest(); }
-  RoutedRows run(ImageBatchView images, std::span<const float> costs, float latency_weight,
-                 const DeviceRows* keep) override;
-  RoutedRows run(const DeviceImages& images, std::span<const float> costs, float latency_weight,
-                 const DeviceRows* keep) override;
+  RoutedRows run(ImageBatchView images, const RoutedCall& call) override;
+  RoutedRows run(const DeviceImages& images, const RoutedCall& call) override;
 
   MemoryUse memory_use() const noexcept;
   // How long all runs together have waited for the device; the rest of their time is the host's.
@@ -43,16 +42,20 @@ class DeviceRoutedPlan final : public RoutedPlan {
     RoutedLayout layout;
     std::unique_ptr<GraphExec> exec;
   };
+  struct Slots {
+    std::vector<Slot> of_bucket;  // their graphs find the images on the device
+    Slot lone;                    // for one image, which its graph brings from the host
+  };
   class AllModels;
 
   RoutedLayout layout_of(std::size_t images) const;
-  Slot make_slot(const RoutedLayout& layout, std::size_t bucket) const;
-  RoutedGraph graph_for(std::size_t bucket, const RoutedLayout& layout) const;
-  void write_control(const RoutedLayout& layout, std::size_t images, std::span<const float> costs,
-                     float latency_weight) const;
+  Slots make_slots(std::size_t buckets, bool speculate) const;
+  Slot make_slot(const RoutedLayout& layout, std::size_t bucket, bool speculate) const;
+  RoutedGraph graph_for(std::size_t bucket, const RoutedLayout& layout, bool speculate) const;
+  const Slots& slots_for(std::size_t images, const RoutedCall& call) const noexcept;
+  void write_control(const RoutedLayout& layout, std::size_t images, const RoutedCall& call) const;
   // images: at address 0 where the slot's own graph brings them.
-  RoutedRows answer(const Slot& slot, const DeviceImages& images, std::span<const float> costs, float latency_weight,
-                    const DeviceRows* keep);
+  RoutedRows answer(const Slot& slot, const DeviceImages& images, const RoutedCall& call);
   void launch(const Slot& slot, std::size_t images, const DeviceRows* keep);
   RoutedRows finish(const RoutedLayout& layout, std::size_t images);
 
@@ -60,7 +63,7 @@ class DeviceRoutedPlan final : public RoutedPlan {
   std::vector<std::shared_ptr<GraphEngine>> experts_;
   std::shared_ptr<StreamDevice> device_;
   std::size_t classes_;
-  bool speculate_;
+  Conditionals conditionals_;
   std::vector<FairMutex*> mutexes_;  // the experts', then the gater's
   Buckets buckets_;
   std::unique_ptr<Buffer> host_in_;
@@ -68,8 +71,8 @@ class DeviceRoutedPlan final : public RoutedPlan {
   std::unique_ptr<Buffer> device_out_;
   std::unique_ptr<Buffer> host_out_;
   std::unique_ptr<Stream> stream_;
-  std::vector<Slot> slots_;  // one a bucket, whose graphs find the images there
-  Slot lone_;                // for one image, which its graph brings from the host
+  Slots slots_;
+  Slots speculating_;  // for one image; none unless it speculates
   std::atomic<std::chrono::nanoseconds> waited_{};
 };
 

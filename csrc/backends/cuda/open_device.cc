@@ -44,13 +44,22 @@ int count_devices() {
 
 }  // namespace
 
-std::shared_ptr<StreamDevice> open_device(int ordinal) {
+void expect_device(int ordinal) {
   const int count = count_devices();
   if (ordinal < 0 || ordinal >= count) {
     throw refused("there is no GPU " + std::to_string(ordinal) + ": the driver shows " + std::to_string(count) +
                   (count == 1 ? ", number 0" : ", numbers 0 to " + std::to_string(count - 1)) + visible());
   }
-  return std::make_shared<CudaDevice>(ordinal);
+}
+
+std::shared_ptr<StreamDevice> open_device(int ordinal) {
+  expect_device(ordinal);
+  try {
+    return std::make_shared<CudaDevice>(ordinal);
+  } catch (const Error& error) {
+    throw Error(error.kind(), std::string(error.what()) +
+                                  "; if the GPU worked in this process before, it is lost to it: restart the process");
+  }
 }
 
 std::string build_text() {

@@ -13,7 +13,7 @@ import pytest
 from tests.support.tiny_bundle import TinyBundle, write_tiny_bundle
 from trt_moe import DeviceResult, Router, _core, router
 from trt_moe.cuda.interop import DeviceImages
-from trt_moe.errors import DeviceError, InputError
+from trt_moe.errors import DeviceError, EngineBuildError, InputError
 
 
 class FakeModels:
@@ -56,8 +56,8 @@ class FakePipeline:
     def memory(self) -> dict[str, dict[str, int]]:
         return {"gater": {"device": 1, "pinned": 2}}
 
-    def close(self, cancel_pending: bool) -> None:
-        pass
+    def close(self, cancel_pending: bool) -> bool:
+        return True
 
     def _answers(self, count: int) -> Any:
         return np.ones((count, 3)), np.ones((count, 2)), np.zeros(count, np.int64), np.ones(count)
@@ -89,6 +89,24 @@ def test_models_are_the_gpus(gpu: None, tiny: TinyBundle, device: str) -> None:
         assert opened.input_buffer(3) == "buffer of 3"
         with pytest.raises(InputError, match=r"images is 65; expected a whole number from 1 to 64"):
             opened.input_buffer(65)
+
+
+@pytest.mark.parametrize("error", [EngineBuildError("gater cannot be captured"), DeviceError("no memory is left")])
+def test_auto_takes_the_cpu_where_the_models_cannot_be_captured(
+    tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def refused(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("trt_moe.cuda.device.reason_against", lambda: None)
+    monkeypatch.setattr("trt_moe.cuda.load.CudaModels.__init__", refused)
+    with Router(tiny.path) as opened:
+        assert opened.device.startswith("cpu: ")
+        assert opened.predict(tiny.grey(0, 2)).experts.tolist() == [0, 0]
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == [f"device='auto' takes the CPU, as the GPU failed: {error}"]
+    with pytest.raises(type(error), match=str(error)):
+        Router(tiny.path, device="cuda")
 
 
 @pytest.mark.parametrize(("plan", "device_routed"), [("auto", True), ("host-routed", False)])

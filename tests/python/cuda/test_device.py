@@ -19,12 +19,16 @@ RTX = SimpleNamespace(__version__="1.7.1", ComputeCapability=SimpleNamespace(__m
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A build with CUDA on a machine with a GPU and TensorRT-RTX; its attributes can be changed."""
-    machine = SimpleNamespace(built=True, device=FakeDevice("8.6"), flavour=Flavour("tensorrt_rtx", RTX))
+    machine = SimpleNamespace(built=True, device=FakeDevice("8.6"), flavour=Flavour("tensorrt_rtx", RTX), opened=0)
 
-    def opened(ordinal: int) -> FakeDevice:
+    def there(ordinal: int) -> None:
         assert ordinal == 0
         if isinstance(machine.device, Exception):
             raise machine.device
+
+    def opened(ordinal: int) -> FakeDevice:
+        there(ordinal)
+        machine.opened += 1
         return machine.device
 
     def found() -> Flavour:
@@ -33,6 +37,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         return machine.flavour
 
     monkeypatch.setattr(_core, "cuda_built", lambda: machine.built, raising=False)
+    monkeypatch.setattr(_core, "expect_cuda_device", there)
     monkeypatch.setattr(_core, "CudaDevice", opened, raising=False)
     monkeypatch.setattr("trt_moe.compile.flavour.find_flavour", found)
     return machine
@@ -61,7 +66,9 @@ def test_no_tensorrt(machine: Any) -> None:
     words = r"no engine runs on Fake GPU \(compute capability 8.6\): no TensorRT can be loaded.*device='cpu' needs no"
     with pytest.raises(DeviceError, match=words):
         flavour_for(machine.device)
-    assert "no TensorRT can be loaded" in str(reason_against())
+    assert machine.opened == 0
+    assert "no engine runs on the GPU: no TensorRT can be loaded" in str(reason_against())
+    assert machine.opened == 0, "a process that takes the CPU has no context on the GPU"
 
 
 def test_a_gpu_that_tensorrt_rtx_does_not_support(machine: Any) -> None:
