@@ -1,6 +1,7 @@
 """trt-moe: image classification that routes every image to the cheapest expert able to handle it."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_moe.errors import (
@@ -59,6 +60,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "_core":
+        return _load_core()
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
@@ -71,6 +74,19 @@ def __getattr__(name: str) -> Any:
         ) from error
     globals()[name] = value
     return value
+
+
+def _load_core() -> Any:
+    try:
+        return import_module("trt_moe._core")
+    except ImportError as error:
+        package = Path(__file__).parent
+        if not (package.parent / "CMakeLists.txt").exists():
+            raise
+        raise MissingDependencyError(
+            f"{package} is the source, which Python found before any installed trt_moe, and it has no compiled module "
+            f"({error}); run from another folder than {package.parent}, or install it in place: pip install -e ."
+        ) from error
 
 
 def __dir__() -> list[str]:

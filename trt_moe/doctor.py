@@ -18,6 +18,7 @@ TRAINING = ("torch", "torchvision", "timm", "accelerate", "onnx", "onnxscript", 
 # One minor version: newer ones ask for a newer driver.
 NVCC = " ".join(f"'nvidia-{name}==13.0.*'" for name in ("cuda-nvcc", "cuda-crt", "cuda-runtime", "nvvm"))
 REINSTALL = "pip install --force-reinstall --no-deps ."
+IN_PLACE = "pip install -e ."
 TENSORRT = ("tensorrt", "tensorrt-rtx", "tensorrt-cu12", "tensorrt-cu13")
 
 
@@ -178,7 +179,9 @@ def _missing(report: dict[str, Any]) -> list[dict[str, str | None]]:
         wanted = f"openvino=={pinned}" if pinned else "openvino"
         add(f"openvino (found {found})", "the CPU backend, linked to this version", f"pip install '{wanted}'")
     elif report["trt_moe"]["error"]:
-        add("the compiled module _core", "everything", REINSTALL)
+        add(
+            "the compiled module _core", "everything", IN_PLACE if IN_PLACE in report["trt_moe"]["error"] else REINSTALL
+        )
     lacking = [name for name in RUNTIME if packages[name] is None and name != "openvino"]
     if lacking:
         add(", ".join(lacking), "the run time", f"pip install {' '.join(lacking)}")
