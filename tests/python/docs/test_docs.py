@@ -9,11 +9,22 @@ from pathlib import Path
 
 import pytest
 import typer.main
+import yaml
 from PIL import Image
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
 from typer.core import TyperGroup
 
 import trt_moe
 from trt_moe.cli.app import app
+from trt_moe.training.config import (
+    CorruptionConfig,
+    ExpertConfig,
+    GaterConfig,
+    JointConfig,
+    SplitConfig,
+    TrainConfig,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -85,6 +96,26 @@ def test_benchmarks_exist_with_their_options(page: Path) -> None:
 def test_configurations_exist(page: Path) -> None:
     for name in re.findall(r"configs/[\w.-]+\.yaml", page.read_text()):
         assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+SECTIONS = (TrainConfig, SplitConfig, CorruptionConfig, ExpertConfig, GaterConfig, JointConfig)
+WORDS = {"required": PydanticUndefined, "none": None, "as they are": None, "measured": None}
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_every_key_of_a_configuration_is_told_with_its_default(section: type[BaseModel]) -> None:
+    _, _, after = (ROOT / "docs" / "training.md").read_text().partition(f"<!-- {section.__name__} -->\n")
+    told = {}
+    for keys, default in re.findall(r"^\| (`.*?`) \| (.*?) \|", after.partition("\n\n")[0], re.MULTILINE):
+        told |= dict.fromkeys(re.findall(r"`(\w+)`", keys), default)
+    fields = {name: field for name, field in section.model_fields.items() if name != "source"}
+    assert list(told) == list(fields)
+    for name, field in fields.items():
+        if told[name] == "see below" or field.default == ():
+            continue
+        expected = WORDS[told[name]] if told[name] in WORDS else yaml.safe_load(told[name])
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        assert (str(default) if isinstance(default, Path) else default) == expected, name
 
 
 def test_the_python_example_of_the_readme_runs(
