@@ -101,19 +101,19 @@ void register_pipeline(py::module_& module) {
                        std::size_t max_batch, std::int64_t max_wait_us, std::size_t max_queue, bool warmup,
                        bool device_routed, bool speculate) {
              std::vector<Expert> list;
-             std::vector<std::shared_ptr<Engine>> engines;
              for (std::size_t i = 0; i < experts.size(); ++i) {
-               engines.push_back(experts[i]->engine());
-               list.push_back({names.at(i), engines.back(), costs.at(i)});
+               list.push_back({names.at(i), experts[i]->engine(), costs.at(i)});
              }
+             const SchedulerOptions options{latency_weight,
+                                            verify_below,
+                                            verify_by_mirror ? VerifyBy::kMirror : VerifyBy::kDearest,
+                                            max_batch,
+                                            std::chrono::microseconds(max_wait_us),
+                                            max_queue,
+                                            warmup,
+                                            speculate};
              const py::gil_scoped_release release;
-             PipelineHolder made(
-                 new Pipeline(gater->engine(), std::move(list),
-                              SchedulerOptions{latency_weight, verify_below,
-                                               verify_by_mirror ? VerifyBy::kMirror : VerifyBy::kDearest, max_batch,
-                                               std::chrono::microseconds(max_wait_us), max_queue, warmup, speculate}));
-             choose_routing(*made, gater->engine(), engines, device_routed, speculate);
-             return made;
+             return PipelineHolder(new Pipeline(gater->engine(), std::move(list), options, device_routed));
            }),
            py::arg("gater"), py::arg("experts"), py::kw_only(), py::arg("names"), py::arg("costs"),
            py::arg("latency_weight"), py::arg("verify_below"), py::arg("verify_by_mirror"), py::arg("max_batch"),

@@ -9,24 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "backends/cuda/device_input.h"
-#include "backends/cuda/device_output.h"
-#include "backends/cuda/device_routed_plan.h"
-#include "backends/cuda/graph_engine.h"
-#include "core/scheduler.h"
+#include "backends/pipeline.h"
 
 namespace trt_moe {
-
-// A scheduler with what it has on a CUDA device, if anything.
-class Pipeline final : public Scheduler {
- public:
-  using Scheduler::Scheduler;
-
-  cuda::Routing routing;
-  std::vector<std::shared_ptr<cuda::GraphEngine>> captured;  // those of its models that are on a device
-  std::unique_ptr<cuda::DeviceInput> device_input;           // none on the CPU
-  std::unique_ptr<cuda::DeviceOutputs> device_outputs;       // none on the CPU
-};
 
 // In a fork, a pipeline of the parent's is left as it is: its threads are not there to be ended.
 struct LeaveInFork {
@@ -57,10 +42,6 @@ bool in_input_buffer(const pybind11::array& images);
 
 // Where `images` answers are kept on the device, if anywhere. Throws Error(kInput) when they do not fit.
 const DeviceRows* kept_rows(const std::optional<cuda::DeviceOutputs::Rows>& keep, std::size_t images);
-
-// Decides where the pipeline routes.
-void choose_routing(Pipeline& pipeline, const std::shared_ptr<Engine>& gater,
-                    const std::vector<std::shared_ptr<Engine>>& experts, bool device_routed, bool speculate);
 
 // What only pipelines on a CUDA device do. Before the pipeline's own methods, whose signatures name `DeviceRows`.
 void register_device_rows(pybind11::module_& module);

@@ -34,8 +34,11 @@ struct Rig {
         gater(capture_model(device, "gater", gater_of)),
         experts{capture_model(device, "cheap", cheap_of), capture_model(device, "middle", middle()),
                 capture_model(device, "dear", expert_model(kShape, kClasses, 2), dear_nodes)},
-        scheduler(gater, {{"cheap", experts[0], 0.2F}, {"middle", experts[1], 0.5F}, {"dear", experts[2], 1.0F}},
-                  options) {}
+        scheduler(gater, scheduled(), options) {}
+
+  std::vector<Expert> scheduled() const {
+    return {{"cheap", experts[0], 0.2F}, {"middle", experts[1], 0.5F}, {"dear", experts[2], 1.0F}};
+  }
 
   // Experts need not have the same buckets.
   static FakeModel middle() {

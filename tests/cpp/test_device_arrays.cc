@@ -10,7 +10,9 @@
 
 #include "backends/cuda/device_input.h"
 #include "backends/cuda/device_output.h"
+#include "backends/pipeline.h"
 #include "device_routed_rig.h"
+#include "fake_backend.h"
 
 using namespace trt_moe;
 using testing::Answers;
@@ -94,34 +96,61 @@ TEST_CASE("images on the device are read there, after what is on their stream") 
   check_same(answers, rig.predict(levels));
 }
 
-TEST_CASE("images on the device come to the host where the host routes or verifies them") {
-  const std::vector<std::uint8_t> levels{5, 250, 128};
-  const auto check = [&](Rig& rig, std::size_t count) {
-    cuda::DeviceInput input(rig.device, kShape.bytes(), 2);
-    Answers answers(count);
-    const auto images = rig.device->allocate(cuda::MemoryKind::kDevice, count * kShape.bytes());
-    const auto stream = rig.device->open_stream();
-    dynamic_cast<testing::FakeStream&>(*stream).enqueue("kernel", [&] {
-      for (std::size_t i = 0; i < count; ++i) {
-        std::memset(reinterpret_cast<void*>(images->device() + i * kShape.bytes()), levels[i], kShape.bytes());
-      }
-    });
-    const DeviceImages on_device{images->device(), count, kShape.bytes(), stream->handle()};
-    CHECK(failure_of([&] { rig.scheduler.predict(on_device, answers.rows(), nullptr); }).kind == ErrorKind::kInput);
-    for (std::size_t begin = 0; begin < count; begin += 2) {
-      const cuda::DeviceInput::OnHost there(input, on_device.part(begin, std::min<std::size_t>(2, count - begin)));
-      rig.scheduler.predict(there.view(), answers.rows().part(begin, kClasses, kExperts), nullptr);
+TEST_CASE("a pipeline answers images on the device, wherever they are routed and verified") {
+  const std::vector<std::uint8_t> levels = some_levels(21, 6);
+  for (const bool device_routed : {true, false}) {
+    for (const float verify_below : {0.0F, 0.9F}) {
+      CAPTURE(device_routed);
+      CAPTURE(verify_below);
+      Rig rig(FakeStreamDevice::some_gpu(), SchedulerOptions{.verify_below = verify_below});
+      Pipeline pipeline(rig.gater, rig.scheduled(), SchedulerOptions{.verify_below = verify_below, .max_batch = 8},
+                        device_routed);
+      CHECK(pipeline.routes_on_device() == device_routed);
+      const auto images = rig.device->allocate(cuda::MemoryKind::kDevice, levels.size() * kShape.bytes());
+      const auto stream = rig.device->open_stream();
+      // The producer has enqueued its work, but nothing of it has run.
+      dynamic_cast<testing::FakeStream&>(*stream).enqueue("kernel", [&] {
+        const std::vector<std::uint8_t> pixels = testing::pixels_of(kShape, levels);
+        std::memcpy(reinterpret_cast<void*>(images->device()), pixels.data(), pixels.size());
+      });
+      Answers answers(levels.size());
+      pipeline.predict_there({images->device(), levels.size(), kShape.bytes(), stream->handle()}, answers.rows(),
+                             nullptr, nullptr);
+      check_same(answers, rig.predict(levels));
+      CHECK((pipeline.stats().passed_on[0] > 0) == (verify_below > 0));
+      const bool through_host = !device_routed || verify_below > 0;
+      CHECK(pipeline.memory_use().at("images for the host").pinned == (through_host ? 8 * kShape.bytes() : 0));
+      CHECK((pipeline.input_block(3) != nullptr) == device_routed);
     }
-    CHECK(input.memory_use().pinned == 2 * kShape.bytes());
-    check_same(answers, rig.predict({levels.begin(), levels.begin() + static_cast<std::ptrdiff_t>(count)}));
+  }
+}
+
+TEST_CASE("a pipeline refuses images and answers that are nowhere on its device") {
+  Rig rig;
+  Pipeline pipeline(rig.gater, rig.scheduled(), {}, true);
+  Answers answers(1);
+  const auto refused = [&](Pipeline& by, std::uintptr_t address, std::size_t count) {
+    const Failure failure =
+        failure_of([&] { by.predict_there({address, count, kShape.bytes()}, answers.rows(), nullptr, nullptr); });
+    CHECK(failure.kind == ErrorKind::kInput);
+    return failure.message;
   };
-  Rig host;
-  for (const std::size_t count : {1U, 3U}) check(host, count);
-  Rig device;
-  device.route_on_device();
-  device.scheduler.set_verify_below(0.9F);
-  check(device, 3);
-  CHECK(device.scheduler.stats().passed_on[0] > 0);
+  const auto there = rig.device->allocate(cuda::MemoryKind::kDevice, kShape.bytes());
+  const std::vector<std::uint8_t> elsewhere(kShape.bytes());
+  CHECK(refused(pipeline, 0, 1).find("expected at least one") != std::string::npos);
+  CHECK(refused(pipeline, there->device(), 0).find("found 0 images") != std::string::npos);
+  CHECK(refused(pipeline, reinterpret_cast<std::uintptr_t>(elsewhere.data()), 1).find("no memory of Fake GPU") !=
+        std::string::npos);
+  CHECK(failure_of([&] { pipeline.device_rows(0); }).kind == ErrorKind::kInput);
+
+  std::vector<Expert> on_cpu{{"cheap", testing::fake_expert(kShape, kClasses, 0), 0.5F},
+                             {"dear", testing::fake_expert(kShape, kClasses, 1), 1.0F}};
+  Pipeline cpu(testing::fake_gater(kShape, 2), on_cpu, {}, true);
+  CHECK(cpu.plan_reason() == "the models run on the CPU");
+  CHECK(cpu.memory_use().empty());
+  CHECK(cpu.input_block(1) == nullptr);
+  CHECK(refused(cpu, there->device(), 1).find("for models on the CPU") != std::string::npos);
+  CHECK(failure_of([&] { cpu.device_rows(1); }).message.find("of models on the CPU") != std::string::npos);
 }
 
 TEST_CASE("answers stay on the device where they are asked to") {
