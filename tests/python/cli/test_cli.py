@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -160,13 +161,16 @@ def test_demo(tiny, tmp_path):
     assert picture.is_file()
     data = json.loads(run("demo", tiny.path, "--picture", picture, "--json").stdout)
     assert data["images"] == 18
+    assert data["picture"] == str(picture)
 
 
 def test_demo_picture_that_cannot_be_written(tiny, tmp_path, monkeypatch):
     assert "its folder does not exist" in run("demo", tiny.path, "--picture", "/no/such/p.png", code=2).stderr
     assert "is a folder" in run("demo", tiny.path, "--picture", tmp_path, code=2).stderr
     monkeypatch.setattr("os.access", lambda *arguments: False)
-    assert "no right to write" in run("demo", tiny.path, "--picture", tmp_path / "p.png", code=2).stderr
+    message = run("demo", tiny.path, "--picture", tmp_path / "p.png", code=2).stderr
+    assert "no right to write" in message
+    assert "--picture FILE" in message
 
 
 def test_eval(tiny, tmp_path):
@@ -197,6 +201,21 @@ def test_eval_refuses_before_it_works(tiny):
     assert "its folder does not exist" in run(*arguments, "--output", "/no/such/e.json", code=2).stderr
     assert "expected numbers 0 to 5" in run(*arguments, "--severities", "6", code=2).stderr
     assert "leave out --kind" in run(*arguments, "--kind", "noise", code=2).stderr
+
+
+def test_a_report_is_printed_even_where_its_file_cannot_be_written(tiny, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("trt_moe.output.write_bytes", full)
+    output, picture = tmp_path / "e.json", tmp_path / "e.png"
+    arguments = ("eval", tiny.path / "samples", "-b", tiny.path, "--latency-images", 2, "-o", output)
+    result = run(*arguments, code=1)
+    assert "frontier" in result.stdout
+    assert f"{output}: cannot be written (No space left on device)" in result.stderr
+    result = run("demo", tiny.path, "--picture", picture, code=1)
+    assert "frontier" in result.stdout
+    assert f"{picture}: cannot be written" in result.stderr
 
 
 def test_eval_leaves_out_broken_images_only_when_asked(tiny, tmp_path):
