@@ -6,8 +6,10 @@ input, 130 Ctrl-C.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -59,6 +61,12 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+            # File names may hold what the terminal's encoding lacks.
+            stream.reconfigure(errors="backslashreplace")
+    # Too large images are refused in our own words; Pillow's warning would come first.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     app()
 
 

@@ -79,7 +79,11 @@ def demo(
 
 @app.command()
 def predict(
-    paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", metavar="PATHS")],
+    paths: Annotated[
+        list[Path],
+        # What cannot be read is an answer, not wrong usage.
+        typer.Argument(help="Image files, or folders of them.", metavar="PATHS", readable=False),
+    ],
     bundle: options.Bundle = options.DEMO_BUNDLE,
     top: Annotated[int, typer.Option("--top", "-k", min=1, help="How many classes to show.")] = 1,
     latency_weight: options.LatencyWeight = None,
@@ -94,16 +98,22 @@ def predict(
 
     Unreadable files are named, the others are answered, and the exit code is 1.
     """
-    from trt_moe.console import print_json, progress
-    from trt_moe.prediction import predict_files, print_predictions
+    from trt_moe.console import note, print_json, progress
+    from trt_moe.prediction import Predictions, predict_files, print_predictions
 
+    predictions = Predictions()
     with open_router(bundle, device, precision, threads, latency_weight, verify_below, verify_by) as router:
-        with progress(not as_json) as callback:
-            predictions = predict_files(router, paths, top, callback)
-        if as_json:
-            print_json(predictions.to_json(router))
-        else:
-            print_predictions(predictions, router)
+        try:
+            with progress(not as_json) as callback:
+                predict_files(router, paths, top, callback, predictions)
+        finally:
+            # An interrupt or an error ends the work, what was answered before it counts all the same.
+            for remark in predictions.remarks:
+                note(f"trt-moe: {remark}")
+            if as_json and predictions:
+                print_json(predictions.to_json(router))
+            elif predictions:
+                print_predictions(predictions, router)
     if predictions.failures:
         raise typer.Exit(FAILED)
 

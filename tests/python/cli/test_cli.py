@@ -16,6 +16,7 @@ from support.tiny_bundle import write_tiny_bundle
 from trt_moe import __version__
 from trt_moe.cli import app, options
 from trt_moe.errors import InputError
+from trt_moe.router import Router
 
 VERBS = ("demo", "predict", "eval", "profile", "build", "study", "inspect", "doctor", "train", "export", "pack")
 
@@ -151,6 +152,55 @@ def test_predict_answers_the_readable_and_names_the_others(tiny, tmp_path):
     data = json.loads(result.stdout)
     assert [row["path"] for row in data["predictions"]] == [str(good)]
     assert [row["path"] for row in data["failures"]] == [str(bad)]
+
+
+def test_predict_prints_what_was_answered_until_an_interrupt(tiny, tmp_path, monkeypatch):
+    for name in "abc":
+        Image.fromarray(tiny.grey(250)[0]).save(tmp_path / f"{name}.png")
+    answer, asked = Router.predict, []
+
+    def interrupted(self, batch):
+        asked.append(batch)
+        if len(asked) % 3 == 0:
+            raise KeyboardInterrupt
+        return answer(self, batch)
+
+    monkeypatch.setattr(Router, "predict", interrupted)
+    result = run("predict", tmp_path, "-b", tiny.path, "--json", code=130)
+    assert [row["path"][-5:] for row in json.loads(result.stdout)["predictions"]] == ["a.png", "b.png"]
+    assert "interrupted" in result.stderr
+    assert "b.png" in run("predict", tmp_path, "-b", tiny.path, code=130).stdout
+
+
+def test_predict_leaves_it_to_the_system_what_may_be_read(tiny, tmp_path, monkeypatch):
+    Image.fromarray(tiny.grey(250)[0]).save(tmp_path / "a.png")
+    monkeypatch.setattr("os.access", lambda *arguments, **options: False)
+    assert "class-2" in run("predict", tmp_path / "a.png", "-b", tiny.path).stdout
+
+
+def test_predict_says_what_it_does_not_read(tiny, tmp_path):
+    frames = [Image.new("L", (8, 8), value) for value in (250, 0)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    result = run("predict", tmp_path, "-b", tiny.path, "--json")
+    assert "a.gif: has several frames; only the first is read" in result.stderr
+    assert json.loads(result.stdout)["predictions"][0]["label"] == "class-2"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "latin-1"])
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_file_names_that_the_output_cannot_encode(tiny, tmp_path, encoding, arguments):
+    for name in (b"caf\xe9.png", "\u041f.png".encode()):
+        Image.fromarray(tiny.grey(250)[0]).save(os.path.join(os.fsencode(tmp_path), name), "PNG")  # noqa: PTH118
+    (tmp_path / "\u041f\udcff.png").touch()
+    command = [sys.executable, "-m", "trt_moe", "predict", str(tmp_path), "-b", str(tiny.path), *arguments]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 1, done.stderr
+    assert b"Traceback" not in done.stderr
+    if arguments:
+        assert [row["label"] for row in json.loads(done.stdout)["predictions"]] == ["class-2"] * 2
+    else:
+        assert done.stdout.count(b"class-2") == 2
 
 
 def test_demo(tiny, tmp_path):
