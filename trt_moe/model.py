@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trt_moe import _core
+from trt_moe import _core, blob_cache
 from trt_moe.bundle import Bundle
 from trt_moe.engine_folder import engine_cache
 from trt_moe.errors import InputError
@@ -64,6 +64,8 @@ class Model:
             cache_dir=engine_cache(backend) or "",
             buckets=buckets or [],
         )
+        if backend == blob_cache.BACKEND:
+            blob_cache.trim(blob_cache.LIMIT)
         return cls(name, core)
 
     @property
