@@ -74,22 +74,24 @@ class LoadedImages:
 
 @overload
 def load_images(
-    paths: PathLike | Iterable[PathLike], bundle: Bundle, *, on_error: Literal["raise"] = "raise"
+    paths: PathLike | Iterable[PathLike], bundle: Bundle | PathLike, *, on_error: Literal["raise"] = "raise"
 ) -> NDArray[np.uint8]: ...
 
 
 @overload
-def load_images(paths: PathLike | Iterable[PathLike], bundle: Bundle, *, on_error: Literal["skip"]) -> LoadedImages: ...
+def load_images(
+    paths: PathLike | Iterable[PathLike], bundle: Bundle | PathLike, *, on_error: Literal["skip"]
+) -> LoadedImages: ...
 
 
 def load_images(
-    paths: PathLike | Iterable[PathLike], bundle: Bundle, *, on_error: Literal["raise", "skip"] = "raise"
+    paths: PathLike | Iterable[PathLike], bundle: Bundle | PathLike, *, on_error: Literal["raise", "skip"] = "raise"
 ) -> NDArray[np.uint8] | LoadedImages:
     """Decode image files and resize them to the bundle's input, as its evaluation did.
 
     Args:
         paths: one path or several.
-        bundle: gives height, width and channels.
+        bundle: gives height, width and channels; the bundle, its folder or the name of a shipped one.
         on_error: "raise" names every unreadable file in one error; "skip" answers the others.
 
     Returns:
@@ -105,7 +107,7 @@ def load_images(
     files = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
     if not files:
         raise InputError("no image paths were given; expected at least one")
-    shape = bundle.input_shape
+    shape = (bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)).input_shape
     images: list[NDArray[np.uint8]] = []
     good: list[Path] = []
     failures: list[LoadFailure] = []

@@ -37,6 +37,7 @@ def test_images_of_the_right_size_come_back_bit_for_bit(tmp_path, bundle):
     np.testing.assert_array_equal(loaded, np.stack(arrays))
     np.testing.assert_array_equal(load_images(str(paths[1]), bundle), arrays[1][None])
     np.testing.assert_array_equal(load_images(iter(paths), bundle), np.stack(arrays))
+    np.testing.assert_array_equal(load_images(paths, bundle.path), np.stack(arrays))
 
 
 def test_resize_is_bilinear_and_averages(tmp_path):
