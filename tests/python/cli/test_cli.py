@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from support.tiny_bundle import write_tiny_bundle
-from trt_moe import __version__
+from trt_moe import __main__, __version__
 from trt_moe.cli import app, options
 from trt_moe.errors import InputError
 from trt_moe.router import Router
@@ -106,7 +107,7 @@ def test_inspect(tiny):
 def test_doctor():
     text = run("doctor").stdout
     assert "openvino" in text
-    assert "backends built" in text
+    assert "CPU backend" in text
     data = json.loads(run("doctor", "--json").stdout)
     assert data["ok"] is True
     assert data["cpu"]["usable"] >= 1
@@ -358,6 +359,28 @@ def test_closed_pipe_is_quiet(tiny):
     process.stdout.close()
     assert process.stderr.read() == b""
     process.wait(timeout=60)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", ["--version", "cache list", "cache list --json"])
+def test_output_that_cannot_be_written_is_one_message(tmp_path, monkeypatch, arguments):
+    monkeypatch.setenv("TRT_MOE_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    command = [sys.executable, "-m", "trt_moe", *arguments.split()]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "trt-moe: error: No space left on device\n")
+
+
+def test_ctrl_c_while_the_command_is_imported(monkeypatch):
+    class Interrupted:
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "trt_moe.cli", Interrupted())
+    with pytest.raises(SystemExit) as end:
+        __main__.main()
+    assert end.value.code == 130
 
 
 @pytest.mark.parametrize(

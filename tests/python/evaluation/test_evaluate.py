@@ -166,6 +166,13 @@ def test_tables_show_every_strategy(report, capsys):
     )
 
 
+@pytest.mark.parametrize(("overhead", "words"), [(0.25, "0.250 ms"), (-0.8, "too little to tell")])
+def test_overhead_that_is_lost_in_noise_is_no_number(report, capsys, overhead, words):
+    overall = report.data["overall"]
+    print_report({**report.data, "overall": {**overall, "mixture": {**overall["mixture"], "overhead_ms": overhead}}})
+    assert f"all overhead ({words})" in capsys.readouterr().out
+
+
 def test_answers_hold_losses_and_the_image_cue(tiny, sets):
     with Router(tiny.path, precision="fp32", threads=1) as router:
         answers = collect(router, sets[0].images, sets[0].labels, 0, lambda what, done, total: None)
