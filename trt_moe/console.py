@@ -57,8 +57,9 @@ def note(message: str) -> None:
 
 
 def print_json(data: Any) -> None:
-    """Print one JSON document to stdout. NaN has no JSON form and raises ValueError."""
-    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
+    """Print one JSON document to stdout, in ASCII: file names may be in no encoding. NaN raises ValueError."""
+    sys.stdout.write(json.dumps(data, indent=2, allow_nan=False, default=_plain) + "\n")
+    sys.stdout.flush()  # At exit nobody would answer for what cannot be written.
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -23,7 +23,7 @@ class Demo:
     """Outcome of a demo.
 
     Attributes:
-        data: ready for JSON: device, experts, severities, mixture, cheapest, dearest, images, picture.
+        data: ready for JSON: device, experts, severities, mixture, cheapest, dearest, images.
         report: the whole evaluation.
     """
 
@@ -33,7 +33,6 @@ class Demo:
 
 def run_demo(
     bundle: str | Path,
-    picture: Path,
     *,
     device: str = "auto",
     precision: str = "auto",
@@ -43,11 +42,10 @@ def run_demo(
     verify_by: VerifyBy | None = None,
     progress: ProgressCallback = lambda what, done, total: None,
 ) -> Demo:
-    """Route the bundle's samples at every severity, compare, and draw the picture.
+    """Route the bundle's samples at every severity, and compare the strategies.
 
     Args:
         bundle: with samples.
-        picture: PNG file to write.
         device: of the router.
         precision: of the experts.
         threads: CPU threads; None: all usable.
@@ -58,10 +56,7 @@ def run_demo(
 
     Raises:
         BundleError: the bundle is damaged or ships no samples.
-        OSError: the picture cannot be written.
     """
-    from trt_moe.evaluation.picture import draw
-
     loaded = Bundle.load(bundle)
     images, labels, severities = loaded.samples()
     sets = [
@@ -78,8 +73,7 @@ def run_demo(
         verify_by=verify_by,
     ) as router:
         report = evaluate(router, sets, "shipped samples", None, progress)
-    draw(report, picture)
-    return Demo(_demo_data(report, picture), report)
+    return Demo(_demo_data(report), report)
 
 
 def print_demo(demo: Demo) -> None:
@@ -98,10 +92,9 @@ def print_demo(demo: Demo) -> None:
     print_frontier(data)
     if data["disagreements"]:
         out.print(f"{data['disagreements']} images were answered differently alone than in a batch.", style="red")
-    out.print(f"Picture: {demo.data['picture']}")
 
 
-def _demo_data(report: Report, picture: Path) -> dict[str, Any]:
+def _demo_data(report: Report) -> dict[str, Any]:
     data, overall = report.data, report.data["overall"]
     cheapest, dearest = data["experts"][0], data["experts"][-1]
     rows = {
@@ -124,5 +117,4 @@ def _demo_data(report: Report, picture: Path) -> dict[str, Any]:
         "cheapest": {key: overall[cheapest][key] for key in _STRATEGY_KEYS},
         "dearest": {key: overall[dearest][key] for key in _STRATEGY_KEYS},
         "images": data["images"],
-        "picture": str(picture.absolute()),
     }

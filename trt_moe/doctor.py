@@ -54,7 +54,7 @@ def diagnose() -> dict[str, Any]:
 def print_report(report: dict[str, Any]) -> None:
     """Print what `diagnose` found as tables."""
     product, cpu, gpu = report["trt_moe"], report["cpu"], report["gpu"]
-    backends = ", ".join(product["backends"]) or f"none ({product['error']})"
+    backends = ", ".join(product["backends"]) or product["error"] or "not built"
     quota = f", cgroup quota {cpu['quota']:g}" if cpu["quota"] is not None else ""
     devices = [
         f"{device['name']}, {device['memory_mib']:,} MiB, compute capability {device['compute_capability']}"
@@ -65,7 +65,6 @@ def print_report(report: dict[str, Any]) -> None:
     found += [path for path in (tensorrt["library"], tensorrt["rtx_library"]) if path]
     rows: list[tuple[Any, ...]] = [
         ("trt-moe", product["version"] or "not installed as a package"),
-        ("backends built", backends),
         ("python", f"{report['python']['version']} ({report['python']['executable']})"),
         ("platform", report["platform"]),
         ("CPU", cpu["name"]),
@@ -80,6 +79,7 @@ def print_report(report: dict[str, Any]) -> None:
                 report["cuda"]["cudart"],
             ),
         ),
+        ("CPU backend", backends),
         ("CUDA backend", report["cuda"]["build"] or "not built"),
         ("GPU that it uses", _used_gpu(report["cuda"])),
         ("TensorRT found", ", ".join(found) or "none"),
@@ -196,7 +196,11 @@ def _missing_for_gpu(report: dict[str, Any], add: Any) -> None:
     gpu, tensorrt = report["gpu"], report["tensorrt"]
     if gpu["pci_devices"] and not gpu["driver"]:
         add("NVIDIA driver", "the GPU in this machine", "sudo apt install nvidia-driver")
-    if not (gpu["devices"] or report["jetson"]["release"]):
+    here = bool(gpu["devices"] or report["jetson"]["release"])
+    if tensorrt["flavour"] is None:
+        # TensorRT-RTX builds on machines without a GPU too.
+        add("TensorRT", "engines on the GPU" if here else "trt-moe build, for GPUs elsewhere", install_command())
+    if not here:
         return
     cuda = report["cuda"]
     if not cuda["build"]:
@@ -204,8 +208,6 @@ def _missing_for_gpu(report: dict[str, Any], add: Any) -> None:
         add("the CUDA backend", "the GPU; this build runs on the CPU only", f"{nvcc}{REINSTALL}")
     elif cuda["error"]:
         add("a GPU that the CUDA backend opens", cuda["error"], None)
-    if tensorrt["flavour"] is None:
-        add("TensorRT", "engines on the GPU", install_command())
 
 
 def _pinned_openvino() -> str | None:

@@ -8,8 +8,10 @@ keeping the aspect ratio. Images that have the bundle's size already are not res
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, overload
@@ -23,6 +25,8 @@ from trt_moe.errors import DataError, InputError
 
 PathLike = str | os.PathLike[str]
 
+_log = logging.getLogger("trt_moe")
+
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: a few kilobytes can declare gigabytes."""
 SUFFIXES = frozenset(
@@ -35,12 +39,13 @@ SUFFIXES = frozenset(
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "F")
+_TWELVE_BITS = 1 << 12
 _NAMED_FAILURES = 8
 
 
 @dataclass(frozen=True)
 class LoadFailure:
-    """A file that is no readable image, and why."""
+    """A file, and why it or a part of it is not read."""
 
     path: Path
     reason: str
@@ -58,35 +63,40 @@ class LoadedImages:
         images: uint8 [N, H, W, C], the readable ones in the order they were given.
         paths: their N paths.
         failures: the others.
+        remarks: what was not read of the readable ones: transparency, further frames, lower bits.
     """
 
     images: NDArray[np.uint8]
     paths: tuple[Path, ...]
     failures: tuple[LoadFailure, ...]
+    remarks: tuple[LoadFailure, ...]
 
 
 @overload
 def load_images(
-    paths: PathLike | Iterable[PathLike], bundle: Bundle, *, on_error: Literal["raise"] = "raise"
+    paths: PathLike | Iterable[PathLike], bundle: Bundle | PathLike, *, on_error: Literal["raise"] = "raise"
 ) -> NDArray[np.uint8]: ...
 
 
 @overload
-def load_images(paths: PathLike | Iterable[PathLike], bundle: Bundle, *, on_error: Literal["skip"]) -> LoadedImages: ...
+def load_images(
+    paths: PathLike | Iterable[PathLike], bundle: Bundle | PathLike, *, on_error: Literal["skip"]
+) -> LoadedImages: ...
 
 
 def load_images(
-    paths: PathLike | Iterable[PathLike], bundle: Bundle, *, on_error: Literal["raise", "skip"] = "raise"
+    paths: PathLike | Iterable[PathLike], bundle: Bundle | PathLike, *, on_error: Literal["raise", "skip"] = "raise"
 ) -> NDArray[np.uint8] | LoadedImages:
     """Decode image files and resize them to the bundle's input, as its evaluation did.
 
     Args:
         paths: one path or several.
-        bundle: gives height, width and channels.
+        bundle: gives height, width and channels; the bundle, its folder or the name of a shipped one.
         on_error: "raise" names every unreadable file in one error; "skip" answers the others.
 
     Returns:
-        uint8 [N, H, W, C] in the order of `paths`; with "skip" a `LoadedImages`, which names the failures.
+        uint8 [N, H, W, C] in the order of `paths`; with "skip" a `LoadedImages`, which names the failures. What is
+        not read of an image (transparency, further frames) is logged; with "skip" it is in `LoadedImages.remarks`.
 
     Raises:
         DataError: a file is not a readable image (with "raise").
@@ -97,42 +107,56 @@ def load_images(
     files = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
     if not files:
         raise InputError("no image paths were given; expected at least one")
-    shape = bundle.input_shape
+    shape = (bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)).input_shape
     images: list[NDArray[np.uint8]] = []
     good: list[Path] = []
     failures: list[LoadFailure] = []
+    remarks: list[LoadFailure] = []
     for path in files:
         try:
-            images.append(decode_image(path, shape))
+            said: list[str] = []
+            images.append(decode_image(path, shape, said.append))
             good.append(path)
+            remarks += (LoadFailure(path, remark) for remark in said)
         except DataError as error:
             failures.append(LoadFailure(path, str(error).removeprefix(f"{path}: ")))
     if on_error == "raise":
         if failures:
-            raise DataError(_summary(failures, len(files)))
+            raise DataError(f"{len(failures)} of {len(files)} images cannot be read: {_listed(failures)}")
+        if remarks:
+            _log.warning("not all of the images is read: %s", _listed(remarks))
         return np.stack(images)
     stacked = np.stack(images) if images else np.empty((0, *shape), np.uint8)
-    return LoadedImages(stacked, tuple(good), tuple(failures))
+    return LoadedImages(stacked, tuple(good), tuple(failures), tuple(remarks))
 
 
-def decode_image(path: PathLike, shape: tuple[int, int, int] | None) -> NDArray[np.uint8]:
+def decode_image(
+    path: PathLike, shape: tuple[int, int, int] | None, remark: Callable[[str], None] = lambda text: None
+) -> NDArray[np.uint8]:
     """One image file as uint8 [height, width, channels] = `shape`, by the transform of this module.
 
-    Without a shape it keeps its size, and is grey (one channel) where the file is, else RGB.
+    Without a shape it keeps its size, and is grey (one channel) where the file is, else RGB. What is not read of it is
+    told to `remark`.
 
     Raises:
-        DataError: missing, of no known format, damaged, or of over 100 million pixels.
+        DataError: missing, no regular file, of no known format, damaged, or of over 100 million pixels.
     """
     file = Path(path)
     try:
+        # Of a pipe or a device the end may never come.
+        if not stat.S_ISREG(mode := file.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise DataError(f"{file}: is a pipe or a device; expected a regular file")
         with Image.open(file, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(
                     f"{file}: has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
                 )
+            # Further pictures in a phone's JPEG are previews and depths of the first.
+            if image.format != "MPO" and getattr(image, "is_animated", False):
+                remark("has several frames; only the first is read")
             grey = image.mode in _GREY_MODES
             channels = shape[2] if shape is not None else 1 if grey else 3
-            pixels = _convert(ImageOps.exif_transpose(image), _MODES[channels])
+            pixels = _convert(ImageOps.exif_transpose(image), _MODES[channels], remark)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{file}: {_reason(file, error)}") from error
     except DataError:
@@ -146,38 +170,66 @@ def decode_image(path: PathLike, shape: tuple[int, int, int] | None) -> NDArray[
     return np.asarray(pixels, dtype=np.uint8).reshape(height, width, channels)
 
 
-def find_images(paths: Iterable[PathLike]) -> Iterator[Path]:
-    """The image files that `paths` name: files as given, folders replaced by all images below them, sorted.
+def find_images(paths: Iterable[PathLike]) -> tuple[list[Path], list[LoadFailure]]:
+    """The image files that `paths` name, and the folders that cannot be read.
+
+    Files are taken as given, folders replaced by all images below them, sorted.
 
     Raises:
         DataError: a folder holds no image.
     """
+    files: list[Path] = []
+    failures: list[LoadFailure] = []
+
+    def failed(error: OSError) -> None:
+        failures.append(LoadFailure(Path(error.filename), f"the folder cannot be read ({error.strerror})"))
+
     for given in paths:
         path = Path(given)
-        if not path.is_dir():
-            yield path
+        if not _is_folder(path):
+            files.append(path)
             continue
+        failures_before = len(failures)
         found = sorted(
             Path(folder, name)
-            for folder, _, names in os.walk(path)
+            for folder, _, names in os.walk(path, onerror=failed)
             for name in names
             if Path(name).suffix.lower() in SUFFIXES
         )
-        if not found:
+        if not found and len(failures) == failures_before:
             raise DataError(f"{path} holds no images; looked for {', '.join(sorted(SUFFIXES))}")
-        yield from found
+        files += found
+    return files, failures
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # Who opens it as an image is told why.
+        return False
+
+
+def _convert(image: Image.Image, mode: str, remark: Callable[[str], None]) -> Image.Image:
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit greys at 255 instead of scaling them.
-        values = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
-        image = Image.fromarray(values.astype(np.uint8))
+        values = np.asarray(image).astype(np.int64)
+        if 0 < (largest := int(values.max())) < _TWELVE_BITS:
+            remark(
+                f"has 16-bit values of at most {largest:,}, of which the upper 8 bits are read; scale them to 65,535"
+            )
+        image = Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8))
     elif image.mode == "F":
         raise DataError("holds float pixels, whose range is unknown; save it with 8 or 16 bits")
-    elif image.mode == "P" and "transparency" in image.info:
+    elif mode != "RGBA" and image.has_transparency_data and _is_see_through(image):
+        remark("is transparent in places, which are read as if they were opaque")
+    if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == mode else image.convert(mode)
+
+
+def _is_see_through(image: Image.Image) -> bool:
+    alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+    return bool(alpha.min() < 255)
 
 
 def _reason(file: Path, error: Exception) -> str:
@@ -185,6 +237,8 @@ def _reason(file: Path, error: Exception) -> str:
         return "no such file"
     if isinstance(error, IsADirectoryError):
         return "is a folder, not an image"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"has far too many pixels; at most {MAX_PIXELS:,} are decoded"
     if isinstance(error, UnidentifiedImageError):
         if file.stat().st_size == 0:
             return "the file is empty"
@@ -194,7 +248,7 @@ def _reason(file: Path, error: Exception) -> str:
     return f"damaged image ({error})"
 
 
-def _summary(failures: list[LoadFailure], total: int) -> str:
+def _listed(failures: list[LoadFailure]) -> str:
     shown = "; ".join(str(failure) for failure in failures[:_NAMED_FAILURES])
     more = f"; and {len(failures) - _NAMED_FAILURES} more" if len(failures) > _NAMED_FAILURES else ""
-    return f"{len(failures)} of {total} images cannot be read: {shown}{more}"
+    return f"{shown}{more}"

@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trt_moe import _core
+from trt_moe import _core, blob_cache
+from trt_moe.arguments import whole, word
 from trt_moe.bundle import Bundle
 from trt_moe.engine_folder import engine_cache
-from trt_moe.errors import InputError
-from trt_moe.inputs import as_image, as_images
+from trt_moe.inputs import as_images, as_one_image
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+MAX_BUCKET = 1 << 16
+MAX_ITERATIONS = 1 << 30
+MAX_THREADS = 1 << 16
+"""Past any machine; the core knows how many this one has."""
 
 
 class Model:
@@ -54,16 +60,16 @@ class Model:
             InputError: unknown name or precision, or more threads than usable CPUs.
         """
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}; expected at least 1, or None for all usable CPUs")
         core = _core.Model(
             bundle.read(bundle.entry(name)),
             backend=backend,
-            precision=precision,
-            threads=threads or 0,
+            precision=word("precision", precision, PRECISIONS),
+            threads=checked_threads(threads) or 0,
             cache_dir=engine_cache(backend) or "",
-            buckets=buckets or [],
+            buckets=[whole("a bucket", bucket, 1, MAX_BUCKET) for bucket in buckets or ()],
         )
+        if backend == blob_cache.BACKEND:
+            blob_cache.trim(blob_cache.LIMIT)
         return cls(name, core)
 
     @property
@@ -91,5 +97,21 @@ class Model:
             image: one uint8 [H, W, C] image.
             iterations: measured runs.
             warmup: runs before them that are not measured.
+
+        Raises:
+            InputError: another image, or numbers out of range.
         """
-        return self.core.time(as_image(image), iterations, warmup)
+        return self.core.time(
+            as_one_image(image, self.core.input_shape),
+            whole("iterations", iterations, 1, MAX_ITERATIONS),
+            whole("warmup", warmup, 0, MAX_ITERATIONS),
+        )
+
+
+def checked_threads(threads: int | None) -> int | None:
+    """A number of CPU threads; None: all that may be used.
+
+    Raises:
+        InputError: no such number.
+    """
+    return None if threads is None else whole("threads", threads, 1, MAX_THREADS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,17 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Predictions:
-    """Answers for the readable files, and the others."""
+    """Answers for the readable files so far, the other files, and what was not read of the readable ones."""
 
-    rows: tuple[Prediction, ...]
-    failures: tuple[LoadFailure, ...]
+    rows: list[Prediction] = field(default_factory=list)
+    failures: list[LoadFailure] = field(default_factory=list)
+    remarks: list[LoadFailure] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to tell."""
+        return bool(self.rows or self.failures)
 
     def to_json(self, router: Router) -> dict[str, Any]:
         """Ready for JSON."""
@@ -58,7 +63,9 @@ class Predictions:
         }
 
 
-def predict_files(router: Router, paths: Sequence[str | Path], top: int, progress: ProgressCallback) -> Predictions:
+def predict_files(
+    router: Router, paths: Sequence[str | Path], top: int, progress: ProgressCallback, predictions: Predictions
+) -> None:
     """Answer every image that `paths` name, one by one so that the latencies are those of single images.
 
     Args:
@@ -66,20 +73,20 @@ def predict_files(router: Router, paths: Sequence[str | Path], top: int, progres
         paths: files, and folders that are searched for images.
         top: how many classes to keep of each answer.
         progress: called as progress(what, done, total).
+        predictions: gets every answer as soon as it is there, so that an interrupt loses none.
 
     Raises:
         DataError: a folder holds no image.
     """
-    files = list(find_images(paths))
-    rows: list[Prediction] = []
-    failures: list[LoadFailure] = []
+    files, failures = find_images(paths)
+    predictions.failures += failures
     for number, chunk in enumerate(_chunks(files)):
         loaded = load_images(chunk, router.bundle, on_error="skip")
-        failures += loaded.failures
+        predictions.failures += loaded.failures
+        predictions.remarks += loaded.remarks
         for path, image in zip(loaded.paths, loaded.images, strict=True):
-            rows.append(_predict(router, path, image, top))
+            predictions.rows.append(_predict(router, path, image, top))
         progress("images", min(len(files), (number + 1) * _CHUNK), len(files))
-    return Predictions(tuple(rows), tuple(failures))
 
 
 def print_predictions(predictions: Predictions, router: Router) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class Result:
-    """The answers for a batch of N images, in input order; index or iterate it for `ResultRow`s.
+    """The answers for a batch of N images, in input order; index or iterate it for `ResultRow`s, slice it for a part.
 
     Attributes:
         probabilities: float32 [N, classes], softmax of the routed expert's logits; where that was unsure, the mean of
@@ -73,8 +74,22 @@ class Result:
         """Number of images."""
         return len(self.experts)
 
-    def __getitem__(self, index: int) -> ResultRow:
-        """The answer for one image."""
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> ResultRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> Result: ...
+
+    def __getitem__(self, index: SupportsIndex | slice) -> ResultRow | Result:
+        """The answer for one image, or with a slice the answers for several."""
+        if isinstance(index, slice):
+            return replace(
+                self,
+                probabilities=self.probabilities[index],
+                experts=self.experts[index],
+                latency_ms=self.latency_ms[index],
+                gater_logits=self.gater_logits[index],
+            )
+        index = operator.index(index)
         label = int(self.probabilities[index].argmax())
         expert = int(self.experts[index])
         return ResultRow(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import os
 import threading
 import weakref
@@ -17,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_moe import _core
+from trt_moe.arguments import real, whole, word
 from trt_moe.bundle import Bundle
 from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.completions import Completions
 from trt_moe.errors import DeviceError, EngineBuildError, InputError
 from trt_moe.golden import check_golden, noise_images, same_in_any_batch
-from trt_moe.inputs import as_image, as_images
-from trt_moe.model import Model
+from trt_moe.inputs import as_images, as_one_image
+from trt_moe.model import PRECISIONS, Model, checked_threads
 from trt_moe.result import DeviceResult, Result, ResultRow, join
 
 if TYPE_CHECKING:
@@ -110,20 +110,19 @@ class Router:
             raise InputError(f"plan is {plan!r}; expected {' or '.join(map(repr, PLANS))}")
         if speculate and self._backend != "cuda":
             raise InputError("speculate=True needs the GPU; leave it out")
-        _check_count("max_batch", max_batch, 1, MAX_BATCH)
-        _check_count("max_wait_us", max_wait_us, 0, MAX_WAIT_US)
-        _check_count("max_queue", max_queue, 1, MAX_QUEUE)
+        self._max_batch = whole("max_batch", max_batch, 1, MAX_BATCH)
+        max_wait_us = whole("max_wait_us", max_wait_us, 0, MAX_WAIT_US)
+        max_queue = whole("max_queue", max_queue, 1, MAX_QUEUE)
+        self._precision = word("precision", precision, PRECISIONS)
+        self._threads = checked_threads(threads)
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         weight = self._bundle.latency_weight if latency_weight is None else latency_weight
-        self._latency_weight = _checked_weight(weight)
+        self._latency_weight = real("latency_weight", weight, MAX_LATENCY_WEIGHT)
         below = self._bundle.verify_below if verify_below is None else verify_below
-        self._verify_below = _checked_probability(below)
+        self._verify_below = real("verify_below", below, 1.0)
         self._verify_by = self._bundle.verify_by if verify_by is None else verify_by
         if self._verify_by not in VERIFY_BY:
             raise InputError(f"verify_by is {verify_by!r}; expected {' or '.join(map(repr, VERIFY_BY))}")
-        self._max_batch = max_batch
-        self._precision = precision
-        self._threads = threads
         self._check = check
         golden = self._bundle.golden() if check and self._bundle.manifest.golden is not None else None
         self._probe = golden["images"] if golden is not None else noise_images(self._bundle.input_shape)
@@ -146,7 +145,7 @@ class Router:
             latency_weight=self._latency_weight,
             verify_below=self._verify_below,
             verify_by_mirror=self._verify_by == "mirror",
-            max_batch=max_batch,
+            max_batch=self._max_batch,
             max_wait_us=max_wait_us,
             max_queue=max_queue,
             warmup=warmup,
@@ -193,7 +192,7 @@ class Router:
 
     @latency_weight.setter
     def latency_weight(self, value: float) -> None:
-        weight = _checked_weight(value)
+        weight = real("latency_weight", value, MAX_LATENCY_WEIGHT)
         self._pipeline.latency_weight = weight
         self._latency_weight = weight
 
@@ -204,7 +203,7 @@ class Router:
 
     @verify_below.setter
     def verify_below(self, value: float) -> None:
-        probability = _checked_probability(value)
+        probability = real("verify_below", value, 1.0)
         self._pipeline.verify_below = probability
         self._verify_below = probability
 
@@ -295,7 +294,7 @@ class Router:
         Raises:
             InputError, QueueFullError, RouterClosedError: as `predict`, at once; the future has later errors.
         """
-        return self._completions.submit(as_image(image))
+        return self._completions.submit(as_one_image(image, self._bundle.input_shape))
 
     async def predict_async(self, batch: Any) -> Result:
         """`predict` for coroutines: the event loop goes on meanwhile.
@@ -325,8 +324,7 @@ class Router:
             InputError: more images than `max_batch`.
             DeviceError: there is no memory for it.
         """
-        _check_count("images", images, 1, self._max_batch)
-        return self._pipeline.input_buffer(images)
+        return self._pipeline.input_buffer(whole("images", images, 1, self._max_batch))
 
     def memory_report(self) -> dict[str, dict[str, int]]:
         """By model: bytes on the GPU ("device") and page-locked on the host ("pinned"), without weights; CPU: empty."""
@@ -441,26 +439,3 @@ def _backend_for(device: str, with_modules: bool) -> str:
 @functools.cache
 def _say_once(against: str) -> None:
     _log.info("device='auto' takes the CPU: %s", against)
-
-
-def _check_count(name: str, value: object, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise InputError(f"{name} is {value!r}; expected a whole number from {least} to {most}")
-
-
-def _checked_weight(value: float) -> float:
-    return _checked_number("latency_weight", value, MAX_LATENCY_WEIGHT)
-
-
-def _checked_probability(value: float) -> float:
-    return _checked_number("verify_below", value, 1.0)
-
-
-def _checked_number(name: str, value: float, most: float) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0 <= number <= most:
-        raise InputError(f"{name} is {value!r}; expected a number from 0 to {most:g}")
-    return number

@@ -280,15 +280,18 @@ def _find(path: str | os.PathLike[str]) -> Path:
         return root
     # A folder that only happens to be called like a shipped bundle, such as its data set, does not hide it.
     shipped = shipped_bundles()
-    name = os.fspath(path)
+    name = os.fspath(path).rstrip("/")  # which shells add
     if name in shipped:
         return shipped[name]
+    known = f"shipped bundles: {', '.join(shipped) or 'none'}"
     if root.is_dir():
-        return root
+        raise BundleError(
+            f"{root} is no bundle, it holds no {MANIFEST_FILE}; give a bundle's folder, or a name; {known}"
+        )
     if root.exists():
         raise BundleError(f"{root} is a file; expected a bundle's folder (it holds {MANIFEST_FILE})")
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         near = difflib.get_close_matches(name, shipped, n=3, cutoff=0.5)
-        known = f"did you mean {' or '.join(near)}?" if near else f"shipped bundles: {', '.join(shipped) or 'none'}"
-        raise BundleError(f"no folder and no shipped bundle is called {name!r}; {known}")
-    raise BundleError(f"{root} does not exist; give a bundle's folder or the name of a shipped bundle")
+        hint = f"did you mean {' or '.join(near)}?" if near else known
+        raise BundleError(f"no folder and no shipped bundle is called {name!r}; {hint}")
+    raise BundleError(f"{root} does not exist; give a bundle's folder, or a name; {known}")

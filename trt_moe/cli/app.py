@@ -6,8 +6,10 @@ input, 130 Ctrl-C.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -36,12 +38,11 @@ class _Group(TyperGroup):
             _complain("interrupted; no half-written files are left")
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            # The reader (head, less) has seen enough. What Python flushes at exit must go nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # The reader (head, less) has seen enough.
+            _settle_stdout()
             raise typer.Exit(FAILED) from None
         except OSError as error:
-            place = f"{error.filename}: " if error.filename else ""
-            _complain(f"{place}{error.strerror or error}")
+            _complain_of_system(error)
             raise typer.Exit(FAILED) from None
 
 
@@ -59,7 +60,31 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the command."""
-    app()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+            # File names may hold what the terminal's encoding lacks.
+            stream.reconfigure(errors="backslashreplace")
+    # Too large images are refused in our own words; Pillow's warning would come first.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
+    try:
+        app()
+    except OSError as error:  # of --help and --version, which run no verb
+        _complain_of_system(error)
+        sys.exit(FAILED)
+
+
+def _complain_of_system(error: OSError) -> None:
+    place = f"{error.filename}: " if error.filename else ""
+    _complain(f"{place}{error.strerror or error}")
+    _settle_stdout()
+
+
+def _settle_stdout() -> None:
+    """Where what was printed cannot be written, have Python's last flush at exit write it nowhere."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(message: str) -> None:

@@ -14,7 +14,9 @@ from trt_moe.errors import EngineBuildError, InputError
 if TYPE_CHECKING:
     from trt_moe.compile.cache import EngineCache
 
-cache = typer.Typer(no_args_is_help=True, help="Look after the TensorRT engines that `build` keeps.")
+cache = typer.Typer(
+    no_args_is_help=True, help="Look after what is kept compiled: engines by `build`, and models for the CPU."
+)
 app.add_typer(cache, name="cache")
 
 
@@ -141,7 +143,8 @@ def verify(as_json: options.Json = False) -> None:
 
 @cache.command()
 def clear(as_json: options.Json = False) -> None:
-    """Delete all engines; those that are being built now stay."""
+    """Delete all engines, and the models that OpenVINO compiled; engines that are being built now stay."""
+    from trt_moe.blob_cache import trim
     from trt_moe.compile.tables import cache_json
     from trt_moe.console import note, print_json
 
@@ -149,14 +152,23 @@ def clear(as_json: options.Json = False) -> None:
     entries = opened.entries()
     kept = opened.clear()
     freed = sum(entry.bytes for entry in entries) - sum(entry.bytes for entry in kept)
+    blobs = trim(limit=0)
+    freed_blobs = sum(blob.bytes for blob in blobs)
     if as_json:
         print_json(
-            {"folder": opened.folder, "deleted": len(entries) - len(kept), "bytes": freed, "kept": cache_json(kept)}
+            {
+                "folder": opened.folder,
+                "deleted": len(entries) - len(kept),
+                "bytes": freed,
+                "kept": cache_json(kept),
+                "cpu": {"deleted": len(blobs), "bytes": freed_blobs},
+            }
         )
         return
     for entry in kept:
         note(f"{entry.path.name} stays: another process is building it")
     typer.echo(f"{len(entries) - len(kept)} engines deleted, {freed / (1 << 20):.1f} MiB freed in {opened.folder}")
+    typer.echo(f"{len(blobs)} models for the CPU deleted, {freed_blobs / (1 << 20):.1f} MiB freed")
 
 
 def _open() -> EngineCache:
@@ -167,13 +179,16 @@ def _open() -> EngineCache:
 
 
 def _show(opened: EngineCache, check: bool, as_json: bool) -> bool:
-    """Print the entries; returns whether one has a problem."""
-    from trt_moe.compile.tables import cache_json, print_cache
+    """Print what is kept; returns whether an engine has a problem."""
+    from trt_moe.blob_cache import LIMIT, blobs
+    from trt_moe.compile.tables import cache_json, print_blobs, print_cache
     from trt_moe.console import print_json
 
-    entries = opened.entries(check)
+    entries, compiled = opened.entries(check), blobs()
     if as_json:
-        print_json({"folder": opened.folder, "limit_bytes": opened.limit, "engines": cache_json(entries)})
+        cpu = {"files": len(compiled), "bytes": sum(blob.bytes for blob in compiled), "limit_bytes": LIMIT}
+        print_json({"folder": opened.folder, "limit_bytes": opened.limit, "engines": cache_json(entries), "cpu": cpu})
     else:
-        print_cache(opened.folder, entries, opened.limit)
+        print_cache(opened.folder, entries, opened.limit, check)
+        print_blobs(compiled)
     return any(entry.problem for entry in entries)

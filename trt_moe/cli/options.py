@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from enum import Enum
@@ -75,6 +74,7 @@ VerifyByOption = Annotated[
 ]
 Config = Annotated[Path, typer.Argument(help="Training configuration (YAML), see configs/.", metavar="CONFIG")]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of the data set; default: the configuration's.")]
+PICTURE_HELP = "Picture to write: .png, .pdf, .svg or .jpg."
 SkipBroken = Annotated[
     bool, typer.Option("--skip-broken", help="Leave out images that cannot be used; without it they are an error.")
 ]
@@ -204,20 +204,3 @@ def counts(text: str, what: str) -> tuple[int, ...]:
     if not all(part.isdigit() and 1 <= int(part) <= 1024 for part in parts):
         raise InputError(f"{what} is {text!r}; expected numbers from 1 to 1024 such as 1,2,4, or none")
     return tuple(int(part) for part in parts)
-
-
-def check_writable(*files: Path | None) -> None:
-    """Refuse outputs that cannot be written, before minutes are spent on what goes there.
-
-    Raises:
-        InputError: no such folder, no right to write there, or the file is a folder.
-    """
-    for file in files:
-        if file is None:
-            continue
-        if not file.absolute().parent.is_dir():
-            raise InputError(f"{file}: its folder does not exist")
-        if file.is_dir():
-            raise InputError(f"{file} is a folder; expected a file name")
-        if not os.access(file.absolute().parent, os.W_OK):
-            raise InputError(f"{file}: no right to write into {file.absolute().parent}; choose another place")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -37,7 +37,7 @@ def demo(
     bundle: Annotated[
         str, typer.Argument(help="A bundle with samples: its folder, or the name of a shipped bundle.")
     ] = options.DEMO_BUNDLE,
-    picture: Annotated[Path, typer.Option("--picture", help="PNG file to write.")] = Path("trt-moe-demo.png"),
+    picture: Annotated[Path, typer.Option("--picture", help=options.PICTURE_HELP)] = Path("trt-moe-demo.png"),
     latency_weight: options.LatencyWeight = None,
     verify_below: options.VerifyBelow = None,
     verify_by: options.VerifyByOption = None,
@@ -50,14 +50,15 @@ def demo(
 
     Prints shares, accuracy and latency at every severity, and the frontier of the latency weight.
     """
-    from trt_moe.console import print_json, progress
+    from trt_moe.console import clean, print_json, progress
     from trt_moe.demo import print_demo, run_demo
+    from trt_moe.evaluation.picture import draw
+    from trt_moe.output import check_picture
 
-    options.check_writable(picture)
+    check_picture(picture)
     with progress(not as_json) as callback:
         result = run_demo(
             bundle,
-            picture,
             device=device.value,
             precision=precision.value,
             threads=threads,
@@ -66,15 +67,23 @@ def demo(
             verify_by=verify_by.value if verify_by else None,
             progress=callback,
         )
-    if as_json:
-        print_json(result.data)
-    else:
-        print_demo(result)
+    with ExitStack() as files:
+        files.callback(draw, result.report, picture)
+        if as_json:
+            print_json({**result.data, "picture": str(picture.absolute())})
+        else:
+            print_demo(result)
+    if not as_json:
+        typer.echo(f"Picture: {clean(picture.absolute())}")
 
 
 @app.command()
 def predict(
-    paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", metavar="PATHS")],
+    paths: Annotated[
+        list[Path],
+        # What cannot be read is an answer, not wrong usage.
+        typer.Argument(help="Image files, or folders of them.", metavar="PATHS", readable=False),
+    ],
     bundle: options.Bundle = options.DEMO_BUNDLE,
     top: Annotated[int, typer.Option("--top", "-k", min=1, help="How many classes to show.")] = 1,
     latency_weight: options.LatencyWeight = None,
@@ -89,16 +98,22 @@ def predict(
 
     Unreadable files are named, the others are answered, and the exit code is 1.
     """
-    from trt_moe.console import print_json, progress
-    from trt_moe.prediction import predict_files, print_predictions
+    from trt_moe.console import note, print_json, progress
+    from trt_moe.prediction import Predictions, predict_files, print_predictions
 
+    predictions = Predictions()
     with open_router(bundle, device, precision, threads, latency_weight, verify_below, verify_by) as router:
-        with progress(not as_json) as callback:
-            predictions = predict_files(router, paths, top, callback)
-        if as_json:
-            print_json(predictions.to_json(router))
-        else:
-            print_predictions(predictions, router)
+        try:
+            with progress(not as_json) as callback:
+                predict_files(router, paths, top, callback, predictions)
+        finally:
+            # An interrupt or an error ends the work, what was answered before it counts all the same.
+            for remark in predictions.remarks:
+                note(f"trt-moe: {remark}")
+            if as_json and predictions:
+                print_json(predictions.to_json(router))
+            elif predictions:
+                print_predictions(predictions, router)
     if predictions.failures:
         raise typer.Exit(FAILED)
 
@@ -126,7 +141,7 @@ def evaluate_bundle(
     precision: options.PrecisionOption = options.Precision.auto,
     threads: options.Threads = None,
     confusion: Annotated[bool, typer.Option("--confusion", help="Also print the confusion matrix.")] = False,
-    picture: Annotated[Path | None, typer.Option(help="PNG file to write.")] = None,
+    picture: Annotated[Path | None, typer.Option(help=options.PICTURE_HELP)] = None,
     output: options.Output = None,
     as_json: options.Json = False,
 ) -> None:
@@ -139,11 +154,14 @@ def evaluate_bundle(
     from trt_moe.console import note, print_json, progress
     from trt_moe.data import load_dataset
     from trt_moe.evaluation import evaluate, make_test_sets
+    from trt_moe.evaluation.picture import draw
     from trt_moe.evaluation.tables import print_confusion, print_report
+    from trt_moe.output import check_output, check_picture, write_json
 
     chosen = options.severities(severities)
     timed = options.latency_images(latency_images)
-    options.check_writable(output, picture)
+    check_output(output)
+    check_picture(picture)
     loaded = Bundle.load(bundle)
     dataset = load_dataset(data, split.value, loaded.input_shape, skip_broken)
     for left_out in dataset.broken:
@@ -154,17 +172,17 @@ def evaluate_bundle(
         progress(not as_json) as callback,
     ):
         report = evaluate(router, sets, dataset.name, timed, callback)
-    if picture is not None:
-        from trt_moe.evaluation.picture import draw
-
-        draw(report, picture)
-    write_json(output, report.data)
-    if as_json:
-        print_json(report.data)
-        return
-    print_report(report.data)
-    if confusion:
-        print_confusion(report.data)
+    with ExitStack() as files:
+        if picture is not None:
+            files.callback(draw, report, picture)
+        if output is not None:
+            files.callback(write_json, output, report.data)
+        if as_json:
+            print_json(report.data)
+            return
+        print_report(report.data)
+        if confusion:
+            print_confusion(report.data)
 
 
 @app.command()
@@ -188,12 +206,13 @@ def profile(
     """
     from trt_moe.bundle import Bundle
     from trt_moe.console import print_json, progress
+    from trt_moe.output import check_output, write_json
     from trt_moe.profiling.measure import profile as profile_router
     from trt_moe.profiling.measure import profile_images
     from trt_moe.profiling.tables import print_profile
 
     counts = options.counts(clients, "--clients")
-    options.check_writable(output)
+    check_output(output)
     loaded = Bundle.load(bundle)
     images, what = profile_images(loaded)
     with (
@@ -201,11 +220,13 @@ def profile(
         progress(not as_json) as callback,
     ):
         result = profile_router(router, images, iterations, counts, seconds, callback)
-    write_json(output, result)
-    if as_json:
-        print_json(result)
-    else:
-        print_profile(result, what)
+    with ExitStack() as files:
+        if output is not None:
+            files.callback(write_json, output, result)
+        if as_json:
+            print_json(result)
+        else:
+            print_profile(result, what)
 
 
 def open_router(
@@ -229,12 +250,3 @@ def open_router(
         verify_below=verify_below,
         verify_by=verify_by.value if verify_by else None,
     )
-
-
-def write_json(file: Path | None, data: Any) -> None:
-    """Write the file of --output where it was given, whole or not at all."""
-    if file is None:
-        return
-    from trt_moe.bundle.writer import write_bytes
-
-    write_bytes(file, json.dumps(data, indent=2, allow_nan=False).encode() + b"\n")

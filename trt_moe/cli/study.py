@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from trt_moe.cli import options
 from trt_moe.cli.app import app
-from trt_moe.cli.run import open_router, write_json
+from trt_moe.cli.run import open_router
 
 
 @app.command()
@@ -28,7 +29,7 @@ def study(
     device: options.DeviceOption = options.Device.auto,
     precision: options.PrecisionOption = options.Precision.auto,
     threads: options.Threads = None,
-    picture: Annotated[Path | None, typer.Option(help="PNG file to write.")] = None,
+    picture: Annotated[Path | None, typer.Option(help=options.PICTURE_HELP)] = None,
     output: options.Output = None,
     as_json: options.Json = False,
 ) -> None:
@@ -40,10 +41,13 @@ def study(
     from trt_moe.console import note, print_json, progress
     from trt_moe.data import load_dataset
     from trt_moe.evaluation import make_test_sets
+    from trt_moe.output import check_output, check_picture, write_json
     from trt_moe.study import study as run_study
+    from trt_moe.study.picture import draw
     from trt_moe.study.tables import print_study
 
-    options.check_writable(output, picture)
+    check_output(output)
+    check_picture(picture)
     loaded = Bundle.load(bundle)
     dataset = load_dataset(data, shape=loaded.input_shape, skip_broken=skip_broken)
     for left_out in dataset.broken:
@@ -54,12 +58,12 @@ def study(
         progress(not as_json) as callback,
     ):
         result = run_study(router, sets, dataset.name, icnet, seed, callback)
-    if picture is not None:
-        from trt_moe.study.picture import draw
-
-        draw(result, picture)
-    write_json(output, result.data)
-    if as_json:
-        print_json(result.data)
-    else:
-        print_study(result.data)
+    with ExitStack() as files:
+        if picture is not None:
+            files.callback(draw, result, picture)
+        if output is not None:
+            files.callback(write_json, output, result.data)
+        if as_json:
+            print_json(result.data)
+        else:
+            print_study(result.data)

@@ -298,6 +298,10 @@ def _read(path: Path) -> Engine:
     try:
         plan = read_bounded(path, sidecar.engine_bytes, path.name)
     except BundleError as error:
+        if path.exists() and (size := path.stat().st_size) > sidecar.engine_bytes:
+            raise _UnusableError(
+                f"it is longer than recorded: {size:,} bytes, its sidecar says {sidecar.engine_bytes:,}"
+            ) from None
         raise _UnusableError(str(error)) from None
     if len(plan) != sidecar.engine_bytes:
         raise _UnusableError(f"it is cut short: {len(plan):,} bytes, its sidecar says {sidecar.engine_bytes:,}")

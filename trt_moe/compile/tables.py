@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from trt_moe.blob_cache import LIMIT, Blob
 from trt_moe.compile.build import BuildReport, Step
 from trt_moe.compile.build import Progress as BuildProgress
 from trt_moe.compile.cache import Entry
@@ -117,8 +118,15 @@ def cache_json(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     ]
 
 
-def print_cache(folder: Any, entries: Sequence[Entry], limit: int) -> None:
-    """Print the entries of the cache, the most recently used first."""
+def print_cache(folder: Any, entries: Sequence[Entry], limit: int, checked: bool) -> None:
+    """Print the entries of the cache, the most recently used first.
+
+    Args:
+        folder: of the cache.
+        entries: what it holds.
+        limit: most bytes that it may hold.
+        checked: the engines were read.
+    """
     rows = []
     for entry in reversed(entries):
         spec = entry.sidecar.spec if entry.sidecar else None
@@ -131,10 +139,20 @@ def print_cache(folder: Any, entries: Sequence[Entry], limit: int) -> None:
                 ",".join(map(str, spec.buckets)) if spec else "-",
                 f"{entry.bytes / _MIB:.2f}",
                 time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used)),
-                entry.problem or "ok",
+                entry.problem or ("ok" if checked else "not checked"),
             )
         )
     columns = ["model", "precision", "built by", "device", "buckets", "MiB", "last used", "state"]
     print_table(f"TensorRT engines in {folder}", columns, rows)
     total = sum(entry.bytes for entry in entries)
     stdout().print(f"{len(entries)} engines, {total / _MIB:.1f} MiB of at most {limit / _MIB:,.0f}")
+    if damaged := sum(entry.problem is not None for entry in entries):
+        stdout().print(f"{damaged} cannot be used; the next `trt-moe build` makes them anew")
+
+
+def print_blobs(kept: Sequence[Blob]) -> None:
+    """Print in a line what OpenVINO keeps compiled."""
+    total = sum(blob.bytes for blob in kept)
+    stdout().print(
+        f"For the CPU: {len(kept)} models compiled by OpenVINO, {total / _MIB:.1f} MiB of at most {LIMIT / _MIB:,.0f}"
+    )

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trt_moe.bundle.manifest import MIXTURE
-from trt_moe.bundle.writer import write_bytes
 from trt_moe.console import routing_rule
 from trt_moe.evaluation.evaluate import CASCADE, ORACLE, Report
 from trt_moe.evaluation.strategies import best_blend
 from trt_moe.evaluation.tables import cascade_name, corruption
+from trt_moe.output import save_picture
 
 # Told apart by people of any colour vision (Okabe and Ito).
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _GREY = (
@@ -27,8 +26,8 @@ _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _GREY = (
 _BETWEEN = ("#56B4E9", "#F0E442", _PURPLE, _ORANGE)
 
 
-def draw(report: Report, file: Path) -> Path:
-    """Write a PNG, whole or not at all.
+def draw(report: Report, file: Path) -> None:
+    """Write a picture, in the format that the file's suffix names.
 
     Raises:
         OSError: the file cannot be written.
@@ -45,10 +44,7 @@ def draw(report: Report, file: Path) -> Path:
         f"{routing_rule(data['latency_weight'], data['verify_below'], data['verify_by'])}",
         fontsize=10,
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes(file, buffer.getvalue())
-    return file
+    save_picture(figure, file)
 
 
 def _draw_severities(axes: Any, data: dict[str, Any]) -> None:

@@ -127,10 +127,12 @@ def print_frontier(data: dict[str, Any]) -> None:
 def _print_remarks(data: dict[str, Any]) -> None:
     out = stdout()
     mixture = data["overall"][MIXTURE]
+    # The rest of measured means: where there is little of it, noise on either side of 0.
+    overhead = f"{milliseconds(mixture['overhead_ms'])} ms" if mixture["overhead_ms"] > 0 else "too little to tell"
     out.print(
         f"Latencies: {data['latency_images']:,} single images, mixture and models in turn. The mixture's "
         f"include the gater ({milliseconds(mixture['gater_ms'])} ms) and all overhead "
-        f"({milliseconds(mixture['overhead_ms'])} ms); the models' are bare inference."
+        f"({overhead}); the models' are bare inference."
     )
     near = data["near_dearest"]
     if near is not None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trt_moe.bundle.writer import write_bytes
+from trt_moe.output import save_picture
 from trt_moe.study.fit import Floats
 from trt_moe.study.study import GATER, Study
 
@@ -17,8 +16,8 @@ _MEANS = 20
 _LINEAR, _CURVE = "#E69F00", "#0072B2"  # Okabe and Ito: told apart by people of any colour vision
 
 
-def draw(study: Study, file: Path) -> Path:
-    """Write a PNG, whole or not at all.
+def draw(study: Study, file: Path) -> None:
+    """Write a picture, in the format that the file's suffix names.
 
     Raises:
         OSError: the file cannot be written.
@@ -46,10 +45,7 @@ def draw(study: Study, file: Path) -> Path:
         f"{data['test_images']:,} held-out images",
         fontsize=10,
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes(file, buffer.getvalue())
-    return file
+    save_picture(figure, file)
 
 
 def _draw_cue(axes: Any, name: str, cue: Floats, study: Study) -> Any:

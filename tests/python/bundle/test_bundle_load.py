@@ -330,13 +330,18 @@ def test_without_optional_parts(tmp_path):
         bundle.samples()
 
 
+def test_a_shipped_name_may_end_as_shells_complete_it(tiny, monkeypatch):
+    monkeypatch.setattr("trt_moe.bundle.bundle.shipped_bundles", lambda: {"shipped": tiny.path})
+    assert Bundle.load("shipped/").path == tiny.path
+
+
 def test_not_found_names_near_matches(tmp_path, monkeypatch):
     monkeypatch.setattr("trt_moe.bundle.bundle.shipped_bundles", lambda: {"fashion-mnist": tmp_path})
     with pytest.raises(BundleError, match="did you mean fashion-mnist"):
         Bundle.load("fashion-mnits")
     with pytest.raises(BundleError, match="does not exist"):
         Bundle.load(tmp_path / "nothing" / "here")
-    with pytest.raises(BundleError, match=r"bundle.json is missing"):
+    with pytest.raises(BundleError, match=r"is no bundle, it holds no bundle.json; .* shipped bundles: fashion-mnist"):
         Bundle.load(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(BundleError, match="is a file"):

@@ -59,16 +59,31 @@ def test_build_and_the_cache_from_end_to_end(tiny: TinyBundle, cache: Path) -> N
     listed = run_json("cache", "list")
     assert [engine["problem"] for engine in listed["engines"]] == [None] * 3
     assert {engine["sidecar"]["spec"]["model"] for engine in listed["engines"]} == {"gater", "expert-0", "expert-1"}
-    run("cache", "verify")
+    assert run("cache", "list").stdout.count("not checked") == 3
+    assert "not checked" not in run("cache", "verify").stdout
     damaged = Path(first["engines"][0]["path"])
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
-    assert "changed since it was built" in run("cache", "verify", code=1).stdout
+    verified = run("cache", "verify", code=1).stdout
+    assert "changed since it was built" in verified
+    assert "1 cannot be used; the next `trt-moe build` makes them anew" in verified
     again = run(*build)
     assert f"{damaged.name} is not used: it was changed since it was built" in again.stderr
     assert "1 built, 2 from the cache" in again.stdout
     assert "3 engines deleted" in run("cache", "clear").stdout
     assert run_json("cache", "list")["engines"] == []
-    assert run_json("cache", "clear") == {"folder": str(cache), "deleted": 0, "bytes": 0, "kept": []}
+    cpu = {"deleted": 0, "bytes": 0}
+    assert run_json("cache", "clear") == {"folder": str(cache), "deleted": 0, "bytes": 0, "kept": [], "cpu": cpu}
+
+
+def test_the_cache_of_models_for_the_cpu_is_shown_and_cleared(cache: Path) -> None:
+    folder = cache.parent / "openvino"
+    folder.mkdir(parents=True)
+    for index in range(3):
+        (folder / f"{index}.blob").write_bytes(bytes(1 << 20))
+    assert run_json("cache", "list")["cpu"] == {"files": 3, "bytes": 3 << 20, "limit_bytes": 4 << 30}
+    assert "3 models compiled by OpenVINO, 3.0 MiB of at most 4,096" in run("cache", "list").stdout
+    assert "3 models for the CPU deleted, 3.0 MiB freed" in run("cache", "clear").stdout
+    assert list(folder.iterdir()) == []
 
 
 @pytest.fixture

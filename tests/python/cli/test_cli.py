@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -5,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from support.tiny_bundle import write_tiny_bundle
-from trt_moe import __version__
+from trt_moe import __main__, __version__
 from trt_moe.cli import app, options
 from trt_moe.errors import InputError
+from trt_moe.router import Router
 
 VERBS = ("demo", "predict", "eval", "profile", "build", "study", "inspect", "doctor", "train", "export", "pack")
 
@@ -104,7 +107,7 @@ def test_inspect(tiny):
 def test_doctor():
     text = run("doctor").stdout
     assert "openvino" in text
-    assert "backends built" in text
+    assert "CPU backend" in text
     data = json.loads(run("doctor", "--json").stdout)
     assert data["ok"] is True
     assert data["cpu"]["usable"] >= 1
@@ -152,6 +155,55 @@ def test_predict_answers_the_readable_and_names_the_others(tiny, tmp_path):
     assert [row["path"] for row in data["failures"]] == [str(bad)]
 
 
+def test_predict_prints_what_was_answered_until_an_interrupt(tiny, tmp_path, monkeypatch):
+    for name in "abc":
+        Image.fromarray(tiny.grey(250)[0]).save(tmp_path / f"{name}.png")
+    answer, asked = Router.predict, []
+
+    def interrupted(self, batch):
+        asked.append(batch)
+        if len(asked) % 3 == 0:
+            raise KeyboardInterrupt
+        return answer(self, batch)
+
+    monkeypatch.setattr(Router, "predict", interrupted)
+    result = run("predict", tmp_path, "-b", tiny.path, "--json", code=130)
+    assert [row["path"][-5:] for row in json.loads(result.stdout)["predictions"]] == ["a.png", "b.png"]
+    assert "interrupted" in result.stderr
+    assert "b.png" in run("predict", tmp_path, "-b", tiny.path, code=130).stdout
+
+
+def test_predict_leaves_it_to_the_system_what_may_be_read(tiny, tmp_path, monkeypatch):
+    Image.fromarray(tiny.grey(250)[0]).save(tmp_path / "a.png")
+    monkeypatch.setattr("os.access", lambda *arguments, **options: False)
+    assert "class-2" in run("predict", tmp_path / "a.png", "-b", tiny.path).stdout
+
+
+def test_predict_says_what_it_does_not_read(tiny, tmp_path):
+    frames = [Image.new("L", (8, 8), value) for value in (250, 0)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    result = run("predict", tmp_path, "-b", tiny.path, "--json")
+    assert "a.gif: has several frames; only the first is read" in result.stderr
+    assert json.loads(result.stdout)["predictions"][0]["label"] == "class-2"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "latin-1"])
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_file_names_that_the_output_cannot_encode(tiny, tmp_path, encoding, arguments):
+    for name in (b"caf\xe9.png", "\u041f.png".encode()):
+        Image.fromarray(tiny.grey(250)[0]).save(os.path.join(os.fsencode(tmp_path), name), "PNG")  # noqa: PTH118
+    (tmp_path / "\u041f\udcff.png").touch()
+    command = [sys.executable, "-m", "trt_moe", "predict", str(tmp_path), "-b", str(tiny.path), *arguments]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 1, done.stderr
+    assert b"Traceback" not in done.stderr
+    if arguments:
+        assert [row["label"] for row in json.loads(done.stdout)["predictions"]] == ["class-2"] * 2
+    else:
+        assert done.stdout.count(b"class-2") == 2
+
+
 def test_demo(tiny, tmp_path):
     picture = tmp_path / "p.png"
     text = run("demo", tiny.path, "--picture", picture).stdout
@@ -160,13 +212,16 @@ def test_demo(tiny, tmp_path):
     assert picture.is_file()
     data = json.loads(run("demo", tiny.path, "--picture", picture, "--json").stdout)
     assert data["images"] == 18
+    assert data["picture"] == str(picture)
 
 
 def test_demo_picture_that_cannot_be_written(tiny, tmp_path, monkeypatch):
     assert "its folder does not exist" in run("demo", tiny.path, "--picture", "/no/such/p.png", code=2).stderr
     assert "is a folder" in run("demo", tiny.path, "--picture", tmp_path, code=2).stderr
     monkeypatch.setattr("os.access", lambda *arguments: False)
-    assert "no right to write" in run("demo", tiny.path, "--picture", tmp_path / "p.png", code=2).stderr
+    message = run("demo", tiny.path, "--picture", tmp_path / "p.png", code=2).stderr
+    assert "no right to write" in message
+    assert "--picture FILE" in message
 
 
 def test_eval(tiny, tmp_path):
@@ -197,6 +252,21 @@ def test_eval_refuses_before_it_works(tiny):
     assert "its folder does not exist" in run(*arguments, "--output", "/no/such/e.json", code=2).stderr
     assert "expected numbers 0 to 5" in run(*arguments, "--severities", "6", code=2).stderr
     assert "leave out --kind" in run(*arguments, "--kind", "noise", code=2).stderr
+
+
+def test_a_report_is_printed_even_where_its_file_cannot_be_written(tiny, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("trt_moe.output.write_bytes", full)
+    output, picture = tmp_path / "e.json", tmp_path / "e.png"
+    arguments = ("eval", tiny.path / "samples", "-b", tiny.path, "--latency-images", 2, "-o", output)
+    result = run(*arguments, code=1)
+    assert "frontier" in result.stdout
+    assert f"{output}: cannot be written (No space left on device)" in result.stderr
+    result = run("demo", tiny.path, "--picture", picture, code=1)
+    assert "frontier" in result.stdout
+    assert f"{picture}: cannot be written" in result.stderr
 
 
 def test_eval_leaves_out_broken_images_only_when_asked(tiny, tmp_path):
@@ -289,6 +359,28 @@ def test_closed_pipe_is_quiet(tiny):
     process.stdout.close()
     assert process.stderr.read() == b""
     process.wait(timeout=60)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", ["--version", "cache list", "cache list --json"])
+def test_output_that_cannot_be_written_is_one_message(tmp_path, monkeypatch, arguments):
+    monkeypatch.setenv("TRT_MOE_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    command = [sys.executable, "-m", "trt_moe", *arguments.split()]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "trt-moe: error: No space left on device\n")
+
+
+def test_ctrl_c_while_the_command_is_imported(monkeypatch):
+    class Interrupted:
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "trt_moe.cli", Interrupted())
+    with pytest.raises(SystemExit) as end:
+        __main__.main()
+    assert end.value.code == 130
 
 
 @pytest.mark.parametrize(

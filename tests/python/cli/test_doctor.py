@@ -92,8 +92,15 @@ def test_a_gpu_without_tensorrt(monkeypatch):
     device = {"name": "NVIDIA X", "memory_mib": 1, "compute_capability": "8.9", "driver": "1"}
     monkeypatch.setattr(hardware, "_from_nvidia_smi", lambda: [device])
     monkeypatch.setattr(doctor, "find_flavour", lambda: flavour.find_flavour(load=not_installed))
-    commands = [item["command"] for item in doctor.diagnose()["missing"]]
-    assert "pip install '.[rtx]'" in commands
+    commands = {item["command"]: item["for"] for item in doctor.diagnose()["missing"]}
+    assert commands["pip install '.[rtx]'"] == "engines on the GPU"
+
+
+def test_engines_for_other_gpus_can_be_built_without_one(monkeypatch):
+    no_gpu(monkeypatch, [], None)
+    monkeypatch.setattr(doctor, "find_flavour", lambda: flavour.find_flavour(load=not_installed))
+    commands = {item["command"]: item["for"] for item in doctor.diagnose()["missing"]}
+    assert commands["pip install '.[rtx]'"] == "trt-moe build, for GPUs elsewhere"
 
 
 GPU = {"name": "NVIDIA X", "memory_mib": 1, "compute_capability": "9.0", "driver": "580.10"}

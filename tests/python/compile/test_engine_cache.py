@@ -105,7 +105,7 @@ def edit(old: str, new: str) -> Callable[[Path], object]:
     [
         (flip, "was changed since it was built"),
         (lambda path: path.write_bytes(PLAN[:-1]), "cut short: 3,999 bytes, its sidecar says 4,000"),
-        (lambda path: path.write_bytes(PLAN + b"x"), "has 4,001 bytes; at most 4,000 are read"),
+        (lambda path: path.write_bytes(PLAN + b"x"), "it is longer than recorded: 4,001 bytes, its sidecar says 4,000"),
         (lambda path: path.unlink(), "cannot be read"),
         (lambda path: path.with_suffix(".json").unlink(), "cannot be read"),
         (lambda path: path.with_suffix(".json").write_text("{"), "Invalid JSON"),

@@ -1,3 +1,7 @@
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,6 +37,7 @@ def test_images_of_the_right_size_come_back_bit_for_bit(tmp_path, bundle):
     np.testing.assert_array_equal(loaded, np.stack(arrays))
     np.testing.assert_array_equal(load_images(str(paths[1]), bundle), arrays[1][None])
     np.testing.assert_array_equal(load_images(iter(paths), bundle), np.stack(arrays))
+    np.testing.assert_array_equal(load_images(paths, bundle.path), np.stack(arrays))
 
 
 def test_resize_is_bilinear_and_averages(tmp_path):
@@ -169,9 +174,85 @@ def test_find_images_expands_folders(tmp_path):
     (tmp_path / "in" / "ner").mkdir(parents=True)
     for name in ("in/b.PNG", "in/a.jpg", "in/ner/c.webp", "in/notes.txt"):
         (tmp_path / name).write_bytes(b"")
-    found = list(find_images([tmp_path / "given.xyz", tmp_path / "in"]))
+    found, failures = find_images([tmp_path / "given.xyz", tmp_path / "in"])
+    assert failures == []
     names = [str(path.relative_to(tmp_path)) for path in found]
     assert names == ["given.xyz", "in/a.jpg", "in/b.PNG", "in/ner/c.webp"]
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="holds no images"):
-        list(find_images([tmp_path / "none"]))
+        find_images([tmp_path / "none"])
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    for folder in ("open", "shut"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").touch()
+    scan, is_dir = os.scandir, Path.is_dir
+
+    # Root may read all, so permissions alone do not tell.
+    def denied(path):
+        return PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    def scandir(path):
+        if Path(path).name == "shut":
+            raise denied(path)
+        return scan(path)
+
+    def folder(path):
+        if path.name == "hidden.png":
+            raise denied(path)
+        return is_dir(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(Path, "is_dir", folder)
+    hidden = tmp_path / "shut" / "hidden.png"
+    files, failures = find_images([tmp_path, hidden])
+    assert files == [tmp_path / "open" / "a.png", hidden]
+    assert [str(failure) for failure in failures] == [
+        f"{tmp_path / 'shut'}: the folder cannot be read (Permission denied)"
+    ]
+    assert find_images([tmp_path / "shut"])[0] == []
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: is a pipe or a device; expected a regular file"):
+        decode_image(tmp_path / "a.png", RGB)
+
+
+def partly_read(folder):
+    clear = Image.new("RGBA", (8, 8), (9, 9, 9, 255))
+    clear.save(folder / "opaque.png")
+    clear.putpixel((3, 3), (9, 9, 9, 0))
+    clear.save(folder / "clear.png")
+    frames = [Image.new("L", (8, 8), value) for value in (1, 2)]
+    for suffix in ("gif", "tif"):
+        frames[0].save(folder / f"frames.{suffix}", save_all=True, append_images=frames[1:])
+    for bits in (12, 16):
+        Image.fromarray(np.full((8, 8), (1 << bits) - 1, np.uint16)).save(folder / f"{bits}.png")
+    return sorted(folder.iterdir())
+
+
+def test_what_is_not_read_of_an_image_is_told(tmp_path, bundle, caplog):
+    paths = partly_read(tmp_path)
+    loaded = load_images(paths, bundle, on_error="skip")
+    assert loaded.paths == tuple(paths)
+    assert {remark.path.name: remark.reason.split(";")[0] for remark in loaded.remarks} == {
+        "12.png": "has 16-bit values of at most 4,095, of which the upper 8 bits are read",
+        "clear.png": "is transparent in places, which are read as if they were opaque",
+        "frames.gif": "has several frames",
+        "frames.tif": "has several frames",
+    }
+    assert caplog.text == ""
+    load_images(paths, bundle)
+    assert f"{tmp_path / 'frames.gif'}: has several frames; only the first is read" in caplog.text
+    told = []
+    decode_image(tmp_path / "clear.png", (8, 8, 4), told.append)
+    assert told == []
+
+
+def test_far_too_large_images_are_refused_in_the_same_words(tmp_path, monkeypatch):
+    save(tmp_path / "a.png", random_image((100, 100)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4_000)
+    with pytest.raises(DataError, match="has far too many pixels; at most 100,000,000 are decoded"):
+        decode_image(tmp_path / "a.png", RGB)

@@ -64,6 +64,14 @@ def test_a_result_indexes_and_iterates_rows(router: trt_moe.Router, tiny: TinyBu
     assert rows[2].class_name == result.classes[2]
     assert rows[2].expert_name == f"expert-{result.experts[2]}"
     assert rows[2].probabilities.argmax() == rows[2].label
+    part = result[np.int64(1) : 3]
+    assert isinstance(part, trt_moe.Result)
+    assert part.classes == result.classes[1:]
+    assert part[-1].label == rows[2].label
+    assert part.latency_ms.tolist() == result.latency_ms[1:].tolist()
+    np.testing.assert_array_equal(part.gater_logits, result.gater_logits[1:])
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+        result[[0, 1]]  # type: ignore[call-overload]
 
 
 @settings(deadline=None, max_examples=25)
@@ -221,7 +229,12 @@ def test_inputs_of_many_kinds_give_one_answer(router: trt_moe.Router, tiny: Tiny
     ("batch", "says"),
     [
         (np.zeros((2, 8, 8, 1), np.float32), r"float32 \[2, 8, 8, 1\]; expected .*uint8 \[N, 8, 8, 1\]"),
+        (np.zeros((2, 8, 8, 1), np.float32), r"astype\(np.uint8\)"),
+        ([np.zeros((8, 8, 1), np.float32)], r"astype\(np.uint8\)"),
         (np.zeros((8, 8, 1), np.uint8), r"image\[None\]"),
+        (np.zeros((2, 8, 8), np.uint8), r"pass images\[\.\.\., None\]"),
+        ([np.zeros((8, 8), np.uint8)], r"pass images\[\.\.\., None\]"),
+        (np.zeros((2, 1, 8, 8), np.uint8), "channels"),
         (np.zeros((2, 8, 9, 1), np.uint8), r"\[2, 8, 9, 1\]"),
         (np.zeros((2, 8, 8, 3), np.uint8), r"\[2, 8, 8, 3\]"),
         (np.zeros((0, 8, 8, 1), np.uint8), "empty"),
@@ -238,7 +251,7 @@ def test_bad_batches_say_what_was_found_and_expected(router: trt_moe.Router, bat
 
 
 def test_a_bad_image_is_refused_at_submit(router: trt_moe.Router) -> None:
-    with pytest.raises(trt_moe.InputError, match=r"uint8 \[8, 8, 1\]"):
+    with pytest.raises(trt_moe.InputError, match=r"expected uint8 \[8, 8, 1\]; .* pass images\[0\]"):
         router.submit(np.zeros((1, 8, 8, 1), np.uint8))
 
 
@@ -389,16 +402,32 @@ def test_stats_count_every_image_once(tiny: TinyBundle) -> None:
         {"max_wait_us": 10**18},
         {"max_queue": 10**12},
         {"max_batch": 1.5},
+        {"max_batch": True},
         {"precision": "int3"},
+        {"precision": None},
         {"threads": 0},
+        {"threads": 1.5},
+        {"threads": "2"},
+        {"threads": 10**30},
+        {"latency_weight": 10**400},
+        {"latency_weight": 10**5000},
+        {"latency_weight": True},
         {"latency_weight": -1},
         {"verify_below": 1.5},
         {"verify_by": "cheapest"},
     ],
 )
 def test_options_out_of_range_are_named(tiny: TinyBundle, options: dict[str, object]) -> None:
-    with pytest.raises(trt_moe.InputError, match=next(iter(options))):
+    with pytest.raises(trt_moe.InputError, match=next(iter(options))) as caught:
         trt_moe.Router(tiny.path, **options)  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 200
+
+
+def test_numbers_of_numpy_are_numbers(tiny: TinyBundle) -> None:
+    with trt_moe.Router(tiny.path, max_batch=np.int64(4), threads=np.int32(1), latency_weight=np.float32(2)) as router:
+        assert router.latency_weight == 2.0
+        assert len(router.predict(tiny.random(9))) == 9
+        assert len(router.model("gater").time(tiny.random(1)[0], iterations=np.int64(3), warmup=0)) == 3
 
 
 def test_a_gpu_that_is_not_there_is_said(tiny: TinyBundle) -> None:

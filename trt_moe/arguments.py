@@ -1,0 +1,61 @@
+"""Numbers and words that users hand in, as the core takes them."""
+
+from __future__ import annotations
+
+import math
+import operator
+from numbers import Real
+from typing import Any
+
+from trt_moe.errors import InputError
+
+_SHOWN = 80
+
+
+def whole(name: str, value: Any, least: int, most: int) -> int:
+    """A whole number of any integer type.
+
+    Raises:
+        InputError: another type, bool included, or out of range.
+    """
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if not least <= number <= most:
+        raise InputError(f"{name} is {_shown(value)}; expected a whole number from {least} to {most}")
+    return number
+
+
+def real(name: str, value: Any, most: float) -> float:
+    """A number from 0 on, of any real type.
+
+    Raises:
+        InputError: another type, bool included, or out of range.
+    """
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not 0 <= number <= most:
+        raise InputError(f"{name} is {_shown(value)}; expected a number from 0 to {most:g}")
+    return number
+
+
+def word(name: str, value: Any, known: tuple[str, ...]) -> str:
+    """One of the words that are known.
+
+    Raises:
+        InputError: something else.
+    """
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"{name} is {_shown(value)}; expected {', '.join(known[:-1])} or {known[-1]}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of thousands of digits.
+        return "a huge number"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}.."
