@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trt_moe.export.wrap import Preprocessing
 
 _Out = Annotated[Path | None, typer.Option("--out", help="The bundle's folder; default: engines/NAME.")]
+_Force = Annotated[bool, typer.Option("--force", help="Replace the folder where it is the bundle of another run.")]
 _SCENES_TRAIN, _SCENES_TEST = 200, 50  # What configs/scenes.yaml is made for.
 
 
@@ -25,6 +26,7 @@ def train(
     out: _Out = None,
     checkpoints: options.Checkpoints = None,
     skip_broken: options.SkipBroken = False,
+    force: _Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Train experts and a gater and write a bundle.
@@ -36,7 +38,7 @@ def train(
     from trt_moe.training_run import run_training
 
     with progress(not as_json) as callback:
-        result = run_training(config, data, out, checkpoints, False, skip_broken, callback, note)
+        result = run_training(config, data, out, checkpoints, False, skip_broken, force, callback, note)
     _print_result(result, as_json, print_json)
 
 
@@ -47,6 +49,7 @@ def export(
     out: _Out = None,
     checkpoints: options.Checkpoints = None,
     skip_broken: options.SkipBroken = False,
+    force: _Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Write the bundle of a finished training run."""
@@ -54,7 +57,7 @@ def export(
     from trt_moe.training_run import run_training
 
     with progress(not as_json) as callback:
-        result = run_training(config, data, out, checkpoints, True, skip_broken, callback, note)
+        result = run_training(config, data, out, checkpoints, True, skip_broken, force, callback, note)
     _print_result(result, as_json, print_json)
 
 

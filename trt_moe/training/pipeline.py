@@ -25,6 +25,7 @@ from trt_moe.export.bundle_writer import (
     relative_costs,
     write_bundle,
 )
+from trt_moe.export.destination import check_destination
 from trt_moe.export.measure import Timing, measure_latency, native_precision
 from trt_moe.export.measure_gpu import gpu_for, measure_latency_on_gpu
 from trt_moe.export.torch_export import export_onnx
@@ -51,6 +52,7 @@ def train(
     out: Path,
     progress: Progress | None = None,
     log: Callable[[str], None] = logger.info,
+    force: bool = False,
 ) -> Path:
     """Train what is not trained yet and write the bundle.
 
@@ -61,15 +63,16 @@ def train(
 
     Args:
         config: see `load_config`; `config.data` must be set.
-        out: the bundle's folder; replaced once the new bundle is complete.
+        out: the bundle's folder; a bundle of this run there is replaced once the new one is complete.
         progress: called as progress(what, done, total).
         log: gets one line per event.
+        force: replace a bundle of anybody.
 
     Returns:
         `out`, absolute.
 
     Raises:
-        InputError: no data set given, or values that do not fit together.
+        InputError: no data set given, values that do not fit together, or `out` cannot be replaced or written.
         DataError: data set, checkpoint or output folder cannot be used.
         DeviceError: latencies of a GPU are asked for, and there is none.
         ModelOutputError: training diverged, or the export changed a network's answers.
@@ -77,6 +80,7 @@ def train(
     processes = connect()
     if not processes.is_main_process:
         progress, log = None, _silent
+    check_destination(out, force, _used(config), config.name)
     training_data, test = load_splits(config, log)
     shape = _shape(training_data, test, config)
     # What the last phases need is checked now, as they come after hours.
@@ -145,6 +149,16 @@ def train(
         golden_images=config.golden_images,
     )
     return write_bundle(source, out, log)
+
+
+def _used(config: TrainConfig) -> dict[str, Path]:
+    """What a bundle must not take the place of."""
+    used = {
+        "the data set": config.data,
+        "the run's checkpoints": config.checkpoints / config.name,
+        "the configuration": config.source,
+    }
+    return {what: path for what, path in used.items() if path is not None}
 
 
 def load_splits(config: TrainConfig, log: Callable[[str], None]) -> tuple[Dataset, Dataset]:

@@ -272,7 +272,7 @@ def test_existing_folders(models, tmp_path):
     out = tmp_path / "out"
     pack(out, **sources(models))
     before = (out / "bundle.json").read_bytes()
-    with pytest.raises(InputError, match="exists"):
+    with pytest.raises(InputError, match="is a bundle already"):
         pack(out, **sources(models))
     broken = {**sources(models), "class_names": ["x", "y"]}
     with pytest.raises(InputError, match="gives 4 logits, there are 2 class names"):

@@ -178,6 +178,26 @@ def test_what_the_last_phases_cannot_do_is_refused_before_the_first(raw_config, 
     assert steps == []
 
 
+def test_a_folder_that_is_no_bundle_of_this_run_is_refused_before_the_first_phase(
+    raw_config, data_folder, tmp_path, quiet
+):
+    for place in ("letters", "other"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "letters" / "one.txt").touch()
+    (tmp_path / "other" / "bundle.json").write_text("{}")
+    for out, message in (
+        (tmp_path / "letters", "is not a bundle"),
+        (tmp_path / "other", "not of a training run called 'tiny'; replace it with --force"),
+        (data_folder, "is or holds the data set"),
+        (tmp_path / "runs", "is or holds the run's checkpoints"),
+        (tmp_path / "runs" / "tiny", "is or holds the run's checkpoints"),
+        (tmp_path / "letters" / "one.txt" / "bundle", r"cannot be written \(Not a directory\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(TrainConfig.model_validate(raw_config), out, log=quiet)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_old_bundle_survives_a_run_that_fails(raw_config, tmp_path, quiet, monkeypatch):
     out = tmp_path / "bundle"
     out.mkdir()
@@ -188,7 +208,7 @@ def test_an_old_bundle_survives_a_run_that_fails(raw_config, tmp_path, quiet, mo
 
     monkeypatch.setattr("trt_moe.export.bundle_writer._choose", fail)
     with pytest.raises(DataError, match="no samples"):
-        train(TrainConfig.model_validate(raw_config), out, log=quiet)
+        train(TrainConfig.model_validate(raw_config), out, log=quiet, force=True)
     assert (out / "bundle.json").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
