@@ -201,6 +201,9 @@ class _Draft:
         for name, entry in self.entries.items():
             cost = 1.0 if name == self.experts[-1] else round(self.mean_ms[name] / dearest, 6)
             self.entries[name] = entry.model_copy(update={"relative_cost": cost})
+        if self.mean_ms[gater.name] >= dearest:
+            note = f"costs {self.mean_ms[gater.name] / dearest:.2f} times the dearest expert: routing can save no time"
+            self.notes[gater.name] = (*self.notes[gater.name], f"{note}, take a smaller gater or a smaller size")
 
     def add_golden(self, count: int) -> None:
         """Record inputs and the logits that ONNX Runtime gives for them in float32."""
@@ -273,7 +276,7 @@ class _Draft:
             raise InputError(f"{place}: gives {wrapped.outputs} logits, there are {expected} {what}; they must agree")
         file = self.work / f"{source.name}.onnx"
         _save(wrapped.model, file, place)
-        check_runs(file, self.shape, place)
+        check_runs(file, self.shape, wrapped.batch, place)
         self.notes[source.name] = wrapped.notes
         self.entries[source.name] = _entry(source, wrapped, model.producer_name, file)
 
