@@ -51,7 +51,7 @@ def run_training(
     if only_export:
         check_finished(config)
     processes = connect()
-    bundle = train(config, out or Path("engines") / config.name, progress, log, force)
+    bundle = train(config, out or Path("engines") / config.name, progress, log, force, only_export)
     processes.end_training()
     return {"bundle": str(bundle), "name": config.name} if processes.is_main_process else None
 

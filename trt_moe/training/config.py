@@ -244,20 +244,21 @@ class TrainConfig(Section):
             parts["start_from"] = self.expert_hash(self.classifier(expert.start_from))
         return digest(parts)
 
-    def gater_hash(self) -> str:
-        """Identify everything that decides the gater's weights, except the measured costs."""
+    def gater_hashes(self, method: Method) -> tuple[str, ...]:
+        """Identify everything that decides a gater's weights, except the measured costs and the experts' logits.
+
+        Returns:
+            The hash of new checkpoints, then others that are as good.
+        """
         gater = self.gater.model_dump(mode="json", exclude={"methods", "seeds"})
         # These came later: at their defaults, gaters trained before them keep their hash.
         for key in ("balance", "entropy"):
             if gater[key] == 0:
                 del gater[key]
-        return digest(
-            {
-                "gater": gater,
-                "latency_weight": self.latency_weight,
-                "experts": [self.expert_hash(e) for e in self.experts],
-            }
-        )
+        parts = {"gater": gater, "experts": [self.expert_hash(e) for e in self.experts]}
+        weighted = digest({**parts, "latency_weight": self.latency_weight})
+        # Before one gater was known to serve every weight, all had the weight in their hash.
+        return (digest(parts), weighted) if method in COST_FREE else (weighted,)
 
 
 def digest(value: Any) -> str:

@@ -33,7 +33,10 @@ def test_hashes_of_old_configs_never_change():
     )
     hashes = {entry.name: config.expert_hash(entry)[:16] for entry in config.classifiers()}
     assert hashes == {"teacher": "34f8899317f83c77", "light": "89137009a12b3ff3", "heavy": "246450f339b9e381"}
-    assert config.gater_hash()[:16] == "5ca1347b5f5c4f1e"
+    for method in ("gumbel", "likelihood"):
+        assert [found[:16] for found in config.gater_hashes(method)] == ["5ca1347b5f5c4f1e"]
+    for method in ("regret", "benefit"):
+        assert [found[:16] for found in config.gater_hashes(method)] == ["ac455f3c3e80824e", "5ca1347b5f5c4f1e"]
 
 
 @pytest.mark.parametrize("changes", [{"accumulate": 2}, {"learning_rate": 0.1}])
@@ -56,10 +59,15 @@ def test_the_hashes_follow_what_else_decides_weights(raw_config):
     assert plain.expert_hash(plain.experts[0]) != shaped.expert_hash(shaped.experts[0])
     for key in ("balance", "entropy"):
         changed = TrainConfig.model_validate({**raw_config, "gater": {**raw_config["gater"], key: 0.1}})
-        assert plain.gater_hash() != changed.gater_hash()
+        assert not set(plain.gater_hashes("gumbel")) & set(changed.gater_hashes("gumbel"))
     neutral = {"skip_broken": True, "joint": {}, "latencies_ms": LATENCIES}
     same = TrainConfig.model_validate({**raw_config, **neutral})
-    assert plain.gater_hash() == same.gater_hash()
+    assert plain.gater_hashes("gumbel") == same.gater_hashes("gumbel")
+    weighted = TrainConfig.model_validate({**raw_config, "latency_weight": 0.9})
+    for method in ("regret", "benefit"):
+        assert plain.gater_hashes(method)[0] == weighted.gater_hashes(method)[0], "one gater serves every weight"
+    for method in ("gumbel", "likelihood"):
+        assert plain.gater_hashes(method) != weighted.gater_hashes(method)
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,24 @@ def test_a_cut_gater_ends_in_the_same_weights_and_a_finished_one_is_skipped(conf
     assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == [f"gater-gumbel-{s}.safetensors" for s in (0, 1)]
 
 
+@pytest.mark.parametrize(("method", "serves_all"), [("benefit", True), ("gumbel", False)])
+def test_a_gater_that_serves_every_weight_is_trained_once(config, tmp_path, method, serves_all):
+    settings, steps = config(methods=[method]), []
+    _train(settings, tmp_path)
+    _train(settings.model_copy(update={"latency_weight": 0.2}), tmp_path, progress=lambda *step: steps.append(step))
+    assert (steps == []) is serves_all
+
+
+def test_a_gater_from_when_all_had_the_weight_in_their_hash_is_as_good(config, tmp_path, monkeypatch):
+    settings, steps = config(methods=["benefit", "gumbel"]), []
+    hashes = TrainConfig.gater_hashes
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainConfig, "gater_hashes", lambda self, method: hashes(self, method)[-1:])
+        _train(settings, tmp_path)
+    _train(settings, tmp_path, progress=lambda *step: steps.append(step))
+    assert steps == []
+
+
 def test_a_gater_of_other_logits_is_trained_again(config, tmp_path):
     _train(config(), tmp_path)
     steps = []

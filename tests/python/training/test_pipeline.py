@@ -131,6 +131,38 @@ def test_a_bundle_holds_calibrated_experts(raw_config, data_folder, tmp_path, qu
     assert (file.read_bytes(), mark.read_text()) == good
 
 
+def test_an_export_never_trains(raw_config, tmp_path, quiet):
+    raw_config["gater"]["methods"] = ["benefit"]
+    raw_config["joint"] = {"epochs": 1, "batch": 20}
+
+    def run(only_export=True, gater=(), **changes):
+        config = TrainConfig.model_validate({**raw_config, **changes, "gater": {**raw_config["gater"], **dict(gater)}})
+        steps = []
+        out = train(config, tmp_path / "b", lambda name, *_: steps.append(name), quiet, only_export=only_export)
+        return steps, Bundle.load(out)
+
+    def files():
+        return {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+
+    run(only_export=False, latency_weight=0.2)
+    before = files()
+    for changes, message in (
+        (
+            {"gater": {"learning_rate": 0.1}},
+            r"gater-benefit-0\.safetensors was made with another latency_weight, gater",
+        ),
+        ({"gater": {"width": 8}}, r"latency\.json holds no latencies of these models in .*nothing was changed"),
+        ({"latency_weight": 0.9}, r"joint\.safetensors was made with another latency_weight"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(**{"latency_weight": 0.2, **changes})
+        assert files() == before
+    assert run(latency_weight=0.2)[0] == []
+    del raw_config["joint"]
+    steps, bundle = run(latency_weight=0.9)
+    assert (steps, bundle.latency_weight) == ([], 0.9), "the gater serves every weight"
+
+
 def test_networks_of_one_shape_share_their_timings(raw_config):
     config = TrainConfig.model_validate(raw_config)
     timed = {"gater": 0.1, "light": 1.0, "heavy": 4.0, "robust-light": 3.0}
