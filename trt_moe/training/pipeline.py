@@ -181,6 +181,8 @@ def load_splits(config: TrainConfig, log: Callable[[str], None]) -> tuple[Datase
         )
     else:
         training, test = _load(config, "train"), _load(config, "test")
+        if config.held_out > 0:
+            log(f"held_out {config.held_out:g} is not used: {config.data} keeps test images apart already")
     for what, data in (("training", training), ("test", test)):
         if data.broken:
             log(f"left out {len(data.broken)} of the {what} images: {'; '.join(data.broken)}")
