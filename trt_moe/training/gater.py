@@ -31,6 +31,7 @@ from trt_moe.training.losses import (
 )
 from trt_moe.training.processes import connect
 from trt_moe.training.routing import (
+    collapse_warning,
     explained_variance,
     frontier_score,
     gater_frontier,
@@ -96,7 +97,7 @@ def train_gaters(
         costs: measured latency of every expert divided by the largest, [K].
         folder: for the checkpoints.
         progress: called after every step.
-        log: gets the routing table of every epoch, and warnings.
+        log: gets the routing table of every epoch, and a warning where all images go to one expert at the end.
         only_load: train none.
 
     Raises:
@@ -184,14 +185,17 @@ def train_gater(
         scores = predict(model, some.images.images)
         expect_finite(what, scores, settings)
         routes = route(scores, costs, in_training)
-        severities = some.images.severities
-        return routing_lines(routes, some.right, some.losses, costs, severities, config.latency_weight, names)
+        return routing_lines(routes, some.right, costs, some.images.severities, names)
 
     def finish() -> None:
         if method not in COST_FREE:
             _free_of_costs(model, weights, config.latency_weight)
 
     run_epochs(what, model, optimizer, file, identity, settings.epochs, train_epoch, check, log, finish)
+    routes = route(predict(model, validation.images.images), costs, config.latency_weight)
+    warning = collapse_warning(routes, validation.losses, costs, config.latency_weight, names)
+    if warning is not None:
+        log(f"{what}: warning: {warning}")
 
 
 def _fetch_from(training: Judged, order: Order) -> Fetch:

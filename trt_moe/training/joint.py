@@ -21,7 +21,7 @@ from trt_moe.training.logits import UNIFORM, Judged
 from trt_moe.training.loop import Progress, epoch_order, expect_finite, images_in_order, run_epoch, run_epochs
 from trt_moe.training.losses import expert_losses, gumbel_loss, gumbel_noise
 from trt_moe.training.processes import check_batch, connect
-from trt_moe.training.routing import route, routing_lines
+from trt_moe.training.routing import collapse_warning, route, routing_lines
 from trt_moe.training.splits import Part, derived_seed, draw
 
 _EPOCH_CHECK_IMAGES = 3000
@@ -187,5 +187,8 @@ def _rate(
     names = [expert.name for expert in config.experts]
     weight, severities = config.latency_weight, judged.images.severities
     routes = route(scores, costs, weight)
-    lines = routing_lines(routes, judged.right, judged.losses, costs, severities, weight, names)
+    lines = routing_lines(routes, judged.right, costs, severities, names)
+    warning = collapse_warning(routes, judged.losses, costs, weight, names)
+    if warning is not None:
+        lines.append(f"warning: {warning}")
     return utility(routes, judged, costs, weight), lines

@@ -83,10 +83,21 @@ def test_every_epoch_logs_the_routing_table_by_severity(config, tmp_path):
                 assert part in line
 
 
-def test_a_collapse_is_warned_of_with_its_cause_in_the_log(config, tmp_path):
+def test_a_collapse_is_warned_of_with_its_cause_once_at_the_end(config, tmp_path):
     lines = []
     _train(config(epochs=3, learning_rate=0.02), tmp_path, judged(np.zeros(192, int)), log=lines.append)
-    assert "warning: routing collapsed: 100.0% of the images go to light. Cause: no other expert" in lines[-2]
+    [warning] = [line for line in lines if "collapsed" in line]
+    assert warning == lines[-2]
+    assert warning.startswith(
+        "gater benefit 0: warning: routing collapsed: 100.0% of the images go to light. Cause: no other expert"
+    )
+
+
+def test_a_gater_that_begins_with_one_expert_for_all_is_not_warned_of(config, tmp_path):
+    lines = []
+    _train(config(epochs=25, learning_rate=0.02), tmp_path, log=lines.append)
+    assert all("light 100.0%" in line for line in lines[1:7]), "it does begin so"
+    assert not any("collapsed" in line for line in lines)
 
 
 def test_the_temperature_goes_from_the_first_to_the_last(config, tmp_path, monkeypatch):
