@@ -213,6 +213,11 @@ def _print_result(result: dict[str, Any] | None, as_json: bool, print_json: Any)
     if result is None:
         return
     if as_json:
-        print_json(result)
+        from trt_moe.bundle import Bundle
+
+        manifest = Bundle.load(result["bundle"]).manifest
+        costs = {entry.name: entry.relative_cost for entry in manifest.all_models()}
+        evaluation = manifest.evaluation and manifest.evaluation.model_dump()
+        print_json({**result, "relative_cost": costs, "evaluation": evaluation})
     else:
         typer.echo(f"bundle written to {result['bundle']}; try `trt-moe inspect {result['bundle']}`")
