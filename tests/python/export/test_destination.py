@@ -48,6 +48,11 @@ def test_a_bundle_is_replaced_by_force_or_by_its_own_run(bundle):
     with pytest.raises(InputError, match=refused):
         check_destination(bundle, False, {}, "mine")
     check_destination(bundle, True, {}, "mine")
+    trained(bundle, "mine")
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    (bundle / "bundle.json").write_text(json.dumps({**manifest, "training": None}))
+    with pytest.raises(InputError, match=refused):  # of the same name, but packed
+        check_destination(bundle, False, {}, "mine")
     (bundle / "bundle.json").write_text("of another age")
     with pytest.raises(InputError, match=refused):
         check_destination(bundle, False, {}, "mine")
