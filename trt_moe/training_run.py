@@ -20,6 +20,7 @@ def run_training(
     checkpoints: Path | None,
     only_export: bool,
     skip_broken: bool,
+    force: bool,
     progress: ProgressCallback,
     log: Callable[[str], None],
 ) -> dict[str, Any] | None:
@@ -32,6 +33,7 @@ def run_training(
         checkpoints: folder of runs, instead of the configuration's.
         only_export: refuse where something is not trained yet.
         skip_broken: leave out images that cannot be used, whatever the configuration says.
+        force: replace a bundle at `out` that another run made.
         progress: called as progress(what, done, total).
         log: gets one line per event.
 
@@ -49,7 +51,7 @@ def run_training(
     if only_export:
         check_finished(config)
     processes = connect()
-    bundle = train(config, out or Path("engines") / config.name, progress, log)
+    bundle = train(config, out or Path("engines") / config.name, progress, log, force, only_export)
     processes.end_training()
     return {"bundle": str(bundle), "name": config.name} if processes.is_main_process else None
 

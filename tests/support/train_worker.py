@@ -41,7 +41,10 @@ def train_and_report(config_file, folder, kill_at=0):
             train_experts(config, split(data, config.splits), shape, Path(folder), progress, messages.append)
         else:
             pipeline.train(
-                config.model_copy(update={"checkpoints": Path(folder)}), Path(folder), progress, messages.append
+                config.model_copy(update={"checkpoints": Path(folder)}),
+                Path(folder) / "bundle",
+                progress,
+                messages.append,
             )
     return {"losses": losses, "messages": messages, "processes": connect().num_processes}
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trt_moe.export.wrap import Preprocessing
 
 _Out = Annotated[Path | None, typer.Option("--out", help="The bundle's folder; default: engines/NAME.")]
+_Force = Annotated[bool, typer.Option("--force", help="Replace the folder where it is the bundle of another run.")]
 _SCENES_TRAIN, _SCENES_TEST = 200, 50  # What configs/scenes.yaml is made for.
 
 
@@ -25,6 +26,7 @@ def train(
     out: _Out = None,
     checkpoints: options.Checkpoints = None,
     skip_broken: options.SkipBroken = False,
+    force: _Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Train experts and a gater and write a bundle.
@@ -36,7 +38,7 @@ def train(
     from trt_moe.training_run import run_training
 
     with progress(not as_json) as callback:
-        result = run_training(config, data, out, checkpoints, False, skip_broken, callback, note)
+        result = run_training(config, data, out, checkpoints, False, skip_broken, force, callback, note)
     _print_result(result, as_json, print_json)
 
 
@@ -47,6 +49,7 @@ def export(
     out: _Out = None,
     checkpoints: options.Checkpoints = None,
     skip_broken: options.SkipBroken = False,
+    force: _Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Write the bundle of a finished training run."""
@@ -54,7 +57,7 @@ def export(
     from trt_moe.training_run import run_training
 
     with progress(not as_json) as callback:
-        result = run_training(config, data, out, checkpoints, True, skip_broken, callback, note)
+        result = run_training(config, data, out, checkpoints, True, skip_broken, force, callback, note)
     _print_result(result, as_json, print_json)
 
 
@@ -135,7 +138,7 @@ def pack(
             gater=sources[0],
             experts=sources[1 : 1 + len(expert)],
             baselines=sources[1 + len(expert) :],
-            class_names=options.class_names(classes),
+            class_names=_class_names(classes),
             input_shape=(height, width, channels),
             name=name,
             latency_weight=latency_weight,
@@ -162,7 +165,7 @@ def pack(
         )
         for entry in [*bundle.models(), *bundle.baselines]
     ]
-    print_table(f"packed {bundle.path}", ["model", "mean ms", "relative cost", "changed"], rows)
+    print_table(f"packed {bundle.path}", ["model", "mean ms", "relative cost", "notes"], rows)
 
 
 def _preprocessing(values: dict[str, str]) -> Preprocessing:
@@ -171,7 +174,7 @@ def _preprocessing(values: dict[str, str]) -> Preprocessing:
     known: dict[str, Any] = {}
     for key, value in values.items():
         if key == "scale":
-            known[key] = options.numbers(value, key)[0]
+            known[key] = _one_number(value, key)
         elif key in ("mean", "std"):
             known[key] = options.numbers(value, key)
         elif key == "size":
@@ -188,10 +191,33 @@ def _preprocessing(values: dict[str, str]) -> Preprocessing:
     return Preprocessing(**known)
 
 
+def _one_number(text: str, what: str) -> float:
+    found = options.numbers(text, what)
+    if len(found) != 1:
+        raise InputError(f"{what} is {text!r}; expected one number such as 1/255 (mean and std may have one a channel)")
+    return found[0]
+
+
+def _class_names(text: str) -> list[str]:
+    found = options.class_names(text)
+    if len(found) < 2:
+        there = "a file with" if Path(text).is_file() else "no file, so it is"
+        raise InputError(
+            f"--classes is {text!r}, {there} {len(found)} class name{'s' * (not found)}; expected two or more such as "
+            "cat,dog or a text file with one class a line"
+        )
+    return found
+
+
 def _print_result(result: dict[str, Any] | None, as_json: bool, print_json: Any) -> None:
     if result is None:
         return
     if as_json:
-        print_json(result)
+        from trt_moe.bundle import Bundle
+
+        manifest = Bundle.load(result["bundle"]).manifest
+        costs = {entry.name: entry.relative_cost for entry in manifest.all_models()}
+        evaluation = manifest.evaluation and manifest.evaluation.model_dump()
+        print_json({**result, "relative_cost": costs, "evaluation": evaluation})
     else:
         typer.echo(f"bundle written to {result['bundle']}; try `trt-moe inspect {result['bundle']}`")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +33,7 @@ from trt_moe.bundle import (
 from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.data import EVALUATION_SEED, SEVERITIES, Dataset, corrupt
 from trt_moe.errors import DataError
+from trt_moe.export.destination import new_bundle
 from trt_moe.export.measure import Timing, available_threads, cpu_name, load_onnx
 from trt_moe.export.torch_export import run_onnx
 from trt_moe.second_look import asked_last
@@ -106,23 +106,14 @@ def write_bundle(source: BundleSource, out: Path, log: Log = print) -> Path:
     Raises:
         BundleError: what was written does not validate.
         DataError: the test set is too small, or the folder cannot be written.
+        InputError: `out` is there, and is not a bundle.
     """
-    out = out.absolute()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-        work.chmod(0o755)
-    except OSError as error:
-        raise DataError(f"cannot write into {out.parent}: {error}") from error
-    try:
+    with new_bundle(out) as work:
         write_manifest(work, _fill(source, work, log))
         bundle = Bundle.load(work)
         bundle.golden()
         bundle.samples()
-        _replace(work, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return out
+    return out.absolute()
 
 
 def relative_costs(timings: Mapping[str, Timing], experts: Sequence[str]) -> dict[str, float]:
@@ -331,20 +322,3 @@ def _commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return found.stdout.strip() or "unknown"
-
-
-def _replace(work: Path, out: Path) -> None:
-    """Put the new folder where the old one is; the old one is only removed once the new one is there."""
-    old = None
-    try:
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent)) / out.name
-            out.replace(old)
-        work.replace(out)
-    except OSError as error:
-        if old is not None and old.exists():
-            old.replace(out)
-        raise DataError(f"cannot replace {out}: {error}") from error
-    finally:
-        if old is not None:
-            shutil.rmtree(old.parent, ignore_errors=True)

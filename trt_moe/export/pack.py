@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +26,7 @@ from trt_moe.bundle import (
 from trt_moe.bundle.manifest import ModelName, VerifyBy, describe_errors
 from trt_moe.console import ProgressCallback
 from trt_moe.errors import InputError, MissingDependencyError
+from trt_moe.export.destination import check_destination, new_bundle
 
 try:
     import onnx
@@ -107,36 +106,33 @@ def pack(
         golden_images: recorded with the logits of each model.
         iterations: timed runs of each model.
         threads: for the measurement; None: all usable CPUs.
-        overwrite: replace `out` where it exists.
+        overwrite: replace `out` where it is a bundle.
         progress: called as progress(what, done, total).
 
     Raises:
-        InputError: models that are no such classifiers or do not fit each other; `out` exists.
+        InputError: models that are no such classifiers or do not fit each other; `out` exists, or cannot be written.
         EngineBuildError: a model was exported for a fixed batch size.
         ModelOutputError: a model gives logits that are not finite.
         BundleError: the finished bundle does not validate.
+        DataError: it cannot be written.
     """
     target = Path(out).absolute()
-    _check_target(target, overwrite)
+    used = {f"the file of {source.name}": source.file for source in (gater, *experts, *baselines)}
+    check_destination(target, overwrite, used if samples is None else {**used, "the samples": samples})
     _check_names(gater, experts, baselines)
-    work = target.parent / f".{target.name}.{secrets.token_hex(4)}.part"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work.mkdir()
-        defaults = {"latency_weight": latency_weight, "verify_below": verify_below, "verify_by": verify_by}
-        draft = _Draft(work, tuple(class_names), input_shape, name or target.name, defaults)
-        draft.wrap_all(gater, experts, baselines, progress)
-        draft.add_samples(samples, max_samples)
-        draft.measure(iterations, threads, progress)
-        draft.sort_experts(gater)
-        draft.add_golden(golden_images)
-        write_manifest(work, draft.manifest())
-        draft.check_precision(threads)
-        _replace(work, target)
+        with new_bundle(target) as work:
+            defaults = {"latency_weight": latency_weight, "verify_below": verify_below, "verify_by": verify_by}
+            draft = _Draft(work, tuple(class_names), input_shape, name or target.name, defaults)
+            draft.wrap_all(gater, experts, baselines, progress)
+            draft.add_samples(samples, max_samples)
+            draft.measure(iterations, threads, progress)
+            draft.sort_experts(gater)
+            draft.add_golden(golden_images)
+            write_manifest(work, draft.manifest())
+            draft.check_precision(threads)
     except ValidationError as error:
         raise InputError(f"{target}: {describe_errors(error)}") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return Packed(Bundle.load(target), draft.mean_ms, draft.notes)
 
 
@@ -205,6 +201,9 @@ class _Draft:
         for name, entry in self.entries.items():
             cost = 1.0 if name == self.experts[-1] else round(self.mean_ms[name] / dearest, 6)
             self.entries[name] = entry.model_copy(update={"relative_cost": cost})
+        if self.mean_ms[gater.name] >= dearest:
+            note = f"costs {self.mean_ms[gater.name] / dearest:.2f} times the dearest expert: routing can save no time"
+            self.notes[gater.name] = (*self.notes[gater.name], f"{note}, take a smaller gater or a smaller size")
 
     def add_golden(self, count: int) -> None:
         """Record inputs and the logits that ONNX Runtime gives for them in float32."""
@@ -277,7 +276,7 @@ class _Draft:
             raise InputError(f"{place}: gives {wrapped.outputs} logits, there are {expected} {what}; they must agree")
         file = self.work / f"{source.name}.onnx"
         _save(wrapped.model, file, place)
-        check_runs(file, self.shape, place)
+        check_runs(file, self.shape, wrapped.batch, place)
         self.notes[source.name] = wrapped.notes
         self.entries[source.name] = _entry(source, wrapped, model.producer_name, file)
 
@@ -310,16 +309,6 @@ def _entry(source: Source, wrapped: Wrapped, producer: str, file: Path) -> Model
     )
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
-    if not target.exists():
-        return
-    if not overwrite:
-        raise InputError(f"{target} exists; choose another folder or replace it with --force")
-    # --force with a wrong path must not remove someone's home.
-    if not target.is_dir() or (any(target.iterdir()) and not (target / "bundle.json").is_file()):
-        raise InputError(f"{target} is not a bundle, so it is not replaced; choose another folder")
-
-
 def _check_names(gater: Source, experts: Sequence[Source], baselines: Sequence[Source]) -> None:
     if len(experts) < 2:
         raise InputError(f"{len(experts)} experts were given; a mixture needs at least 2")
@@ -334,17 +323,3 @@ def _check_names(gater: Source, experts: Sequence[Source], baselines: Sequence[S
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise InputError(f"model names must differ; {', '.join(repeated)} appears more than once")
-
-
-def _replace(work: Path, target: Path) -> None:
-    if not target.exists():
-        work.rename(target)
-        return
-    old = target.parent / f".{target.name}.{secrets.token_hex(4)}.old"
-    target.replace(old)
-    try:
-        work.replace(target)
-    except BaseException:
-        old.replace(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -15,6 +15,9 @@ from trt_moe.errors import EngineBuildError, InputError, ModelOutputError
 BATCH_TOLERANCE = 1e-3
 """Largest accepted relative difference between the logits of an image alone and in a batch."""
 
+_EXPORT_AGAIN = (
+    "export it again with a dynamic batch dimension (torch.onnx.export(..., dynamic_shapes={...: {0: Dim('N')}}))"
+)
 _ROUNDS = 20
 _SEED = 0
 
@@ -63,18 +66,26 @@ def run_onnx(file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return logits
 
 
-def check_runs(file: Path, shape: tuple[int, int, int], what: str) -> None:
-    """Run a wrapped model on single images and on a batch; `what` starts the messages.
+def check_runs(file: Path, shape: tuple[int, int, int], batch: int | None, what: str) -> None:
+    """Run a wrapped model on single images and on a batch.
+
+    Args:
+        file: the wrapped model.
+        shape: (height, width, channels) of the bundle's images.
+        batch: number of images that the model said it takes before it was wrapped; None: any.
+        what: start of the messages.
 
     Raises:
         InputError: it does not run.
-        EngineBuildError: a batch gives other logits than its images alone, or fails.
+        EngineBuildError: it needs its batch size, or a batch gives other logits than its images alone, or fails.
         ModelOutputError: the logits are not finite.
     """
     images = noise_images(3, shape)
     try:
         alone = np.concatenate([run_onnx(file, image[None]) for image in images])
     except Exception as error:
+        if batch not in (None, 1):
+            raise EngineBuildError(f"{what}: works for batches of {batch} images only; {_EXPORT_AGAIN}") from error
         reason = str(error).splitlines()[0][:300]
         raise InputError(f"{what}: does not run on uint8 {shape} images ({reason})") from error
     if not np.isfinite(alone).all():
@@ -85,11 +96,14 @@ def check_runs(file: Path, shape: tuple[int, int, int], what: str) -> None:
         agrees = together.shape == alone.shape and float(np.abs(together - alone).max()) / scale < BATCH_TOLERANCE
     except Exception:
         agrees = False
-    if not agrees:
+    if not agrees and batch is None:
         raise EngineBuildError(
-            f"{what}: works for single images only; export it again with a dynamic batch dimension "
-            "(torch.onnx.export(..., dynamic_shapes={...: {0: Dim('N')}}))"
+            f"{what}: says that it takes any number of images, but in a batch of 3 they get other logits than alone; "
+            "look for a batch size that is fixed inside its graph (a Reshape to [1, ...]), and for what mixes the "
+            "images of a batch (batch norm that was exported in training mode), and export it again without"
         )
+    if not agrees:
+        raise EngineBuildError(f"{what}: works for single images only; {_EXPORT_AGAIN}")
 
 
 def _latency(values: NDArray[np.float64]) -> Latency:

@@ -55,6 +55,12 @@ class Preprocessing:
                 "numbers, scale and std above 0"
             )
 
+    def formula(self) -> str:
+        """What becomes of a byte, such as "(byte / 255 - [0.5]) / [0.25]"."""
+        scale = f"byte / {1 / self.scale:.6g}" if self.scale < 1 else f"byte * {self.scale:.6g}"
+        mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (self.mean, self.std))
+        return f"({scale} - [{mean}]) / [{std}]"
+
 
 @dataclass(frozen=True)
 class Wrapped:
@@ -64,6 +70,7 @@ class Wrapped:
         model: the graph.
         graph_size: (height, width) that the network sees.
         outputs: number of logits.
+        batch: number of images that the file says it takes; None: any.
         parameters: number of float values in its weights.
         notes: what was changed, for people.
     """
@@ -71,6 +78,7 @@ class Wrapped:
     model: onnx.ModelProto
     graph_size: tuple[int, int]
     outputs: int
+    batch: int | None
     parameters: int
     notes: tuple[str, ...]
 
@@ -117,6 +125,7 @@ def wrap(
     model = compose.add_prefix(model, _PREFIX)
     graph = model.graph
     source, target = _ports(graph, what)
+    batch = _dims(source)[0]
     layout = _layout(source, preprocessing, shape[2], what)
     notes: list[str] = []
     builder = _Builder(graph)
@@ -127,7 +136,7 @@ def wrap(
     parameters = sum(
         int(np.prod(weight.dims)) for weight in graph.initializer if weight.data_type in (*_FLOATS, TensorProto.DOUBLE)
     )
-    return Wrapped(result, graph_size, outputs, parameters, tuple(notes))
+    return Wrapped(result, graph_size, outputs, batch, parameters, tuple(notes))
 
 
 class _Builder:
@@ -218,8 +227,10 @@ def _preprocess(
     size = _graph_size((height, width), preprocessing, shape, what)
     is_bytes = dtype == TensorProto.UINT8
     resized = size != shape[:2]
-    if is_bytes and layout == "nhwc" and not resized and channels in (shape[2], None):
-        return size, tensor
+    if is_bytes:
+        notes.append("takes bytes already: scale, mean and std are not applied")
+        if layout == "nhwc" and not resized and channels in (shape[2], None):
+            return size, tensor
     # Cast before the transpose: TensorRT shuffles no bytes.
     tensor = builder.add(builder.before, "Cast", [tensor], to=TensorProto.FLOAT)
     tensor = builder.add(builder.before, "Transpose", [tensor], perm=[0, 3, 1, 2])
@@ -227,10 +238,9 @@ def _preprocess(
     if resized:
         tensor = _resize(builder, tensor, shape[:2], size)
         notes.append(f"resizes {shape[0]} x {shape[1]} images to {size[0]} x {size[1]} (bilinear)")
-    if is_bytes:
-        notes.append("takes bytes already: scale, mean and std are not applied")
-    else:
+    if not is_bytes:
         tensor = _normalise(builder, tensor, channels, preprocessing, what)
+        notes.append(f"is given {preprocessing.formula()}")
     if layout == "nhwc":
         tensor = builder.add(builder.before, "Transpose", [tensor], perm=[0, 2, 3, 1])
     if dtype != TensorProto.FLOAT:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from trt_moe.bundle.writer import write_bytes
 from trt_moe.console import ProgressCallback
 from trt_moe.errors import InputError
+from trt_moe.export.destination import check_writable
 from trt_moe.sweep.compare import Comparison, compare
 from trt_moe.sweep.finished import Log, open_run
 from trt_moe.sweep.page import page
@@ -53,7 +54,7 @@ def sweep(
     """
     _check("latency weights", latency_weights)
     _check("seeds", seeds)
-    _make_folder(out)
+    check_writable(out, out)
     run = open_run(config, progress, log)
 
     def scores(method: Method, weight: float) -> dict[int, NDArray[np.float32]]:
@@ -73,18 +74,12 @@ def _check(what: str, values: Sequence[float]) -> None:
         raise InputError(f"{what} are {list(values)}; expected one or more, each at least 0 and given once")
 
 
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out} cannot be made a folder ({error.strerror}); give another one with --out") from error
-
-
 def _write(comparison: Comparison, name: str, out: Path) -> None:
     data = {"name": name, **comparison.to_json()}
     seeds = len({pair.seed for pair in comparison.pairs})
     title = f"{name}: {data['images']:,} validation images, {seeds} gater seeds"
     picture = Picture(comparison, title)
+    out.mkdir(parents=True, exist_ok=True)
     document = page(title, picture.svg(), remarks(comparison), tables(comparison))
     write_bytes(out / "sweep.csv", to_csv(comparison).encode())
     write_bytes(out / "sweep.json", json.dumps(data, indent=2, allow_nan=False).encode() + b"\n")

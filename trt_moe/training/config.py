@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.data.corruptions import BLUR_SIGMA, NOISE_SIGMA, REFERENCE_SIDE, SEVERITIES
 from trt_moe.errors import InputError
+from trt_moe.training.config_errors import describe
+from trt_moe.training.yaml_file import read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=SEVERITIES, max_length=SEVERITIES)]
@@ -63,7 +64,7 @@ class ExpertConfig(Section):
 
     name: Name
     model: str
-    image_size: int = Field(ge=8)
+    image_size: Side
     options: dict[str, Any] = {}
     pretrained: bool = False
     weights: Path | None = None
@@ -244,20 +245,21 @@ class TrainConfig(Section):
             parts["start_from"] = self.expert_hash(self.classifier(expert.start_from))
         return digest(parts)
 
-    def gater_hash(self) -> str:
-        """Identify everything that decides the gater's weights, except the measured costs."""
+    def gater_hashes(self, method: Method) -> tuple[str, ...]:
+        """Identify everything that decides a gater's weights, except the measured costs and the experts' logits.
+
+        Returns:
+            The hash of new checkpoints, then others that are as good.
+        """
         gater = self.gater.model_dump(mode="json", exclude={"methods", "seeds"})
         # These came later: at their defaults, gaters trained before them keep their hash.
         for key in ("balance", "entropy"):
             if gater[key] == 0:
                 del gater[key]
-        return digest(
-            {
-                "gater": gater,
-                "latency_weight": self.latency_weight,
-                "experts": [self.expert_hash(e) for e in self.experts],
-            }
-        )
+        parts = {"gater": gater, "experts": [self.expert_hash(e) for e in self.experts]}
+        weighted = digest({**parts, "latency_weight": self.latency_weight})
+        # Before one gater was known to serve every weight, all had the weight in their hash.
+        return (digest(parts), weighted) if method in COST_FREE else (weighted,)
 
 
 def digest(value: Any) -> str:
@@ -272,17 +274,10 @@ def load_config(path: str | Path) -> TrainConfig:
         InputError: no such file, not YAML, or values that do not fit; names the key and what was expected.
     """
     file = Path(path)
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file} cannot be read as YAML: {error}") from error
+    raw = read_yaml(file)
     if not isinstance(raw, dict):
         raise InputError(f"{file} holds {type(raw).__name__}; expected keys and values, see configs/")
     try:
         return TrainConfig.model_validate({**raw, "source": file})
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in e['loc']) or 'config'}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
-        )
-        raise InputError(f"{file}: {problems}") from error
+        raise InputError(f"{file}: {describe(error, TrainConfig)}") from error

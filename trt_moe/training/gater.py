@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trt_moe.errors import InputError
 from trt_moe.models import ImageModel, SqueezeNetLight
 from trt_moe.models.gater import GATER_SIDE
 from trt_moe.training.checkpoint import load_checkpoint
@@ -30,6 +31,7 @@ from trt_moe.training.losses import (
 )
 from trt_moe.training.processes import connect
 from trt_moe.training.routing import (
+    collapse_warning,
     explained_variance,
     frontier_score,
     gater_frontier,
@@ -82,6 +84,7 @@ def train_gaters(
     folder: Path,
     progress: Progress | None = None,
     log: Callable[[str], None] = print,
+    only_load: bool = False,
 ) -> list[TrainedGater]:
     """Train every method with every seed, or load it where it is done; best by validation first.
 
@@ -94,30 +97,45 @@ def train_gaters(
         costs: measured latency of every expert divided by the largest, [K].
         folder: for the checkpoints.
         progress: called after every step.
-        log: gets the routing table of every epoch, and warnings.
+        log: gets the routing table of every epoch, and a warning where all images go to one expert at the end.
+        only_load: train none.
 
     Raises:
-        InputError: negative latency weight, or costs that do not fit the experts.
+        InputError: negative latency weight, costs that do not fit the experts, or with `only_load` a gater that is not
+            trained for these settings.
         ModelOutputError: the loss is not finite.
     """
     check_costs(torch.tensor(costs), len(config.experts), config.latency_weight)
     learned_from = hashlib.sha256(training.logits.tobytes()).hexdigest()
-    identity = digest([config.gater_hash(), [round(float(cost), 12) for cost in costs], learned_from])
+    rounded = [round(float(cost), 12) for cost in costs]
     gaters = []
     for method in config.gater.methods:
+        identities = [digest([settings, rounded, learned_from]) for settings in config.gater_hashes(method)]
         for seed in config.gater.seeds:
             model = build_gater(config, shape, seed)
             file = gater_path(folder, method, seed)
-            if load_checkpoint(file, model, identity) is None:
-                train_gater(config, method, seed, model, training, validation, costs, file, identity, progress, log)
-            else:
+            if any(load_checkpoint(file, model, identity) is not None for identity in identities):
                 log(f"gater {method} {seed}: already trained, {file}")
+            elif only_load:
+                raise stale(config, file)
+            else:
+                train_gater(
+                    config, method, seed, model, training, validation, costs, file, identities[0], progress, log
+                )
             scores = predict(model.to(connect().device), validation.images.images)
             frontier = frontier_score(gater_frontier(scores, validation.right, costs, 0.0), costs)
             r2 = explained_variance(scores, validation.losses, config.gater.loss_clip)
             log(f"gater {method} {seed}: frontier {frontier:.4f} R2 {r2:.3f}")
             gaters.append(TrainedGater(method, seed, model.eval(), frontier, r2))
     return sorted(gaters, key=lambda gater: -gater.frontier)
+
+
+def stale(config: TrainConfig, file: Path) -> InputError:
+    """Say that a checkpoint on top of the experts is not what the configuration would give."""
+    return InputError(
+        f"{file} was made with another latency_weight, gater or joint section, or other costs, than {config.source} "
+        "gives now; nothing was changed. Take the settings of the run, or train again with `trt-moe train`"
+    )
 
 
 def train_gater(
@@ -167,14 +185,17 @@ def train_gater(
         scores = predict(model, some.images.images)
         expect_finite(what, scores, settings)
         routes = route(scores, costs, in_training)
-        severities = some.images.severities
-        return routing_lines(routes, some.right, some.losses, costs, severities, config.latency_weight, names)
+        return routing_lines(routes, some.right, costs, some.images.severities, names)
 
     def finish() -> None:
         if method not in COST_FREE:
             _free_of_costs(model, weights, config.latency_weight)
 
     run_epochs(what, model, optimizer, file, identity, settings.epochs, train_epoch, check, log, finish)
+    routes = route(predict(model, validation.images.images), costs, config.latency_weight)
+    warning = collapse_warning(routes, validation.losses, costs, config.latency_weight, names)
+    if warning is not None:
+        log(f"{what}: warning: {warning}")
 
 
 def _fetch_from(training: Judged, order: Order) -> Fetch:

@@ -16,12 +16,12 @@ from trt_moe.models import ImageModel, Mixture
 from trt_moe.training.checkpoint import checkpoint_hash, load_checkpoint
 from trt_moe.training.config import JointConfig, TrainConfig, digest
 from trt_moe.training.experts import autocast, checkpoint_path, make_optimizer, predict
-from trt_moe.training.gater import TrainedGater, gater_path
+from trt_moe.training.gater import TrainedGater, gater_path, stale
 from trt_moe.training.logits import UNIFORM, Judged
 from trt_moe.training.loop import Progress, epoch_order, expect_finite, images_in_order, run_epoch, run_epochs
 from trt_moe.training.losses import expert_losses, gumbel_loss, gumbel_noise
 from trt_moe.training.processes import check_batch, connect
-from trt_moe.training.routing import route, routing_lines
+from trt_moe.training.routing import collapse_warning, route, routing_lines
 from trt_moe.training.splits import Part, derived_seed, draw
 
 _EPOCH_CHECK_IMAGES = 3000
@@ -47,6 +47,7 @@ def train_joint(
     folder: Path,
     progress: Progress | None = None,
     log: Callable[[str], None] = print,
+    only_load: bool = False,
 ) -> Tuned | None:
     """Tune copies of gater and experts together; under `torchrun` all processes call this.
 
@@ -64,13 +65,14 @@ def train_joint(
         folder: for the checkpoints.
         progress: called after every step.
         log: gets the routing tables before and after.
+        only_load: do not train.
 
     Returns:
         What was tuned, where that has the better utility on `validation`; else None (and in all processes but
         the first).
 
     Raises:
-        InputError: a batch that the processes cannot share.
+        InputError: a batch that the processes cannot share, or with `only_load` nothing is trained for these settings.
         ModelOutputError: the loss is not finite; the last epoch's checkpoint is kept.
     """
     processes = connect()
@@ -87,10 +89,12 @@ def train_joint(
             [checkpoint_hash(origin) for origin in started_from],
         ]
     )
-    if load_checkpoint(file, mixture, identity) is None:
-        _tune(config, settings, mixture, part, validation, costs, file, identity, progress, log)
-    else:
+    if load_checkpoint(file, mixture, identity) is not None:
         log(f"joint: already trained, {file}")
+    elif only_load:
+        raise stale(config, file)
+    else:
+        _tune(config, settings, mixture, part, validation, costs, file, identity, progress, log)
     if not processes.is_main_process:
         return None
     scores = predict(best.model, validation.images.images)
@@ -183,5 +187,8 @@ def _rate(
     names = [expert.name for expert in config.experts]
     weight, severities = config.latency_weight, judged.images.severities
     routes = route(scores, costs, weight)
-    lines = routing_lines(routes, judged.right, judged.losses, costs, severities, weight, names)
+    lines = routing_lines(routes, judged.right, costs, severities, names)
+    warning = collapse_warning(routes, judged.losses, costs, weight, names)
+    if warning is not None:
+        lines.append(f"warning: {warning}")
     return utility(routes, judged, costs, weight), lines

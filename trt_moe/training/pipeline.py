@@ -25,6 +25,7 @@ from trt_moe.export.bundle_writer import (
     relative_costs,
     write_bundle,
 )
+from trt_moe.export.destination import check_destination
 from trt_moe.export.measure import Timing, measure_latency, native_precision
 from trt_moe.export.measure_gpu import gpu_for, measure_latency_on_gpu
 from trt_moe.export.torch_export import export_onnx
@@ -51,6 +52,8 @@ def train(
     out: Path,
     progress: Progress | None = None,
     log: Callable[[str], None] = logger.info,
+    force: bool = False,
+    only_export: bool = False,
 ) -> Path:
     """Train what is not trained yet and write the bundle.
 
@@ -61,15 +64,18 @@ def train(
 
     Args:
         config: see `load_config`; `config.data` must be set.
-        out: the bundle's folder; replaced once the new bundle is complete.
+        out: the bundle's folder; a bundle of this run there is replaced once the new one is complete.
         progress: called as progress(what, done, total).
         log: gets one line per event.
+        force: replace a bundle of anybody.
+        only_export: neither train nor measure; the run must be finished, see `check_finished`.
 
     Returns:
         `out`, absolute.
 
     Raises:
-        InputError: no data set given, or values that do not fit together.
+        InputError: no data set given, values that do not fit together, `out` cannot be replaced or written, or with
+            `only_export` the run was made with other settings.
         DataError: data set, checkpoint or output folder cannot be used.
         DeviceError: latencies of a GPU are asked for, and there is none.
         ModelOutputError: training diverged, or the export changed a network's answers.
@@ -77,6 +83,7 @@ def train(
     processes = connect()
     if not processes.is_main_process:
         progress, log = None, _silent
+    check_destination(out, force, _used(config), config.name)
     training_data, test = load_splits(config, log)
     shape = _shape(training_data, test, config)
     # What the last phases need is checked now, as they come after hours.
@@ -99,18 +106,18 @@ def train(
             e.name: _export(calibrated[e.name], onnx / f"{e.name}.onnx", checkpoint_path(folder, e.name), shape, log)
             for e in kept
         }
-        timings, costs = _latencies(config, files, calibrated, shape, folder, log)
+        timings, costs = _latencies(config, files, calibrated, shape, folder, log, only_export)
         config = config.model_copy(update={"experts": tuple(sorted(config.experts, key=lambda e: costs[e.name]))})
         columns, divisors = [kept.index(e) for e in config.experts], [fitted[e.name] for e in config.experts]
         training, validation = (part.of(columns).divided_by(divisors) for part in judged)
         weights = np.asarray([costs[e.name] for e in config.experts])
-        gaters = train_gaters(config, shape, training, validation, weights, folder, progress, log)
+        gaters = train_gaters(config, shape, training, validation, weights, folder, progress, log, only_export)
     best = gaters[0]
     log(f"gater {best.method}, seed {best.seed} is the best by validation")
     gater, tuned = best.model, None
     if config.joint is not None:
         tuned = train_joint(
-            config, config.joint, best, calibrated, parts.gater, validation, weights, folder, progress, log
+            config, config.joint, best, calibrated, parts.gater, validation, weights, folder, progress, log, only_export
         )
     if not processes.is_main_process:
         return out.absolute()
@@ -147,6 +154,16 @@ def train(
     return write_bundle(source, out, log)
 
 
+def _used(config: TrainConfig) -> dict[str, Path]:
+    """What a bundle must not take the place of."""
+    used = {
+        "the data set": config.data,
+        "the run's checkpoints": config.checkpoints / config.name,
+        "the configuration": config.source,
+    }
+    return {what: path for what, path in used.items() if path is not None}
+
+
 def load_splits(config: TrainConfig, log: Callable[[str], None]) -> tuple[Dataset, Dataset]:
     """Read the training and the test split as the config says, and log what was left out.
 
@@ -164,6 +181,8 @@ def load_splits(config: TrainConfig, log: Callable[[str], None]) -> tuple[Datase
         )
     else:
         training, test = _load(config, "train"), _load(config, "test")
+        if config.held_out > 0:
+            log(f"held_out {config.held_out:g} is not used: {config.data} keeps test images apart already")
     for what, data in (("training", training), ("test", test)):
         if data.broken:
             log(f"left out {len(data.broken)} of the {what} images: {'; '.join(data.broken)}")
@@ -233,13 +252,14 @@ def _latencies(
     shape: Shape,
     folder: Path,
     log: Callable[[str], None],
+    only_load: bool,
 ) -> tuple[dict[str, dict[str, Timing]], dict[str, float]]:
     """Return what was measured (nothing, where the config gives latencies) and the relative costs."""
     experts = [e.name for e in config.experts]
     if config.latencies_ms is not None:
         given = {name: Timing(np.asarray([value])) for name, value in config.latencies_ms.items()}
         return {}, relative_costs(given, experts)
-    timings = _measure(config, files, models, folder / "onnx" / "gater-untrained.onnx", shape, folder, log)
+    timings = _measure(config, files, models, folder / "onnx" / "gater-untrained.onnx", shape, folder, log, only_load)
     return timings, relative_costs(next(iter(timings.values())), experts)
 
 
@@ -251,6 +271,7 @@ def _measure(
     shape: Shape,
     folder: Path,
     log: Callable[[str], None],
+    only_load: bool,
 ) -> dict[str, dict[str, Timing]]:
     """Time all models, or read the timings back where they were taken for these networks.
 
@@ -262,8 +283,9 @@ def _measure(
     gpu = gpu_for(config.latency_device)
     on_gpu = None if gpu is None else on_device("fp16", str(gpu.info["name"]))
     precisions = list(dict.fromkeys([native_precision(), "fp32"]))
+    kept_under = precisions if on_gpu is None else [on_gpu, *precisions]
     identity = [
-        precisions if on_gpu is None else [on_gpu, *precisions],
+        kept_under,
         [config.expert_hash(entry) for entry in (*config.experts, *config.baselines)],
         ["fused", config.gater.width],
     ]
@@ -273,6 +295,12 @@ def _measure(
             precision: {name: Timing(np.asarray(values)) for name, values in rows.items()}
             for precision, rows in stored["milliseconds"].items()
         }
+    if only_load:
+        raise InputError(
+            f"{folder / 'latency.json'} holds no latencies of these models in {', '.join(kept_under)}, and gaters "
+            "learn with the costs that come of them; nothing was changed. Take the settings of the run and a machine "
+            "like its own, or measure and train again with `trt-moe train`"
+        )
     gater = build_gater(config, shape)
     with writing(untrained):
         export_onnx(fused_gater(gater), untrained, _input_shape(shape))

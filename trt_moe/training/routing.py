@@ -172,7 +172,7 @@ def explained_variance(scores: Floats, losses: Floats, clip: float) -> float:
 def collapse_warning(
     routes: Ints, losses: Floats, costs: Floats, latency_weight: float, names: Sequence[str]
 ) -> str | None:
-    """Say why nearly all images go to one expert, or None where they do not."""
+    """Say why nearly all images go to one expert, or None where they do not; of finished gaters, as all begin so."""
     shares = np.bincount(routes, minlength=len(costs)) / max(1, len(routes))
     winner = int(shares.argmax())
     if shares[winner] < COLLAPSED_SHARE:
@@ -202,19 +202,15 @@ def collapse_warning(
 def routing_lines(
     routes: Ints,
     right: Bools,
-    losses: Floats,
     costs: Floats,
     severities: Ints,
-    latency_weight: float,
     names: Sequence[str],
 ) -> list[str]:
-    """Return what a log says of routes: all in one line, a line for each severity, a warning where they collapsed."""
+    """Return what a log says of routes: all in one line, then a line for each severity."""
     accuracy, cost = right[np.arange(len(routes)), routes].mean(), costs[routes].mean()
-    warning = collapse_warning(routes, losses, costs, latency_weight, names)
     return [
         f"validation accuracy {accuracy:.4f} cost {cost:.3f}",
         *tabulate(routes, right, costs, severities).lines(names),
-        *([] if warning is None else [f"warning: {warning}"]),
     ]
 
 

@@ -36,7 +36,7 @@ def foreign(
     layout="nchw",
     io=("pixels", "scores"),
     nan=False,
-    fixed=False,
+    fixed=0,
 ):
     """A linear classifier of the channel means, as someone else may have exported it; returns its weights."""
     channels = shape[1] if layout == "nchw" else shape[3]
@@ -58,7 +58,7 @@ def foreign(
         nodes.append(helper.make_node("ReduceMean", [source], ["mean"], axes=axes, keepdims=0))
     source = "mean"
     if fixed:
-        weights.append(numpy_helper.from_array(np.array([1, channels], np.int64), "one"))
+        weights.append(numpy_helper.from_array(np.array([fixed, channels], np.int64), "one"))
         nodes.append(helper.make_node("Reshape", [source, "one"], ["reshaped"]))
         source = "reshaped"
     nodes.append(helper.make_node("MatMul", [source, "weight"], ["product"]))
@@ -272,7 +272,7 @@ def test_existing_folders(models, tmp_path):
     out = tmp_path / "out"
     pack(out, **sources(models))
     before = (out / "bundle.json").read_bytes()
-    with pytest.raises(InputError, match="exists"):
+    with pytest.raises(InputError, match="is a bundle already"):
         pack(out, **sources(models))
     broken = {**sources(models), "class_names": ["x", "y"]}
     with pytest.raises(InputError, match="gives 4 logits, there are 2 class names"):
@@ -320,10 +320,40 @@ def test_twice_the_same_name(models, tmp_path):
         pack(tmp_path / "out", **arguments)
 
 
-def test_fixed_batches_and_nan_are_refused(models, tmp_path):
-    foreign(models / "slow.onnx", shape=(1, 3, 16, 16), fixed=True)
-    with pytest.raises(EngineBuildError, match="dynamic batch"):
+@pytest.mark.parametrize(
+    ("says", "fixed", "message"),
+    [
+        (1, 1, r"slow \(.*\): works for single images only; export it again with a dynamic batch"),
+        (4, 4, r"slow \(.*\): works for batches of 4 images only; export it again with a dynamic batch"),
+        (
+            "N",
+            1,
+            r"slow \(.*\): says that it takes any number of images, but in a batch of 3 .*a Reshape to \[1, \.\.\.\]",
+        ),
+    ],
+)
+def test_fixed_batches_are_refused(models, tmp_path, says, fixed, message):
+    foreign(models / "slow.onnx", shape=(says, 3, 16, 16), fixed=fixed)
+    with pytest.raises(EngineBuildError, match=message):
         pack(tmp_path / "out", **sources(models))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_size_that_the_graph_does_not_need_is_no_obstacle(models, tmp_path):
+    foreign(models / "slow.onnx", shape=(4, 3, 16, 16), seed=2, work=20)
+    pack(tmp_path / "out", **sources(models))
+
+
+def test_a_gater_that_is_no_cheaper_than_the_dearest_expert_is_told(models, tmp_path):
+    def notes(name):
+        return " ".join(pack(tmp_path / name, **sources(models)).notes["gater"])
+
+    assert "dearest" not in notes("cheap")
+    foreign(models / "gate.onnx", outputs=2, work=60)
+    assert "times the dearest expert: routing can save no time, take a smaller gater" in notes("dear")
+
+
+def test_nan_is_refused(models, tmp_path):
     foreign(models / "slow.onnx", nan=True)
     with pytest.raises(ModelOutputError, match="not finite"):
         pack(tmp_path / "out", **sources(models))
@@ -331,6 +361,7 @@ def test_fixed_batches_and_nan_are_refused(models, tmp_path):
 
 
 def test_pack_on_the_command_line(models, tmp_path):
+    (models / "few").write_text("cat\n")
     arguments = [
         "pack", str(tmp_path / "out"), "--gater", str(models / "gate.onnx"),
         "--expert", f"slow={models / 'slow.onnx'}", "--expert", str(models / "quick.onnx"),
@@ -347,11 +378,18 @@ def test_pack_on_the_command_line(models, tmp_path):
     assert (bundle.latency_weight, bundle.verify_below, bundle.verify_by) == (0.5, 0.9, "mirror")
     result = CliRunner().invoke(app, [*arguments, "--force"])
     assert result.exit_code == 0, result.output
-    assert "relative cost" in result.stdout
+    for shown in ("relative cost", "(byte / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.3, 0.4]", "(byte / 255 - [0]) / [1]"):
+        assert shown in " ".join(result.stdout.split())
     for extra, message in (
         (["--set", "nobody.mean=0"], "no model is called"),
         (["--set", "quick.colour=red"], "expected scale, mean"),
         (["--mean", "x"], "expected numbers"),
+        (["--mean", "0.4,0.5"], "mean has 2 values; expected 1 or 3"),
+        (["--std", "1,1,1,1"], "std has 4 values; expected 1 or 3"),
+        (["--scale", "1,2,3"], "scale is '1,2,3'; expected one number such as 1/255"),
+        (["--set", "quick.scale=1,2"], "scale is '1,2'; expected one number"),
+        (["--classes", "nosuch.names"], "--classes is 'nosuch.names', no file, so it is 1 class name; expected two"),
+        (["--classes", str(models / "few")], "a file with 1 class name; expected two"),
         (["--input", "16x16"], "expected 3 whole numbers"),
     ):
         result = CliRunner().invoke(app, [*arguments, "--force", *extra])

@@ -101,7 +101,7 @@ def test_weights_and_seeds_are_checked_before_anything_is_made(finished, tmp_pat
 
 def test_the_output_must_be_a_folder(finished, tmp_path):
     (tmp_path / "out").touch()
-    with pytest.raises(InputError, match="--out"):
+    with pytest.raises(InputError, match=r"out cannot be written \(Not a directory\); choose another folder"):
         sweep(finished, (0.7,), (0,), tmp_path / "out", log=quiet)
 
 
@@ -114,6 +114,7 @@ def test_an_unfinished_run_is_not_trained_on(run, tmp_path):
     (run.checkpoints / run.name / "light.safetensors").unlink()
     with pytest.raises(InputError, match="no checkpoint of light; finish the run with `trt-moe train`"):
         sweep(run, (0.7,), (0,), tmp_path / "out", log=quiet)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Configs: what is wrong is refused before anything is trained, and named."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 
 from trt_moe.errors import InputError
 from trt_moe.training import TrainConfig, load_config
+from trt_moe.training.yaml_file import read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 LATENCIES = {"gater": 0.1, "light": 1.0, "heavy": 2.0, "robust-light": 1.0}
@@ -33,7 +35,10 @@ def test_hashes_of_old_configs_never_change():
     )
     hashes = {entry.name: config.expert_hash(entry)[:16] for entry in config.classifiers()}
     assert hashes == {"teacher": "34f8899317f83c77", "light": "89137009a12b3ff3", "heavy": "246450f339b9e381"}
-    assert config.gater_hash()[:16] == "5ca1347b5f5c4f1e"
+    for method in ("gumbel", "likelihood"):
+        assert [found[:16] for found in config.gater_hashes(method)] == ["5ca1347b5f5c4f1e"]
+    for method in ("regret", "benefit"):
+        assert [found[:16] for found in config.gater_hashes(method)] == ["ac455f3c3e80824e", "5ca1347b5f5c4f1e"]
 
 
 @pytest.mark.parametrize("changes", [{"accumulate": 2}, {"learning_rate": 0.1}])
@@ -56,10 +61,15 @@ def test_the_hashes_follow_what_else_decides_weights(raw_config):
     assert plain.expert_hash(plain.experts[0]) != shaped.expert_hash(shaped.experts[0])
     for key in ("balance", "entropy"):
         changed = TrainConfig.model_validate({**raw_config, "gater": {**raw_config["gater"], key: 0.1}})
-        assert plain.gater_hash() != changed.gater_hash()
+        assert not set(plain.gater_hashes("gumbel")) & set(changed.gater_hashes("gumbel"))
     neutral = {"skip_broken": True, "joint": {}, "latencies_ms": LATENCIES}
     same = TrainConfig.model_validate({**raw_config, **neutral})
-    assert plain.gater_hash() == same.gater_hash()
+    assert plain.gater_hashes("gumbel") == same.gater_hashes("gumbel")
+    weighted = TrainConfig.model_validate({**raw_config, "latency_weight": 0.9})
+    for method in ("regret", "benefit"):
+        assert plain.gater_hashes(method)[0] == weighted.gater_hashes(method)[0], "one gater serves every weight"
+    for method in ("gumbel", "likelihood"):
+        assert plain.gater_hashes(method) != weighted.gater_hashes(method)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +111,7 @@ def test_a_negative_latency_weight_is_refused(raw_config):
         ("epochs", -1, "greater than or equal"),
         ("learning_rate", float("nan"), "finite"),
         ("wings", 2, "not permitted"),
+        ("image_size", 90000, "less than or equal to 4096"),
     ],
 )
 def test_wrong_expert_values_are_refused(raw_config, key, value, message):
@@ -169,6 +180,51 @@ def test_a_file_that_is_no_config_is_named(tmp_path):
     file.write_text("name: x\nmean: [0.5]\nstd: [0]\nexperts: []")
     with pytest.raises(InputError, match=r"std\.0: .*greater than 0.*experts: "):
         load_config(file)
+
+
+def message_about(raw, folder):
+    file = folder / "c.yaml"
+    file.write_text(json.dumps(raw, default=str))  # YAML, too
+    with pytest.raises(InputError) as caught:
+        load_config(file)
+    return str(caught.value).removeprefix(f"{file}: ")
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "message"),
+    [
+        ((), "latency_wieght", r"latency_wieght: no such key; near matches: latency_weight(, \w+)*"),
+        (("experts", 1), "epoch", r"experts\.1\.epoch: no such key; near matches: epochs(, \w+)*"),
+        (("gater",), "metods", r"gater\.metods: no such key; near matches: methods"),
+        (("gater",), "teacher", r"gater\.teacher: no such key; there are methods, seeds, width, .*"),
+        (("splits",), "wings", r"splits\.wings: no such key; there are experts, gater, validation, seed"),
+    ],
+)
+def test_an_unknown_key_comes_with_those_that_it_may_stand_for(raw_config, tmp_path, place, key, message):
+    section = raw_config
+    for part in place:
+        section = section[part]
+    section[key] = 1
+    assert re.fullmatch(message, message_about(raw_config, tmp_path))
+
+
+def test_a_wrong_entry_of_a_list_is_the_only_complaint(raw_config, tmp_path):
+    raw_config["gater"]["methods"] = ["guess"]
+    assert re.fullmatch(r"gater\.methods\.0: Input should be [^;]*", message_about(raw_config, tmp_path))
+    raw_config["gater"]["methods"] = []
+    assert re.fullmatch(r"gater\.methods: Tuple should have at least 1 item [^;]*", message_about(raw_config, tmp_path))
+    del raw_config["gater"]["methods"]
+    raw_config["experts"][0]["severities"] = [1, 1, 1, 1, 1, -1]
+    assert re.fullmatch(r"experts\.0\.severities\.5: Input should be [^;]*", message_about(raw_config, tmp_path))
+
+
+def test_a_key_that_comes_twice_is_refused_but_may_override_what_is_merged(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("name: x\nseed: 1\ngater: {width: 16}\nseed: 2\n")
+    with pytest.raises(InputError, match=r"(?s)'seed' comes twice in one section; remove one of them.*line 4"):
+        load_config(file)
+    file.write_text("a: &a {seed: 1, width: 2}\nb: &b {<<: *a, seed: 2}\nc: [{<<: *b, seed: 3}, {<<: *a, seed: 4}]\n")
+    assert read_yaml(file)["c"] == [{"seed": 3, "width": 2}, {"seed": 4, "width": 2}]
 
 
 def test_a_message_of_ours_comes_without_pydantics_prefix(raw_config, tmp_path):

@@ -83,10 +83,21 @@ def test_every_epoch_logs_the_routing_table_by_severity(config, tmp_path):
                 assert part in line
 
 
-def test_a_collapse_is_warned_of_with_its_cause_in_the_log(config, tmp_path):
+def test_a_collapse_is_warned_of_with_its_cause_once_at_the_end(config, tmp_path):
     lines = []
     _train(config(epochs=3, learning_rate=0.02), tmp_path, judged(np.zeros(192, int)), log=lines.append)
-    assert "warning: routing collapsed: 100.0% of the images go to light. Cause: no other expert" in lines[-2]
+    [warning] = [line for line in lines if "collapsed" in line]
+    assert warning == lines[-2]
+    assert warning.startswith(
+        "gater benefit 0: warning: routing collapsed: 100.0% of the images go to light. Cause: no other expert"
+    )
+
+
+def test_a_gater_that_begins_with_one_expert_for_all_is_not_warned_of(config, tmp_path):
+    lines = []
+    _train(config(epochs=25, learning_rate=0.02), tmp_path, log=lines.append)
+    assert all("light 100.0%" in line for line in lines[1:7]), "it does begin so"
+    assert not any("collapsed" in line for line in lines)
 
 
 def test_the_temperature_goes_from_the_first_to_the_last(config, tmp_path, monkeypatch):
@@ -131,6 +142,24 @@ def test_a_cut_gater_ends_in_the_same_weights_and_a_finished_one_is_skipped(conf
         for key, value in weights.items():
             assert torch.equal(resumed[seed][key], value), (seed, key)
     assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == [f"gater-gumbel-{s}.safetensors" for s in (0, 1)]
+
+
+@pytest.mark.parametrize(("method", "serves_all"), [("benefit", True), ("gumbel", False)])
+def test_a_gater_that_serves_every_weight_is_trained_once(config, tmp_path, method, serves_all):
+    settings, steps = config(methods=[method]), []
+    _train(settings, tmp_path)
+    _train(settings.model_copy(update={"latency_weight": 0.2}), tmp_path, progress=lambda *step: steps.append(step))
+    assert (steps == []) is serves_all
+
+
+def test_a_gater_from_when_all_had_the_weight_in_their_hash_is_as_good(config, tmp_path, monkeypatch):
+    settings, steps = config(methods=["benefit", "gumbel"]), []
+    hashes = TrainConfig.gater_hashes
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainConfig, "gater_hashes", lambda self, method: hashes(self, method)[-1:])
+        _train(settings, tmp_path)
+    _train(settings, tmp_path, progress=lambda *step: steps.append(step))
+    assert steps == []
 
 
 def test_a_gater_of_other_logits_is_trained_again(config, tmp_path):

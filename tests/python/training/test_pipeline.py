@@ -131,6 +131,38 @@ def test_a_bundle_holds_calibrated_experts(raw_config, data_folder, tmp_path, qu
     assert (file.read_bytes(), mark.read_text()) == good
 
 
+def test_an_export_never_trains(raw_config, tmp_path, quiet):
+    raw_config["gater"]["methods"] = ["benefit"]
+    raw_config["joint"] = {"epochs": 1, "batch": 20}
+
+    def run(only_export=True, gater=(), **changes):
+        config = TrainConfig.model_validate({**raw_config, **changes, "gater": {**raw_config["gater"], **dict(gater)}})
+        steps = []
+        out = train(config, tmp_path / "b", lambda name, *_: steps.append(name), quiet, only_export=only_export)
+        return steps, Bundle.load(out)
+
+    def files():
+        return {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+
+    run(only_export=False, latency_weight=0.2)
+    before = files()
+    for changes, message in (
+        (
+            {"gater": {"learning_rate": 0.1}},
+            r"gater-benefit-0\.safetensors was made with another latency_weight, gater",
+        ),
+        ({"gater": {"width": 8}}, r"latency\.json holds no latencies of these models in .*nothing was changed"),
+        ({"latency_weight": 0.9}, r"joint\.safetensors was made with another latency_weight"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(**{"latency_weight": 0.2, **changes})
+        assert files() == before
+    assert run(latency_weight=0.2)[0] == []
+    del raw_config["joint"]
+    steps, bundle = run(latency_weight=0.9)
+    assert (steps, bundle.latency_weight) == ([], 0.9), "the gater serves every weight"
+
+
 def test_networks_of_one_shape_share_their_timings(raw_config):
     config = TrainConfig.model_validate(raw_config)
     timed = {"gater": 0.1, "light": 1.0, "heavy": 4.0, "robust-light": 3.0}
@@ -178,6 +210,26 @@ def test_what_the_last_phases_cannot_do_is_refused_before_the_first(raw_config, 
     assert steps == []
 
 
+def test_a_folder_that_is_no_bundle_of_this_run_is_refused_before_the_first_phase(
+    raw_config, data_folder, tmp_path, quiet
+):
+    for place in ("letters", "other"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "letters" / "one.txt").touch()
+    (tmp_path / "other" / "bundle.json").write_text("{}")
+    for out, message in (
+        (tmp_path / "letters", "is not a bundle"),
+        (tmp_path / "other", "not of a training run called 'tiny'; replace it with --force"),
+        (data_folder, "is or holds the data set"),
+        (tmp_path / "runs", "is or holds the run's checkpoints"),
+        (tmp_path / "runs" / "tiny", "is or holds the run's checkpoints"),
+        (tmp_path / "letters" / "one.txt" / "bundle", r"cannot be written \(Not a directory\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(TrainConfig.model_validate(raw_config), out, log=quiet)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_old_bundle_survives_a_run_that_fails(raw_config, tmp_path, quiet, monkeypatch):
     out = tmp_path / "bundle"
     out.mkdir()
@@ -188,7 +240,7 @@ def test_an_old_bundle_survives_a_run_that_fails(raw_config, tmp_path, quiet, mo
 
     monkeypatch.setattr("trt_moe.export.bundle_writer._choose", fail)
     with pytest.raises(DataError, match="no samples"):
-        train(TrainConfig.model_validate(raw_config), out, log=quiet)
+        train(TrainConfig.model_validate(raw_config), out, log=quiet, force=True)
     assert (out / "bundle.json").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
@@ -272,7 +324,8 @@ def test_a_folder_without_splits_is_divided_where_the_config_says_so(raw_config,
     assert (len(training), len(test)) == (180, 60)
     assert lines[0].startswith("held out 60 of 240 images for the test")
     training, test = pipeline.load_splits(config.model_copy(update={"data": data_folder}), lines.append)
-    assert (len(training), len(test), len(lines)) == (240, 60, 1), "a folder with splits keeps them"
+    assert (len(training), len(test)) == (240, 60), "a folder with splits keeps them"
+    assert lines[1:] == [f"held_out 0.25 is not used: {data_folder} keeps test images apart already"]
 
 
 def test_a_gpu_that_is_not_there_is_missed_before_anything_is_trained(raw_config, tmp_path, monkeypatch):
