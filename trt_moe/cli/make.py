@@ -67,16 +67,20 @@ def scenes(
     train: Annotated[int, typer.Option(min=1, help="Training images of each of the six classes.")] = _SCENES_TRAIN,
     test: Annotated[int, typer.Option(min=1, help="Test images of each class.")] = _SCENES_TEST,
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other scenes.")] = 0,
+    as_json: options.Json = False,
 ) -> None:
     """Draw a data set of outdoor scenes, to try training without data.
 
     Six classes in the layout of Intel Image Classification, as 150 x 150 JPEG files.
     """
-    from trt_moe.console import progress
-    from trt_moe.data.scenes import write_scenes
+    from trt_moe.console import print_json, progress
+    from trt_moe.data.scenes import CLASSES, write_scenes
 
-    with progress() as callback:
+    with progress(not as_json) as callback:
         write_scenes(out, train, test, seed, callback)
+    if as_json:
+        print_json({"folder": str(out.absolute()), "classes": list(CLASSES), "train": train, "test": test})
+        return
     typer.echo(f"scenes written to {out}; try `trt-moe train configs/scenes.yaml --data {out}`")
     if train < _SCENES_TRAIN or test < _SCENES_TEST:
         typer.echo(

@@ -425,3 +425,10 @@ def test_other_parsers(tmp_path):
     ):
         with pytest.raises(InputError):
             call()
+
+
+def test_scenes_are_drawn_and_told(tmp_path: Path) -> None:
+    found = json.loads(run("scenes", str(tmp_path / "data"), "--train", "1", "--test", "1", "--json").stdout)
+    assert found["folder"] == str(tmp_path / "data")
+    assert (found["train"], found["test"]) == (1, 1)
+    assert sorted(folder.name for folder in (tmp_path / "data" / "seg_test").iterdir()) == sorted(found["classes"])
