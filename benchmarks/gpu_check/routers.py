@@ -24,7 +24,7 @@ class Routers:
     """Opens routers of one kind of engine.
 
     Attributes:
-        engines: "TensorRT", "torch.compile" or "torch".
+        engines: "TensorRT", "torch.compile" or "torch, not compiled".
         why: it is that kind.
     """
 
@@ -50,4 +50,5 @@ def choose_engines(work: Work, mixture: Mixture, compiled: bool = True) -> Route
     if compiled:
         modules = {name: torch.compile(module) for name, module in modules.items()}
     modules[GATER] = mixture.models[GATER]  # on the kernels of our own
-    return Routers("torch.compile" if compiled else "torch", probe["said"], modules, mixture.bundle())
+    kind = "torch.compile" if compiled else "torch, not compiled"
+    return Routers(kind, probe["said"], modules, mixture.bundle())

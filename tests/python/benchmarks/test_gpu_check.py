@@ -226,6 +226,7 @@ def results() -> dict[str, Any]:
             "host_us": {"p50_us": 31.0},
         },
         "idle": {
+            "engines": "torch, not compiled",
             "busy": {"p50_ms": 0.2},
             "after idleness": {"calls": 12, "p50_ms": 0.5, "max_ms": 0.9},
             "after idleness, with keep-alive": {"calls": 12, "p50_ms": 0.3, "max_ms": 0.4},
@@ -248,7 +249,8 @@ def test_figures_stand_beside_their_goals() -> None:
     assert rows["torch.compile, routed in Python over ours, batch 8, p50, worst"] == ("not measured", ">= 1.5", "-")
     easy = "predict(1), 90% easy images, speculation on over off, mean"
     assert rows[easy] == ("0.9 (0.225 over 0.250 ms)", "reported", "-")
-    assert rows["predict(1) after idleness"][0] == "0.900 ms is the largest of 12; p50 0.500 ms, busy 0.200 ms"
+    found = "0.900 ms is the largest of 12; p50 0.500 ms, busy 0.200 ms; engines: torch, not compiled"
+    assert rows["predict(1) after idleness"][0] == found
 
 
 def test_plans_are_not_compared_where_there_is_one() -> None:

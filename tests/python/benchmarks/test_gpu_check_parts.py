@@ -6,7 +6,11 @@ What this shows is that they run to their end and report what they were given; n
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.gpu_check import compiled, device_tests, idle, latency, mixture, parity, routers, sanitizer
+from benchmarks.gpu_check import compiled, device_tests, idle, keep_awake, latency, mixture, parity, routers, sanitizer
 from benchmarks.gpu_check.goals import BATCH, LARGE, goals
 from benchmarks.gpu_check.mixture import CLASSES, EXPERTS, GATER, Mixture
 from benchmarks.gpu_check.parts import CHECKOUT, Work
@@ -27,17 +31,19 @@ SIDE = 16
 
 @pytest.fixture(autouse=True)
 def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    to, empty = torch.Tensor.to, torch.empty
+    to = torch.Tensor.to
 
-    def without_device(*arguments: Any, **options: Any) -> Any:
-        options.pop("device", None)
-        options.pop("pin_memory", None)
-        return empty(*arguments, **options)
+    def without_device(make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*arguments: Any, device: Any = None, pin_memory: bool = False, **options: Any) -> Any:
+            return make(*arguments, **options)
+
+        return made
 
     monkeypatch.setattr(nn.Module, "cuda", lambda self: self)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *a, **o: self if a == ("cuda",) else to(self, *a, **o))
-    monkeypatch.setattr(torch, "empty", without_device)
+    for name in ("empty", "zeros"):
+        monkeypatch.setattr(torch, name, without_device(getattr(torch, name)))
     monkeypatch.setattr(torch, "compile", lambda module, **options: module)
 
 
@@ -48,7 +54,7 @@ class FakeRouter:
         self.made = made
         self.plan = "device-routed" if plan == "auto" else plan
         self.plan_reason = f"asked for {plan}"
-        self.calls = 0
+        self.callers: set[threading.Thread] = set()
         self._pipeline = SimpleNamespace(waited_ms=0.0)
 
     def __enter__(self) -> FakeRouter:
@@ -58,7 +64,7 @@ class FakeRouter:
         pass
 
     def predict(self, images: np.ndarray) -> Any:
-        self.calls += 1
+        self.callers.add(threading.current_thread())
         self._pipeline.waited_ms += 1e6
         experts = self.logits(GATER, images).argmax(axis=1)
         return SimpleNamespace(experts=experts, latency_ms=np.zeros(len(images)))
@@ -186,12 +192,79 @@ def test_what_was_timed_is_kept_where_a_later_batch_fails(
         assert set(json.loads((tmp_path / f"{name}.json").read_text())["milliseconds"]) == set(EXPERTS)
 
 
-def test_idleness(made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class FakeStream:
+    """Like `torch.cuda.Stream`; `times` it was waited for."""
+
+    times = 0
+
+    def synchronize(self) -> None:
+        FakeStream.times += 1
+
+
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch) -> type[FakeStream]:
+    FakeStream.times = 0
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    return FakeStream
+
+
+def test_idleness(made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: type[FakeStream]) -> None:
+    opened: list[FakeRouter] = []
+    make = FakeRouter.__init__
+
+    def note(self: FakeRouter, *given: Any) -> None:
+        make(self, *given)
+        opened.append(self)
+
+    monkeypatch.setattr(FakeRouter, "__init__", note)
     monkeypatch.setattr(idle, "IDLE_S", 0.05)
     found = idle.run(Work(tmp_path, idle._SPARE_S + 0.4, "part"))
     assert 1 <= found["after idleness"]["calls"] <= 5
     assert found["after idleness, with keep-alive"]["calls"] >= 1
+    assert found["engines"] == "torch"
+    assert stream.times >= 1
+    # A second caller would be waited for.
+    assert opened[0].callers == {threading.current_thread()}
     json.dumps(found)
+
+
+def test_every_call_after_idleness_is_kept_at_once(
+    made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: type[FakeStream]
+) -> None:
+    monkeypatch.setattr(idle, "IDLE_S", 0.0)
+    right, calls = FakeRouter.predict, 0
+
+    def predict(self: FakeRouter, images: np.ndarray) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 204:
+            raise RuntimeError("the device failed")
+        return right(self, images)
+
+    monkeypatch.setattr(FakeRouter, "predict", predict)
+    with pytest.raises(RuntimeError, match="the device failed"):
+        idle.run(Work(tmp_path, 60, "idle"))
+    kept = json.loads((tmp_path / "idle.json").read_text())
+    assert (kept["busy"]["calls"], kept["after idleness"]["calls"]) == (100, 3)
+
+
+def test_the_gpu_is_kept_awake_only_meanwhile(stream: type[FakeStream]) -> None:
+    with keep_awake.gpu_kept_awake(0.001):
+        sleep(0.1)
+    times = stream.times
+    assert times > 5
+    sleep(0.05)
+    assert stream.times == times
+
+
+def test_a_gpu_that_does_not_stay_awake_is_an_error(stream: type[FakeStream], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: FakeStream) -> None:
+        raise RuntimeError("the device failed")
+
+    monkeypatch.setattr(FakeStream, "synchronize", fail)
+    with pytest.raises(RuntimeError, match="the device failed"), keep_awake.gpu_kept_awake(0.001):
+        sleep(0.05)
 
 
 @pytest.fixture
