@@ -25,7 +25,7 @@ from benchmarks.gpu_check.runner import Outcome, run_part
 from trt_moe.hardware import gpu_report, library
 
 FAILED, NO_DEVICE, INTERRUPTED = 1, 3, 130
-_NEEDS = "sanitizer needs device_tests beside it, those from parity on need build or --skip-build"
+_NEEDS = "memcheck and racecheck need device_tests beside them, those from parity on need build or --skip-build"
 
 
 def main() -> int:

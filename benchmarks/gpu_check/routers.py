@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.gpu_check.mixture import GATER, Mixture
@@ -52,3 +53,10 @@ def choose_engines(work: Work, mixture: Mixture, compiled: bool = True) -> Route
     modules[GATER] = mixture.models[GATER]  # on the kernels of our own
     kind = "torch.compile" if compiled else "torch, not compiled"
     return Routers(kind, probe["said"], modules, mixture.bundle())
+
+
+def routes_right(router: Router, mixture: Mixture, counts: Sequence[int]) -> bool:
+    """Whether each image goes to its expert, in batches of so many."""
+    wanted = np.resize(np.arange(len(mixture.images)), max(counts))
+    batch = mixture.images[wanted]
+    return all(bool((router.predict(batch[:count]).experts == wanted[:count]).all()) for count in counts)

@@ -173,9 +173,18 @@ def test_what_a_part_starts_prints_into_its_log(tmp_path: Path, capfd: pytest.Ca
     assert capfd.readouterr().out == printed
 
 
+def test_every_line_is_told_and_the_ends_are_kept() -> None:
+    lines: list[str] = []
+    script = "print('the first error'); print('x' * 50_000); print('the summary')"
+    _, printed = run_logged([sys.executable, "-c", script], each=lines.append)
+    assert [len(line) for line in lines] == [16, 50_001, 12]
+    assert printed.startswith("the first error\n") and printed.endswith("the summary\n") and len(printed) < 13_000
+    assert runner.ends("short") == "short"
+
+
 def test_a_part_for_which_no_time_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner.subprocess, "Popen", None)
-    assert run_part(part("say"), tmp_path, {}, 4.0) == Outcome("skipped", 0.0, reason="no time was left")
+    assert run_part(part("say"), tmp_path, {}, 4.0) == Outcome("ended", 0.0, reason="no time was left")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,20 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.gpu_check import compiled, device_tests, idle, keep_awake, latency, mixture, parity, routers, sanitizer
+from benchmarks.gpu_check import (
+    compiled,
+    conformance,
+    device_tests,
+    idle,
+    keep_awake,
+    latency,
+    memcheck,
+    mixture,
+    parity,
+    racecheck,
+    routers,
+    sanitizer,
+)
 from benchmarks.gpu_check.goals import BATCH, LARGE, goals
 from benchmarks.gpu_check.mixture import CLASSES, EXPERTS, GATER, Mixture
 from benchmarks.gpu_check.parts import CHECKOUT, Work
@@ -151,6 +164,36 @@ def test_parity_sees_wrong_logits_and_routes(made: Mixture, tmp_path: Path, monk
     assert found["plans"]["device-routed"]["routes_right"] is False
 
 
+def test_parity_keeps_each_model_and_each_plan(made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept() -> dict[str, Any]:
+        return json.loads((tmp_path / "parity.json").read_text())  # type: ignore[no-any-return]
+
+    right, cheapest = FakeRouter.logits, next(iter(EXPERTS))
+
+    def logits(self: FakeRouter, name: str, images: np.ndarray) -> np.ndarray:
+        if name == cheapest:
+            raise RuntimeError("the device failed")
+        return right(self, name, images)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the device failed"):
+        patch.setattr(FakeRouter, "logits", logits)
+        parity.run(Work(tmp_path, 60, "parity"))
+    assert list(kept()["models"]) == [GATER]
+
+    answer = FakeRouter.predict
+
+    def predict(self: FakeRouter, images: np.ndarray) -> Any:
+        if self.plan == "host-routed":
+            raise RuntimeError("the device failed")
+        return answer(self, images)
+
+    monkeypatch.setattr(FakeRouter, "predict", predict)
+    with pytest.raises(RuntimeError, match="the device failed"):
+        parity.run(Work(tmp_path, 60, "parity"))
+    assert list(kept()["models"]) == [GATER, *EXPERTS]
+    assert list(kept()["plans"]) == ["device-routed"]
+
+
 def test_latencies_and_their_goals(made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in (latency, compiled):
         monkeypatch.setattr(part, "ROUNDS", 5)
@@ -163,6 +206,7 @@ def test_latencies_and_their_goals(made: Mixture, tmp_path: Path, monkeypatch: p
     single = results["latency"]["milliseconds"]["deit-small"]
     assert single["bare gater + bare expert"]["p50_ms"] == pytest.approx(0.02)
     assert single["our device-routed plan"]["rounds"] == 5
+    assert results["latency"]["routes_right"] is True
     assert results["latency"]["pycuda_loop"] == "TensorRT does not run on this GPU"
     rows = {row[0]: row[1] for row in goals(results)}
     assert float(rows["torch.compile, routed in Python over ours, batch 8, p50, worst"]) > 0
@@ -170,6 +214,20 @@ def test_latencies_and_their_goals(made: Mixture, tmp_path: Path, monkeypatch: p
     large = results["latency"]["milliseconds"][LARGE]
     assert set(large) == {"our device-routed plan", "our host-routed plan", "DeiT-S alone"}
     assert float(rows["the same of a batch of 32, half of it to the cheapest, p50"]) > 0
+
+
+def test_figures_of_a_router_that_routes_wrongly_are_errors(
+    made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = FakeRouter.logits
+
+    def logits(self: FakeRouter, name: str, images: np.ndarray) -> np.ndarray:
+        found = right(self, name, images)
+        return found[:, ::-1] if self.plan == "host-routed" else found
+
+    monkeypatch.setattr(FakeRouter, "logits", logits)
+    monkeypatch.setattr(latency, "ROUNDS", 1)
+    assert latency.run(Work(tmp_path, 30, "latency"))["routes_right"] is False
 
 
 def test_what_was_timed_is_kept_where_a_later_batch_fails(
@@ -287,26 +345,67 @@ def test_the_tests_of_the_device_and_the_one_that_loses_it(tests_of_the_device: 
     assert json.loads((tmp_path / "device_tests.json").read_text()) == found
 
 
+@pytest.mark.parametrize(("code", "printed"), [(0, "skipped: no device\n"), (1, "1 failed\n")])
+def test_tests_that_did_not_run_have_not_passed(code: int, printed: str) -> None:
+    assert device_tests.passed(0, "H200\n25 passed\n")
+    assert not device_tests.passed(code, printed)
+
+
 def test_the_kernels_under_each_sanitizer(
     tests_of_the_device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "compute-sanitizer"
-    tool.write_text('#!/bin/sh\nif [ "$2" = memcheck ]; then exit 86; fi\necho "given: $*"; sleep 30\n')
+    tool.write_text('#!/bin/sh\necho "given: $*"; if [ "$2" = memcheck ]; then exit 86; fi\n')
     tool.chmod(0o755)
     monkeypatch.setattr(sanitizer.shutil, "which", lambda name: str(tool))
-    found = sanitizer.run(Work(tmp_path, sanitizer._SPARE_S + 0.5, "sanitizer"))
-    assert found["memcheck"]["clean"] is False
-    assert found["racecheck"]["clean"] is None and "did not end in" in found["racecheck"]["printed"]
+    for part, clean in ((memcheck, False), (racecheck, True)):
+        name = part.__name__.rpartition(".")[2]
+        found = part.run(Work(tmp_path, 60, name))
+        assert found["clean"] is clean
+        assert f"given: --tool {name} --error-exitcode 86 {tests_of_the_device} --test-case=" in found["printed"]
     text = "".join((CHECKOUT / f"tests/cpp/test_cuda_{part}.cc").read_text() for part in ("device", "gater", "routed"))
     for case in sanitizer._CASES.split(","):
         assert f'TEST_CASE("{case.removesuffix("*")}' in text
     assert f'TEST_CASE("{device_tests._LOST[1].partition("=")[2].removesuffix("*")}' in text
 
 
-def test_of_what_a_sanitizer_prints_the_begin_and_the_end_are_kept() -> None:
-    assert sanitizer._ends("short") == "short"
-    kept = sanitizer._ends("the first error" + "x" * 50_000 + "the summary")
-    assert kept.startswith("the first error") and kept.endswith("the summary") and len(kept) < 7000
+def test_no_sanitizer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sanitizer.shutil, "which", lambda name: str(tmp_path / "none"))
+    assert memcheck.run(Work(tmp_path, 60, "memcheck"))["found"] is None
+
+
+TESTS = """
+import pytest
+pytestmark = pytest.mark.gpu
+def test_right(): pass
+def test_wrong(): assert False
+@pytest.mark.skip(reason="no cupy")
+def test_skipped(): pass
+@pytest.mark.parametrize("name", ["PASSED"])
+def test_broken(no_fixture, name): pass
+"""
+
+
+def test_conformance_counts_tests_and_names_those_that_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "tests/python/gpu"
+    folder.mkdir(parents=True)
+    (folder / "test_all.py").write_text(TESTS)
+    (folder / "test_unimportable.py").write_text("import there_is_no_such_module\n")
+    monkeypatch.setattr(conformance, "CHECKOUT", tmp_path)
+    found = conformance.run(Work(tmp_path, 60, "conformance"))
+    assert found["counts"] == {"PASSED": 1, "FAILED": 1, "ERROR": 1, "SKIPPED": 1}
+    assert [test.rpartition("::")[2] for test in found["wrong"]] == ["test_wrong", "test_broken[PASSED]"]
+    assert found["passed"] is False
+    assert "there_is_no_such_module" in found["printed"]
+    kept = json.loads((tmp_path / "conformance.json").read_text())
+    assert kept["counts"] == found["counts"] and "passed" not in kept
+    (folder / "test_unimportable.py").unlink()
+    (folder / "test_all.py").write_text(TESTS.partition("def test_wrong")[0])
+    assert conformance.run(Work(tmp_path, 60, "conformance"))["passed"] is True
+    (folder / "test_all.py").write_text("import pytest\n@pytest.mark.gpu\n@pytest.mark.skip\ndef test_a(): pass\n")
+    assert conformance.run(Work(tmp_path, 60, "conformance"))["passed"] is False
 
 
 def test_engines_are_chosen_by_the_probe(tmp_path: Path, made: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
