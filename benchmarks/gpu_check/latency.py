@@ -33,7 +33,7 @@ def run(work: Work) -> dict[str, Any]:
         host = stack.enter_context(routers.open("host-routed"))
         speculating = stack.enter_context(routers.open(speculate=True))
         eager = TorchRouting(mixture.halves(), lambda module: module, 8, mixture.images.shape[1:])
-        loop, why_no_loop = open_loop(work, routers.engines)
+        loop, why_no_loop = open_loop(work, routers.engines, mixture.images)
         calls: dict[str, Callable[[Any], Any]] = {
             OURS: device.predict,
             HOST: host.predict,

@@ -23,6 +23,7 @@ from benchmarks.gpu_check import (
     compiled,
     conformance,
     device_tests,
+    engines,
     idle,
     keep_awake,
     latency,
@@ -37,6 +38,7 @@ from benchmarks.gpu_check.goals import BATCH, LARGE, goals
 from benchmarks.gpu_check.mixture import CLASSES, EXPERTS, GATER, Mixture
 from benchmarks.gpu_check.parts import CHECKOUT, Work
 from benchmarks.gpu_check.torch_routing import TorchRouting
+from trt_moe.compile.build import Step
 from trt_moe.models import ImageModel, SqueezeNetLight
 
 SIDE = 16
@@ -67,6 +69,7 @@ class FakeRouter:
         self.made = made
         self.plan = "device-routed" if plan == "auto" else plan
         self.plan_reason = f"asked for {plan}"
+        self.device = "a test"
         self.callers: set[threading.Thread] = set()
         self._pipeline = SimpleNamespace(waited_ms=0.0)
 
@@ -111,6 +114,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Mixture:
     for name in EXPERTS:
         models[name] = wrapped(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES)))
     made = Mixture(models, images)
+    monkeypatch.setattr(engines, "make_mixture", lambda: made)
     for part in (compiled, idle, latency, parity):
         monkeypatch.setattr(part, "make_mixture", lambda: made)
         monkeypatch.setattr(
@@ -325,6 +329,60 @@ def test_a_gpu_that_does_not_stay_awake_is_an_error(stream: type[FakeStream], mo
         sleep(0.05)
 
 
+def make_engines(
+    work: Work, monkeypatch: pytest.MonkeyPatch, probe: dict[str, Any], last_stage: str = "building"
+) -> Any:
+    """The part `engines`, with an export and builds that do nothing; the last build may fail."""
+
+    def build(bundle: Any, progress: Callable[[Step], None]) -> Any:
+        for name, stage in ((GATER, "converting"), (GATER, "building"), (GATER, "building"), ("light", last_stage)):
+            progress(Step(name, stage, 0.5, None, None))  # type: ignore[arg-type]
+        if last_stage == "converting":
+            raise RuntimeError("no kernel for Gelu")
+        return "TensorRT 10.3", {}
+
+    (work.folder / "probe.json").write_text(json.dumps(probe))
+    monkeypatch.setattr(Mixture, "export", lambda self, folder: f"bundle in {folder}")
+    monkeypatch.setattr(engines, "engines_of", build)
+    return engines.run(work)
+
+
+def router_on_engines(made: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "Router", lambda bundle, device, check: FakeRouter(made, "auto"))
+
+
+def test_engines_are_made_where_the_probe_ran(made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    router_on_engines(made, monkeypatch)
+    work = Work(tmp_path, 60, "engines")
+    found = make_engines(work, monkeypatch, {"ran": True, "said": ["tensorrt: it ran"]})
+    assert found["works"] and found["routes_right"]
+    assert found["said"] == "TensorRT 10.3: routes [0, 1, 2], a test, asked for auto"
+    found = make_engines(work, monkeypatch, {"ran": False, "said": ["tensorrt: none", "tensorrt_rtx: no Hopper"]})
+    assert found == {"works": False, "said": "tensorrt: none\ntensorrt_rtx: no Hopper"}
+    (tmp_path / "probe.json").unlink()
+    assert engines.run(work) == {"works": False, "said": "the probe of TensorRT did not run"}
+
+
+def test_engines_that_route_wrongly_are_not_taken(
+    made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router_on_engines(made, monkeypatch)
+    right = FakeRouter.logits
+    monkeypatch.setattr(FakeRouter, "logits", lambda self, name, images: -right(self, name, images))
+    found = make_engines(Work(tmp_path, 60, "engines"), monkeypatch, {"ran": True, "said": []})
+    assert found["works"] is found["routes_right"] is False
+
+
+def test_engines_that_were_not_finished_are_not_taken(
+    made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError, match="no kernel for Gelu"):
+        make_engines(Work(tmp_path, 60, "engines"), monkeypatch, {"ran": True, "said": []}, "converting")
+    kept = json.loads((tmp_path / "engines.json").read_text())
+    assert kept["works"] is False
+    assert kept["stages"] == {GATER: "building", "light": "converting"}
+
+
 @pytest.fixture
 def tests_of_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program in place of the C++ tests, and nothing that builds it. Without --no-skip it succeeds."""
@@ -408,24 +466,27 @@ def test_conformance_counts_tests_and_names_those_that_are_wrong(
     assert conformance.run(Work(tmp_path, 60, "conformance"))["passed"] is False
 
 
-def test_engines_are_chosen_by_the_probe(tmp_path: Path, made: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_are_chosen_by_what_was_made(tmp_path: Path, made: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routers, "Bundle", SimpleNamespace(load=lambda folder: f"bundle in {folder}"))
     monkeypatch.setattr(Mixture, "bundle", lambda self: "bundle without files")
     monkeypatch.setattr(routers, "Router", lambda bundle, **options: (bundle, options))
     work = Work(tmp_path, 60, "part")
-    for probe, engines, bundle in (
+    for made_engines, kind, bundle in (
         (None, "torch.compile", "bundle without files"),
         ({"works": False, "said": "Hopper is not supported"}, "torch.compile", "bundle without files"),
         ({"works": True, "said": "it ran"}, "TensorRT", f"bundle in {tmp_path / 'mixture'}"),
     ):
-        if probe is not None:
-            (tmp_path / "probe.json").write_text(json.dumps(probe))
+        if made_engines is not None:
+            (tmp_path / "engines.json").write_text(json.dumps(made_engines))
         chosen = routers.choose_engines(work, made)
-        assert chosen.engines == engines
+        assert chosen.engines == kind
         opened: Any = chosen.open("host-routed")
         assert opened[0] == bundle
-        assert (opened[1]["modules"] is None) == (engines == "TensorRT")
+        assert (opened[1]["modules"] is None) == (kind == "TensorRT")
         assert (opened[1]["plan"], opened[1]["speculate"]) == ("host-routed", False)
+        assert routers.choose_engines(work, made, compiled=False).engines == kind.replace(
+            "torch.compile", "torch, not compiled"
+        )
 
 
 def test_a_bundle_without_files_is_valid() -> None:
