@@ -5,7 +5,8 @@ python -m benchmarks.gpu_check --out DIR [--skip-build] [--only PART,PART]
 Writes DIR/gpu_check.json and DIR/gpu_check.md, anew after every part, and prints a short table last. A part that
 fails or takes too long is recorded, and the next one runs; Ctrl-C and SIGTERM end the part that runs, and with it the
 check. Exit code: 0 when all parts ran, 1 when one failed, 3 when there is no device: then only those parts ran that
-need none; 130 after Ctrl-C or SIGTERM.
+need none; 4 when the part environment missed what nothing can be built or measured without: then nothing else ran;
+130 after Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 
-from benchmarks.gpu_check.parts import BUDGET_S, CHECKOUT, PARTS, Part
+from benchmarks.gpu_check.parts import BUDGET_S, CHECKOUT, PARTS, Part, seconds_to_leave
+from benchmarks.gpu_check.prerequisites import why_not
 from benchmarks.gpu_check.report import Report
 from benchmarks.gpu_check.runner import Outcome, run_part
 from trt_moe.hardware import gpu_report, library
 
-FAILED, NO_DEVICE, INTERRUPTED = 1, 3, 130
-_NEEDS = "sanitizer needs device_tests beside it, those from parity on need build or --skip-build"
+FAILED, NO_DEVICE, LACKING, INTERRUPTED = 1, 3, 4, 130
+_NEEDS = "memcheck and racecheck need device_tests beside them, those from probe on need build or --skip-build"
 
 
 def main() -> int:
@@ -39,8 +42,8 @@ def main() -> int:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     report = Report(options.out, f"python -m benchmarks.gpu_check {' '.join(sys.argv[1:])}")
-    missing = why_no_device()
-    interrupted = False
+    no_device = why_no_device()
+    lack = stopped = None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     start = monotonic()
     with tempfile.TemporaryDirectory() as name:
@@ -50,28 +53,37 @@ def main() -> int:
         paths += [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
-        def outcome_of(part: Part) -> Outcome:
+        def outcome_of(part: Part, later: Sequence[Part]) -> Outcome:
             if part.name == "build" and options.skip_build:
                 return Outcome("skipped", 0.0, reason="--skip-build: the installed module is checked")
-            if part.needs_device and missing:
+            if part.needs_device and no_device:
                 return Outcome("skipped", 0.0, reason="no device")
             try:
                 print(f"{part.name}: {part.what} ...", file=sys.stderr, flush=True)
-                return run_part(part, folder, environment, BUDGET_S - (monotonic() - start))
+                left = BUDGET_S - (monotonic() - start) - seconds_to_leave(later)
+                return run_part(part, folder, environment, left)
             except KeyboardInterrupt:  # before it had begun
                 return Outcome("interrupted", 0.0)
 
-        for part in PARTS:
-            if part in options.only and not interrupted:
-                outcome = outcome_of(part)
-                report.add(part, outcome)
-                interrupted = outcome.status == "interrupted"
-    report.finish(missing)
-    if interrupted:
-        return INTERRUPTED
-    if missing:
-        return NO_DEVICE
-    return FAILED if report.failed else 0
+        parts = [part for part in PARTS if part in options.only]
+        for index, part in enumerate(parts):
+            outcome = outcome_of(part, parts[index + 1 :])
+            report.add(part, outcome)
+            if outcome.status == "interrupted":
+                stopped = INTERRUPTED
+            elif part.name == "environment":
+                builds = not options.skip_build
+                needed = [each.name for each in parts if each.answers or (each.name == "build" and builds)]
+                lack = why_not((outcome.result or {}).get("missing", {}), needed)
+                stopped = LACKING if lack else None
+            if stopped:
+                break
+    report.finish(no_device, lack)
+    if stopped:
+        return stopped
+    if report.failed:
+        return FAILED
+    return NO_DEVICE if no_device else 0
 
 
 def parts_named(text: str) -> tuple[Part, ...]:

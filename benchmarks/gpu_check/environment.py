@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from benchmarks.gpu_check.parts import CHECKOUT, Work
+from benchmarks.gpu_check.prerequisites import missing
 from trt_moe.hardware import cpu_report, gpu_report, nvcc_version
 
 _CLOCKS = (
@@ -20,15 +19,9 @@ _CLOCKS = (
 )
 _VERSIONS = (
     "torch", "torchvision", "timm", "triton", "cupy-cuda13x", "pycuda", "onnx", "onnxruntime", "onnxscript",
-    "tensorrt", "tensorrt-rtx", "openvino", "numpy", "pytest",
+    "accelerate", "tensorrt", "tensorrt-rtx", "openvino", "numpy", "pydantic", "pytest", "scikit-build-core",
+    "pybind11",
 )  # fmt: skip
-_NEEDED = {
-    "build": ("scikit_build_core", "pathspec", "pybind11"),
-    "run": ("numpy", "pydantic", "filelock", "platformdirs", "rich", "typer", "PIL"),
-    "measure": ("torch", "torchvision", "timm", "safetensors"),
-    "conformance": ("pytest",),
-}
-_TOOLS = ("cmake", "c++")
 
 
 def run(work: Work) -> dict[str, Any]:
@@ -43,17 +36,8 @@ def run(work: Work) -> dict[str, Any]:
         "python": f"{platform.python_version()} ({sys.executable})",
         "commit": _run("git", "-C", str(CHECKOUT), "describe", "--always", "--abbrev=40", "--dirty"),
         "packages": {name: _version(name) for name in _VERSIONS},
-        "missing": _missing(),
+        "missing": missing(),
     }
-
-
-def _missing() -> dict[str, list[str]]:
-    missing = {
-        purpose: [module for module in modules if importlib.util.find_spec(module) is None]
-        for purpose, modules in _NEEDED.items()
-    }
-    missing["tools"] = [tool for tool in _TOOLS if shutil.which(tool) is None]
-    return {purpose: names for purpose, names in missing.items() if names}
 
 
 def _version(name: str) -> str | None:

@@ -85,6 +85,7 @@ def _idleness(idle: dict[str, Any] | None) -> list[Row]:
         if idle and label in idle:
             largest = f"{idle[label]['max_ms']:.3f} ms is the largest of {idle[label]['calls']}"
             found = f"{largest}; p50 {idle[label]['p50_ms']:.3f} ms, busy {idle['busy']['p50_ms']:.3f} ms"
+            found += f"; engines: {idle['engines']}"  # maybe others than latency has
         rows.append((f"predict(1) {label}", found, "reported", "-"))
     return rows
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
 
+from benchmarks.gpu_check.keep_awake import gpu_kept_awake
 from benchmarks.gpu_check.mixture import make_mixture
 from benchmarks.gpu_check.parts import Work
 from benchmarks.gpu_check.routers import choose_engines
@@ -30,34 +32,29 @@ def run(work: Work) -> dict[str, Any]:
         "note": "so few calls give no 99.9th percentile; the largest is reported",
     }
     with routers.open() as router:
-        half = max(IDLE_S, (work.left - _SPARE_S) / 2)
         call = wall(lambda: router.predict(batch))
         found["busy"] = _summary([call() for _ in range(200)][100:])
-        found["after idleness"] = _summary(_after_idleness(call, half))
         work.keep(found)
-        stop = threading.Event()
-
-        def keep_awake() -> None:
-            while not stop.wait(KEEP_ALIVE_S):
-                router.predict(batch)
-
-        thread = threading.Thread(target=keep_awake)
-        thread.start()
-        try:
-            found["after idleness, with keep-alive"] = _summary(_after_idleness(call, half))
-        finally:
-            stop.set()
-            thread.join()
+        half = (work.left - _SPARE_S) / 2
+        for label, company in (
+            ("after idleness", nullcontext()),
+            ("after idleness, with keep-alive", gpu_kept_awake(KEEP_ALIVE_S)),
+        ):
+            with company:
+                for times in _after_idleness(call, half):
+                    found[label] = _summary(times)
+                    work.keep(found)
     return found
 
 
-def _after_idleness(call: Any, seconds: float) -> list[float]:
-    times = []
+def _after_idleness(call: Callable[[], float], seconds: float) -> Iterator[list[float]]:
+    """Call as often as there is time for, once at least; gives the times so far after each call."""
+    times: list[float] = []
     end = monotonic() + seconds
-    while monotonic() < end:
+    while not times or monotonic() < end:
         sleep(IDLE_S)
         times.append(call())
-    return times
+        yield times
 
 
 def _summary(times: list[float]) -> dict[str, float]:

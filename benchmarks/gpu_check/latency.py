@@ -13,7 +13,7 @@ from benchmarks.gpu_check.goals import ALONE, BARE, BATCH, HOST, LARGE, OURS, SP
 from benchmarks.gpu_check.mixture import DEAREST, EXPERTS, GATER, WEIGHTS, make_mixture
 from benchmarks.gpu_check.parts import Work
 from benchmarks.gpu_check.pycuda_loop import open_loop
-from benchmarks.gpu_check.routers import choose_engines
+from benchmarks.gpu_check.routers import choose_engines, routes_right
 from benchmarks.gpu_check.torch_routing import TorchRouting
 from benchmarks.gpu_check.turns import Timed, take_turns, wall
 from trt_moe import Router
@@ -33,7 +33,7 @@ def run(work: Work) -> dict[str, Any]:
         host = stack.enter_context(routers.open("host-routed"))
         speculating = stack.enter_context(routers.open(speculate=True))
         eager = TorchRouting(mixture.halves(), lambda module: module, 8, mixture.images.shape[1:])
-        loop, why_no_loop = open_loop(work, routers.engines)
+        loop, why_no_loop = open_loop(work, routers.engines, mixture.images)
         calls: dict[str, Callable[[Any], Any]] = {
             OURS: device.predict,
             HOST: host.predict,
@@ -51,6 +51,8 @@ def run(work: Work) -> dict[str, Any]:
             "weights": WEIGHTS,
             "plan": device.plan,
             "plan_reason": device.plan_reason,
+            # No figure of a router that sends images elsewhere is worth anything.
+            "routes_right": all(routes_right(router, mixture, (1, 3, 32)) for router in (device, host, speculating)),
             "pycuda_loop": why_no_loop,
             "dearest": DEAREST,
             "host_us": host_us(device, mixture.images[:1]),

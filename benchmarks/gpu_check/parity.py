@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu_check.mixture import GATER, WEIGHTS, make_mixture
+from benchmarks.gpu_check.mixture import GATER, WEIGHTS, Images, make_mixture
 from benchmarks.gpu_check.parts import Work
-from benchmarks.gpu_check.routers import choose_engines
+from benchmarks.gpu_check.routers import choose_engines, routes_right
+from trt_moe import Router
 
 LARGEST_ERROR = 0.05
 """Of a logit over the largest: far above what float16 loses, far below what another network gives."""
@@ -23,34 +24,34 @@ def run(work: Work) -> dict[str, Any]:
     noise = np.random.default_rng(1).integers(0, 256, (max(BATCHES), *mixture.images.shape[1:]), np.uint8)
     models: dict[str, Any] = {}
     plans: dict[str, Any] = {}
-    for plan in ("auto", "host-routed"):
-        with routers.open(plan) as router:
-            if plan == "auto":
-                for name, module in mixture.models.items():
-                    # cuDNN would round what it multiplies to TF32, which is no more exact than float16.
-                    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                        expected = module.cuda()(torch.from_numpy(noise).cuda()).cpu().numpy()
-                    found = {count: router.model(name).logits(noise[:count]) for count in BATCHES}
-                    last = found[max(BATCHES)]
-                    error = max(float(np.abs(rows - expected[:count]).max()) for count, rows in found.items())
-                    error /= float(np.abs(expected).max())
-                    models[name] = {
-                        "passed": error <= LARGEST_ERROR,
-                        "largest_error_over_largest_logit": error,
-                        "top1_agreement": float((last.argmax(axis=1) == expected.argmax(axis=1)).mean()),
-                    }
-            batch = np.resize(mixture.images, (33, *mixture.images.shape[1:]))
-            routes = [router.predict(batch[:count]).experts for count in BATCHES]
-            wanted = np.resize(np.arange(len(mixture.images)), 33)
-            plans[router.plan] = {
-                "reason": router.plan_reason,
-                "routes_right": all(bool((row == wanted[: len(row)]).all()) for row in routes),
-            }
-    return {
+    found = {
         "engines": routers.engines,
         "why": routers.why,
         "weights": WEIGHTS,
         "models": models,
         "gater": GATER,
         "plans": plans,
+    }
+    for plan in ("auto", "host-routed"):
+        with routers.open(plan) as router:
+            if plan == "auto":
+                for name, module in mixture.models.items():
+                    models[name] = _compare(router, name, module, noise)
+                    work.keep(found)
+            plans[router.plan] = {"reason": router.plan_reason, "routes_right": routes_right(router, mixture, BATCHES)}
+            work.keep(found)
+    return found
+
+
+def _compare(router: Router, name: str, module: torch.nn.Module, images: Images) -> dict[str, Any]:
+    # cuDNN would round what it multiplies to TF32, which is no more exact than float16.
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        expected = module.cuda()(torch.from_numpy(images).cuda()).cpu().numpy()
+    found = {count: router.model(name).logits(images[:count]) for count in BATCHES}
+    error = max(float(np.abs(rows - expected[:count]).max()) for count, rows in found.items())
+    error /= float(np.abs(expected).max())
+    return {
+        "passed": error <= LARGEST_ERROR,
+        "largest_error_over_largest_logit": error,
+        "top1_agreement": float((found[max(BATCHES)].argmax(axis=1) == expected.argmax(axis=1)).mean()),
     }

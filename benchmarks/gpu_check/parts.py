@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -22,12 +23,14 @@ class Part:
         seconds: after which it is ended.
         needs_device: whether it is pointless without a GPU.
         what: it does, for people.
+        answers: whether the goals are held against what it finds.
     """
 
     name: str
     seconds: float
     needs_device: bool
     what: str
+    answers: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,21 @@ def write_whole(file: Path, text: str) -> None:
 
 
 PARTS = (
-    Part("environment", 20, False, "device, driver, clocks, versions, and which packages are missing"),
-    Part("build", 170, False, "the module with the CUDA core, by pip, offline, without OpenVINO"),
+    Part("environment", 20, False, "device, driver, clocks, versions, and what is missing"),
+    Part("build", 200, False, "the module with the CUDA core, by pip, offline, without OpenVINO"),
     Part("device_tests", 120, True, "the C++ tests on the device, the conditional-graph self-test among them"),
-    Part("sanitizer", 60, True, "the kernels' tests under compute-sanitizer: memcheck, racecheck"),
-    Part("probe", 120, True, "whether the installed TensorRT runs on this GPU, and what it says"),
+    Part("probe", 60, True, "whether the installed TensorRT runs on this GPU, and what it says"),
+    Part("engines", 120, True, "TensorRT's engines of the mixture, where it runs on this GPU"),
+    Part("latency", 180, True, "both plans, bare graphs and torch eager, in turns", answers=True),
+    Part("idle", 50, True, "a call after a second of idleness, with and without keep-alive", answers=True),
+    Part("compiled", 130, True, "against torch.compile with CUDA graphs", answers=True),
     Part("parity", 150, True, "logits and routes against torch in float32"),
     Part("conformance", 120, True, "pytest -m gpu"),
-    Part("idle", 50, True, "a call after a second of idleness, with and without keep-alive"),
-    Part("latency", 120, True, "both plans, bare graphs and torch eager, in turns"),
-    Part("compiled", 130, True, "against torch.compile with CUDA graphs"),
+    Part("memcheck", 40, True, "the kernels' tests under compute-sanitizer's memcheck"),
+    Part("racecheck", 40, True, "the kernels' tests under compute-sanitizer's racecheck"),
 )
+
+
+def seconds_to_leave(later: Iterable[Part]) -> float:
+    """What a part must leave of the budget to those that come after it and answer the goals."""
+    return sum(part.seconds for part in later if part.answers)

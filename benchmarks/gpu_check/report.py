@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from benchmarks.gpu_check.runner import Outcome
 from benchmarks.tables import markdown
 
 _SHORT = 160
+_PROOFS = ("device_tests", "latency", "parity")
+"""Parts that show that what is timed gives the right answers."""
 
 
 class Report:
@@ -29,6 +32,7 @@ class Report:
         self._command = command
         self._parts: dict[str, tuple[Part, Outcome]] = {}
         self._no_device: str | None = None
+        self._lack: str | None = None
 
     @property
     def failed(self) -> bool:
@@ -40,13 +44,15 @@ class Report:
         self._parts[part.name] = (part, outcome)
         self._write()
 
-    def finish(self, no_device: str | None) -> None:
+    def finish(self, no_device: str | None, lack: str | None) -> None:
         """Write all, and print the short tables.
 
         Args:
             no_device: what was looked for in vain; None where there is a device.
+            lack: what the check stopped for; None where all is there that it needs.
         """
         self._no_device = no_device
+        self._lack = lack
         self._write()
         print(self._markdown(details=False))
 
@@ -54,6 +60,7 @@ class Report:
         data = {
             "command": self._command,
             "no_device": self._no_device,
+            "lack": self._lack,
             "goals": [dict(zip(("what", "found", "goal", "reached"), row, strict=True)) for row in self._goals()],
             "parts": {name: asdict(outcome) | {"what": part.what} for name, (part, outcome) in self._parts.items()},
         }
@@ -65,6 +72,11 @@ class Report:
         measured = any(part.needs_device and outcome.status != "skipped" for part, outcome in self._parts.values())
         return goals(results) if measured else []
 
+    def _doubts(self) -> list[str]:
+        """What is not shown to be right, and so makes the figures worth nothing yet."""
+        states = {name: _verdict(outcome) for name, (_, outcome) in self._parts.items()}
+        return [f"{name} ({states.get(name, 'not run')})" for name in _PROOFS if states.get(name) != "ran"]
+
     def _markdown(self, details: bool) -> str:
         lines = ["# GPU check", "", f"`{self._command}`", ""]
         rows = [
@@ -73,22 +85,25 @@ class Report:
         ]
         lines += [markdown(["part", "state", "seconds", "what" if details else "remark"], rows), ""]
         if found := self._goals():
+            if doubts := self._doubts():
+                lines += [f"Believe no figure before these ran and found no error: {', '.join(doubts)}.", ""]
             lines += [markdown(["figure", "found", "goal", "reached"], [list(row) for row in found]), ""]
         if details:
             for name, (_, outcome) in self._parts.items():
                 result = None if outcome.result is None else json.dumps(outcome.result, indent=1)
                 text = "\n".join(filter(None, [outcome.reason, result]))
                 lines += [f"## {name}", "", "```", text, "```", ""]
-        if self._no_device:
-            waiting = [f"- {name}: {part.what}" for name, (part, _) in self._parts.items() if part.needs_device]
+        if self._lack:
             lines += [
-                f"Stopped: {self._no_device}.",
-                "",
-                "With a device, these parts would run next:",
-                "",
-                *waiting,
+                f"Stopped: {self._lack}. Install it where {sys.executable} and CMake find it. Without it, --only PARTS "
+                "runs as far as it can where `environment` is not among the parts.",
                 "",
             ]
+        if self._no_device:
+            waiting = [f"- {name}: {part.what}" for name, (part, _) in self._parts.items() if part.needs_device]
+            lines += [f"Stopped: {self._no_device}.", ""]
+            if waiting:
+                lines += ["With a device, these parts would run next:", "", *waiting, ""]
         return "\n".join(lines)
 
 
@@ -107,6 +122,6 @@ def _says_wrong(result: Any) -> bool:
 
 def _short(part: Part, outcome: Outcome) -> str:
     missing = (outcome.result or {}).get("missing")
-    text = outcome.reason or (f"missing: {missing}" if missing else part.what)
+    text = outcome.reason or (f"missing: {', '.join(missing)}" if missing else part.what)
     text = " ".join(text.split())
     return text if len(text) <= _SHORT else f"{text[: _SHORT // 2]} ... {text[-_SHORT // 2 :]}"

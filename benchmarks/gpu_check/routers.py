@@ -1,19 +1,19 @@
-"""Routers over the mixture: TensorRT's engines where the probe found them to work, elsewhere what torch compiles."""
+"""Routers over the mixture: TensorRT's engines where they were found to work, elsewhere what torch compiles."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
+from benchmarks.gpu_check.engines import onnx_folder
 from benchmarks.gpu_check.mixture import GATER, Mixture
 from benchmarks.gpu_check.parts import Work
 from trt_moe import Bundle, Router
-
-ONNX_FOLDER = "mixture"
 
 # Of one forward of all modules together; past it, and it is 8 unless set, torch goes on uncompiled.
 torch._dynamo.config.recompile_limit = 64
@@ -24,7 +24,7 @@ class Routers:
     """Opens routers of one kind of engine.
 
     Attributes:
-        engines: "TensorRT", "torch.compile" or "torch".
+        engines: "TensorRT", "torch.compile" or "torch, not compiled".
         why: it is that kind.
     """
 
@@ -39,15 +39,23 @@ class Routers:
 
 
 def choose_engines(work: Work, mixture: Mixture, compiled: bool = True) -> Routers:
-    """By what the part `probe` wrote; `compiled`: where torch takes the place of TensorRT, which takes a minute."""
+    """By what the part `engines` wrote; `compiled`: where torch takes the place of TensorRT, which takes a minute."""
     try:
-        probe = json.loads((work.folder / "probe.json").read_text())
+        made = json.loads((work.folder / "engines.json").read_text())
     except FileNotFoundError:
-        probe = {"works": False, "said": "the probe of TensorRT did not run"}
-    if probe["works"]:
-        return Routers("TensorRT", probe["said"], None, Bundle.load(work.folder / ONNX_FOLDER))
+        made = {"works": False, "said": "the part engines did not run"}
+    if made["works"]:
+        return Routers("TensorRT", made["said"], None, Bundle.load(onnx_folder(work)))
     modules: dict[str, Any] = dict(mixture.halves())
     if compiled:
         modules = {name: torch.compile(module) for name, module in modules.items()}
     modules[GATER] = mixture.models[GATER]  # on the kernels of our own
-    return Routers("torch.compile" if compiled else "torch", probe["said"], modules, mixture.bundle())
+    kind = "torch.compile" if compiled else "torch, not compiled"
+    return Routers(kind, made["said"], modules, mixture.bundle())
+
+
+def routes_right(router: Router, mixture: Mixture, counts: Sequence[int]) -> bool:
+    """Whether each image goes to its expert, in batches of so many."""
+    wanted = np.resize(np.arange(len(mixture.images)), max(counts))
+    batch = mixture.images[wanted]
+    return all(bool((router.predict(batch[:count]).experts == wanted[:count]).all()) for count in counts)

@@ -8,8 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, time
@@ -17,8 +16,8 @@ from typing import Any, Literal
 
 from benchmarks.gpu_check.parts import Part
 
-_TAIL = 6000
-_LINES = 100
+_HEAD, _TAIL = 3000, 9000
+"""Characters that are kept of what a program prints: its first error says most, its summary comes last."""
 _LEAST_S = 5.0
 
 
@@ -30,7 +29,7 @@ class Outcome:
         status: "ran" also where tests failed; `result` says so then. "ended" by its time limit.
         seconds: it took.
         result: of the part; where it did not end well, what it had found until then, if anything.
-        reason: why it did not, with the end of what it printed.
+        reason: why it did not, with what it printed.
     """
 
     status: Literal["ran", "failed", "ended", "interrupted", "skipped"]
@@ -40,10 +39,10 @@ class Outcome:
 
 
 def run_part(part: Part, folder: Path, environment: dict[str, str], left: float) -> Outcome:
-    """Run a part for at most its own seconds and what is left of all."""
+    """Run a part for at most its own seconds and what is left to it."""
     seconds = min(part.seconds, left)
     if seconds < _LEAST_S:
-        return Outcome("skipped", 0.0, reason="no time was left")
+        return Outcome("ended", 0.0, reason="no time was left")
     start = monotonic()
     log = folder / f"{part.name}.log"
     command = [sys.executable, "-m", "benchmarks.gpu_check.child", part.name, str(folder), str(time() + seconds)]
@@ -65,7 +64,7 @@ def run_part(part: Part, folder: Path, environment: dict[str, str], left: float)
     result = json.loads(found.read_text()) if found.exists() else None
     if code == 0:
         return Outcome("ran", took, result)
-    printed = log.read_text(errors="replace")[-_TAIL:]
+    printed = ends(log.read_text(errors="replace"))
     if stopped == "interrupted":
         return Outcome("interrupted", took, result, f"interrupted; it printed: {printed}")
     if stopped == "ended":
@@ -73,12 +72,19 @@ def run_part(part: Part, folder: Path, environment: dict[str, str], left: float)
     return Outcome("failed", took, result, f"exit code {code}; it printed: {printed}")
 
 
-def run_logged(command: Sequence[str | Path], cwd: Path | None = None) -> tuple[int, str]:
-    """Run a command of a part: its exit code, and the end of what it printed.
+def run_logged(
+    command: Sequence[str | Path], cwd: Path | None = None, each: Callable[[str], None] = lambda line: None
+) -> tuple[int, str]:
+    """Run a command of a part: its exit code, and the ends of what it printed.
 
     What it prints goes on to the part's own log at once, so that it is not lost where the part is ended.
+
+    Args:
+        command: program and arguments.
+        cwd: where it runs.
+        each: is told every line that is printed.
     """
-    lines: deque[str] = deque(maxlen=_LINES)
+    lines = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", cwd=cwd
     ) as process:
@@ -86,7 +92,13 @@ def run_logged(command: Sequence[str | Path], cwd: Path | None = None) -> tuple[
         for line in process.stdout:
             print(line, end="", flush=True)
             lines.append(line)
-    return process.returncode, "".join(lines)
+            each(line)
+    return process.returncode, ends("".join(lines))
+
+
+def ends(text: str) -> str:
+    """The begin and the end of a text."""
+    return text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]}\n...\n{text[-_TAIL:]}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

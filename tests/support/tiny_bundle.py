@@ -36,9 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from trt_moe.bundle import (
@@ -121,19 +119,22 @@ def write_tiny_bundle(
     name: str = "tiny",
 ) -> TinyBundle:
     """Write a whole valid bundle to the folder `path`; see the module's docstring for every option."""
+    # Tests of the GPU use what else is here where onnx may be missing.
+    from tests.support.tiny_onnx import ONNX_VERSION, write_model
+
     root = Path(path)
     root.mkdir(parents=True, exist_ok=True)
     shape = (*size, channels)
     tiny = TinyBundle(root, experts, classes, shape)
     names = [f"expert-{k}" for k in range(experts)]
-    _write_model(root, "gater", shape, experts, GATER_SCALE, left=False, nan="gater" in nan)
+    write_model(root, "gater", shape, experts, GATER_SCALE, left=False, nan="gater" in nan)
     for k, expert in enumerate(names):
         scale = EXPERT_SCALE * (k + 1)
         extra = work[k] if k < len(work) else 0
-        _write_model(root, expert, shape, classes, scale, left=True, nan=expert in nan, work=extra)
+        write_model(root, expert, shape, classes, scale, left=True, nan=expert in nan, work=extra)
     baselines = []
     if baseline:
-        _write_model(root, "robust-light", shape, classes, EXPERT_SCALE, left=True)
+        write_model(root, "robust-light", shape, classes, EXPERT_SCALE, left=True)
         baselines = [_entry(root, "robust-light", size, 1 / experts)]
     golden_spec = None
     if golden:
@@ -165,7 +166,7 @@ def write_tiny_bundle(
             dataset="made by script", method="benefit", latency_weight=latency_weight, seed=0,
             commit="0" * 40,
             corruption=Corruption(blur_sigma=[0.0] * 6, noise_sigma=[0.0] * 6, reference_side=32),
-            packages={"onnx": onnx.__version__}, command="write_tiny_bundle",
+            packages={"onnx": ONNX_VERSION}, command="write_tiny_bundle",
         ),
         evaluation=Evaluation(
             dataset="made by script", images=1, severities={str(s): row for s in range(SEVERITIES)}  # type: ignore[misc]
@@ -195,76 +196,6 @@ def linear_weights(count: int, scale: float) -> tuple[NDArray[np.float32], NDArr
     # -scale * (x - middle)^2 without the x^2 that all have in common: linear in x.
     middle = (np.arange(count) + 0.5) / count
     return (scale * 2 * middle).astype(np.float32), (-scale * middle**2).astype(np.float32)
-
-
-def _write_model(
-    root: Path,
-    name: str,
-    shape: tuple[int, int, int],
-    outputs: int,
-    scale: float,
-    left: bool,
-    nan: bool = False,
-    work: int = 0,
-) -> None:
-    weight, bias = linear_weights(outputs, scale)
-    if nan:
-        bias = np.full_like(bias, np.nan)
-    constants = {
-        "scale": np.array(1 / 255, np.float32),
-        "weight": weight[None],
-        "bias": bias,
-        "axes": np.array([1, 2, 3], np.int64),
-        "one": np.array([1], np.int64),
-    }
-    nodes = [
-        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["float", "scale"], ["scaled"]),
-    ]
-    source = "scaled"
-    if left:
-        constants |= {
-            "start": np.array([0], np.int64),
-            "end": np.array([shape[1] // 2], np.int64),
-            "columns": np.array([2], np.int64),
-        }
-        nodes.append(helper.make_node("Slice", [source, "start", "end", "columns"], ["left"]))
-        source = "left"
-    nodes += [
-        helper.make_node("ReduceMean", [source, "axes"], ["mean"], keepdims=0),
-        helper.make_node("Unsqueeze", ["mean", "one"], ["column"]),
-        helper.make_node("MatMul", ["column", "weight"], ["product"]),
-    ]
-    result = "product"
-    if work:
-        result = _add_work(nodes, constants, work, outputs)
-    nodes.append(helper.make_node("Add", [result, "bias"], ["logits"]))
-    graph = helper.make_graph(
-        nodes,
-        name,
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", *shape])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", outputs])],
-        [numpy_helper.from_array(value, key) for key, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, root / f"{name}.onnx")
-
-
-def _add_work(nodes: list[Any], constants: dict[str, NDArray[Any]], work: int, outputs: int) -> str:
-    # A chain of products whose result is scaled to far below the last bit of the logits.
-    side = 128
-    rng = np.random.default_rng(0)
-    constants["spread"] = np.ones((1, side), np.float32)
-    constants["mix"] = (rng.standard_normal((side, side)) / side**0.5).astype(np.float32)
-    constants["gather"] = np.full((side, outputs), 1e-20, np.float32)
-    nodes.append(helper.make_node("MatMul", ["column", "spread"], ["work0"]))
-    for step in range(work):
-        nodes.append(helper.make_node("MatMul", [f"work{step}", "mix"], [f"mixed{step}"]))
-        nodes.append(helper.make_node("Tanh", [f"mixed{step}"], [f"work{step + 1}"]))
-    nodes.append(helper.make_node("MatMul", [f"work{work}", "gather"], ["nothing"]))
-    nodes.append(helper.make_node("Add", ["product", "nothing"], ["with_work"]))
-    return "with_work"
 
 
 def _entry(root: Path, name: str, size: tuple[int, int], cost: float) -> ModelEntry:

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu_check import __main__ as gpu_check
-from benchmarks.gpu_check import environment as environment_part
 from benchmarks.gpu_check import runner
 from benchmarks.gpu_check.goals import goals
 from benchmarks.gpu_check.parts import BUDGET_S, CHECKOUT, PARTS, Part
+from benchmarks.gpu_check.prerequisites import PACKAGES
 from benchmarks.gpu_check.report import Report
 from benchmarks.gpu_check.runner import Outcome, run_logged, run_part
 from benchmarks.gpu_check.turns import WARMUP, take_turns
@@ -51,6 +51,77 @@ def test_all_parts_fit_into_nine_minutes() -> None:
     assert all((CHECKOUT / f"benchmarks/gpu_check/{part.name}.py").is_file() for part in PARTS)
 
 
+def run_main(monkeypatch: pytest.MonkeyPatch, out: Path, run: Any, *options: str) -> int:
+    """The check with `run` in place of what runs a part, where there is a device."""
+    monkeypatch.setattr(gpu_check, "run_part", run)
+    monkeypatch.setattr(gpu_check, "why_no_device", lambda: None)
+    monkeypatch.setattr(gpu_check.signal, "signal", lambda *given: None)
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(out), *options])
+    return gpu_check.main()
+
+
+@pytest.mark.parametrize("only", [PARTS, [part for part in PARTS if part.answers or part.name == "parity"]])
+def test_no_slow_part_starves_those_that_answer_the_goals(
+    only: list[Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, given = 0.0, {}
+    monkeypatch.setattr(gpu_check, "monotonic", lambda: now)
+
+    def run(part: Part, folder: Path, environment: dict[str, str], left: float) -> Outcome:
+        nonlocal now
+        given[part.name] = max(0.0, min(part.seconds, left))
+        now += given[part.name]
+        return Outcome("ended", given[part.name])
+
+    assert run_main(monkeypatch, tmp_path, run, "--only", ",".join(part.name for part in only)) == gpu_check.FAILED
+    assert list(given) == [part.name for part in only]
+    assert {part.name: given[part.name] for part in only if part.answers} == {
+        "latency": 180, "idle": 50, "compiled": 130,
+    }  # fmt: skip
+    assert sum(given.values()) <= BUDGET_S
+
+
+def test_the_check_stops_where_what_it_cannot_do_without_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing: dict[str, list[str]] = {}
+    ran: list[str] = []
+
+    def run(part: Part, folder: Path, environment: dict[str, str], left: float) -> Outcome:
+        ran.append(part.name)
+        return Outcome("ran", 1.0, {"missing": missing} if part.name == "environment" else {})
+
+    # Parts of which nothing else is made do without.
+    missing |= {"doctest": ["device_tests"], "onnx": ["engines", "conformance"]}
+    assert run_main(monkeypatch, tmp_path, run) == 0
+    assert ran == [part.name for part in PARTS]
+    capsys.readouterr()
+    missing |= {"nvcc": ["build"], "timm": ["latency", "compiled", "parity"], "triton": ["compiled"]}
+    ran.clear()
+    assert run_main(monkeypatch, tmp_path, run) == gpu_check.LACKING
+    assert ran == ["environment"]
+    lack = (
+        "what the check cannot do without is missing: nvcc (for build); timm (for latency, compiled); "
+        "triton (for compiled)"
+    )
+    assert f"Stopped: {lack}. Install it where {sys.executable} and CMake find it." in capsys.readouterr().out
+    assert json.loads((tmp_path / "gpu_check.json").read_text())["lack"] == lack
+    assert run_main(monkeypatch, tmp_path, run, "--only", "environment,parity") == 0
+    del missing["timm"], missing["triton"]
+    monkeypatch.setattr(gpu_check, "installed", lambda folder: [])
+    assert run_main(monkeypatch, tmp_path, run, "--skip-build") == 0
+
+
+def test_a_part_that_fails_counts_also_where_there_is_no_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_check, "run_part", lambda *given: Outcome("failed", 1.0))
+    monkeypatch.setattr(gpu_check, "why_no_device", lambda: "no NVIDIA device: none found")
+    monkeypatch.setattr(gpu_check.signal, "signal", lambda *given: None)
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(tmp_path), "--only", "build,latency"])
+    assert gpu_check.main() == gpu_check.FAILED
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """Finds parts of our own before those of the checkout: `say`, `fail`, `keep`, `hang`."""
@@ -81,7 +152,13 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def test_what_was_found_is_kept_where_the_check_is_interrupted(tmp_path: Path, signal_number: int) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--only", "environment,build", "--out", str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT) as check:
+    # A build must seem to be possible.
+    for module in PACKAGES["build"]:
+        (tmp_path / f"{module}.py").touch()
+    has_all = {**os.environ, "PYTHONPATH": f"{tmp_path}:{CHECKOUT}", "CUDACXX": "nvcc"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT, env=has_all
+    ) as check:
         assert check.stderr is not None
         while "build: " not in check.stderr.readline():
             pass
@@ -173,9 +250,18 @@ def test_what_a_part_starts_prints_into_its_log(tmp_path: Path, capfd: pytest.Ca
     assert capfd.readouterr().out == printed
 
 
+def test_every_line_is_told_and_the_ends_are_kept() -> None:
+    lines: list[str] = []
+    script = "print('the first error'); print('x' * 50_000); print('the summary')"
+    _, printed = run_logged([sys.executable, "-c", script], each=lines.append)
+    assert [len(line) for line in lines] == [16, 50_001, 12]
+    assert printed.startswith("the first error\n") and printed.endswith("the summary\n") and len(printed) < 13_000
+    assert runner.ends("short") == "short"
+
+
 def test_a_part_for_which_no_time_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner.subprocess, "Popen", None)
-    assert run_part(part("say"), tmp_path, {}, 4.0) == Outcome("skipped", 0.0, reason="no time was left")
+    assert run_part(part("say"), tmp_path, {}, 4.0) == Outcome("ended", 0.0, reason="no time was left")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +280,7 @@ def test_a_part_that_ran_may_have_found_errors(
 ) -> None:
     report = Report(tmp_path, "command")
     report.add(part("say"), Outcome("ran", 1.0, result))
-    report.finish(None)
+    report.finish(None, None)
     assert report.failed is (state == "found errors")
     assert f"| say | {state} | 1 | a test |" in capsys.readouterr().out
 
@@ -226,6 +312,7 @@ def results() -> dict[str, Any]:
             "host_us": {"p50_us": 31.0},
         },
         "idle": {
+            "engines": "torch, not compiled",
             "busy": {"p50_ms": 0.2},
             "after idleness": {"calls": 12, "p50_ms": 0.5, "max_ms": 0.9},
             "after idleness, with keep-alive": {"calls": 12, "p50_ms": 0.3, "max_ms": 0.4},
@@ -248,7 +335,8 @@ def test_figures_stand_beside_their_goals() -> None:
     assert rows["torch.compile, routed in Python over ours, batch 8, p50, worst"] == ("not measured", ">= 1.5", "-")
     easy = "predict(1), 90% easy images, speculation on over off, mean"
     assert rows[easy] == ("0.9 (0.225 over 0.250 ms)", "reported", "-")
-    assert rows["predict(1) after idleness"][0] == "0.900 ms is the largest of 12; p50 0.500 ms, busy 0.200 ms"
+    found = "0.900 ms is the largest of 12; p50 0.500 ms, busy 0.200 ms; engines: torch, not compiled"
+    assert rows["predict(1) after idleness"][0] == found
 
 
 def test_plans_are_not_compared_where_there_is_one() -> None:
@@ -276,30 +364,35 @@ def test_a_figure_that_was_not_measured_is_a_row_too() -> None:
     assert rows["host time of predict(1), us, p50"] == "31"
 
 
+def test_figures_are_doubted_until_what_is_timed_was_found_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = Report(tmp_path, "command")
+    report.add(Part("latency", 1.0, True, "a test"), Outcome("ran", 1.0, {"routes_right": False}))
+    report.add(Part("parity", 1.0, True, "a test"), Outcome("ended", 1.0))
+    report.finish(None, None)
+    doubts = "device_tests (not run), latency (found errors), parity (ended)"
+    assert f"Believe no figure before these ran and found no error: {doubts}." in capsys.readouterr().out
+    for name in ("device_tests", "latency", "parity"):
+        report.add(Part(name, 1.0, True, "a test"), Outcome("ran", 1.0, {}))
+    report.finish(None, None)
+    assert "Believe no figure" not in capsys.readouterr().out
+
+
 def test_the_table_of_figures_is_printed_where_a_device_was_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = Report(tmp_path, "command")
     report.add(Part("parity", 1.0, True, "a test"), Outcome("failed", 1.0, reason="it broke"))
-    report.finish(None)
+    report.finish(None, None)
     assert "| gater over DeiT-S, p50 | not measured | <= 0.1 | - |" in capsys.readouterr().out
-
-
-def test_what_is_missing_is_named_by_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = environment_part.importlib.util.find_spec
-    monkeypatch.setattr(
-        environment_part.importlib.util, "find_spec", lambda name: None if name in ("PIL", "timm") else found(name)
-    )
-    monkeypatch.setattr(environment_part.shutil, "which", lambda tool: None if tool == "cmake" else f"/bin/{tool}")
-    missing = environment_part._missing()
-    assert (missing["run"], missing["measure"], missing["tools"]) == (["PIL"], ["timm"], ["cmake"])
 
 
 def test_missing_packages_are_in_the_short_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = Report(tmp_path, "command")
-    report.add(part("environment"), Outcome("ran", 1.0, {"missing": {"run": ["pydantic"]}}))
-    report.finish(None)
-    assert "| environment | ran | 1 | missing: {'run': ['pydantic']} |" in capsys.readouterr().out
+    report.add(part("environment"), Outcome("ran", 1.0, {"missing": {"onnx": ["engines"], "yaml": ["parity"]}}))
+    report.finish(None, None)
+    assert "| environment | ran | 1 | missing: onnx, yaml |" in capsys.readouterr().out
 
 
 def test_contenders_take_turns() -> None:

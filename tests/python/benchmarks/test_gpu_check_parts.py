@@ -6,7 +6,11 @@ What this shows is that they run to their end and report what they were given; n
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,11 +19,26 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.gpu_check import compiled, device_tests, idle, latency, mixture, parity, routers, sanitizer
+from benchmarks.gpu_check import (
+    compiled,
+    conformance,
+    device_tests,
+    engines,
+    idle,
+    keep_awake,
+    latency,
+    memcheck,
+    mixture,
+    parity,
+    racecheck,
+    routers,
+    sanitizer,
+)
 from benchmarks.gpu_check.goals import BATCH, LARGE, goals
 from benchmarks.gpu_check.mixture import CLASSES, EXPERTS, GATER, Mixture
 from benchmarks.gpu_check.parts import CHECKOUT, Work
 from benchmarks.gpu_check.torch_routing import TorchRouting
+from trt_moe.compile.build import Step
 from trt_moe.models import ImageModel, SqueezeNetLight
 
 SIDE = 16
@@ -27,17 +46,19 @@ SIDE = 16
 
 @pytest.fixture(autouse=True)
 def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    to, empty = torch.Tensor.to, torch.empty
+    to = torch.Tensor.to
 
-    def without_device(*arguments: Any, **options: Any) -> Any:
-        options.pop("device", None)
-        options.pop("pin_memory", None)
-        return empty(*arguments, **options)
+    def without_device(make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*arguments: Any, device: Any = None, pin_memory: bool = False, **options: Any) -> Any:
+            return make(*arguments, **options)
+
+        return made
 
     monkeypatch.setattr(nn.Module, "cuda", lambda self: self)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *a, **o: self if a == ("cuda",) else to(self, *a, **o))
-    monkeypatch.setattr(torch, "empty", without_device)
+    for name in ("empty", "zeros"):
+        monkeypatch.setattr(torch, name, without_device(getattr(torch, name)))
     monkeypatch.setattr(torch, "compile", lambda module, **options: module)
 
 
@@ -48,7 +69,8 @@ class FakeRouter:
         self.made = made
         self.plan = "device-routed" if plan == "auto" else plan
         self.plan_reason = f"asked for {plan}"
-        self.calls = 0
+        self.device = "a test"
+        self.callers: set[threading.Thread] = set()
         self._pipeline = SimpleNamespace(waited_ms=0.0)
 
     def __enter__(self) -> FakeRouter:
@@ -58,7 +80,7 @@ class FakeRouter:
         pass
 
     def predict(self, images: np.ndarray) -> Any:
-        self.calls += 1
+        self.callers.add(threading.current_thread())
         self._pipeline.waited_ms += 1e6
         experts = self.logits(GATER, images).argmax(axis=1)
         return SimpleNamespace(experts=experts, latency_ms=np.zeros(len(images)))
@@ -92,6 +114,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Mixture:
     for name in EXPERTS:
         models[name] = wrapped(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES)))
     made = Mixture(models, images)
+    monkeypatch.setattr(engines, "make_mixture", lambda: made)
     for part in (compiled, idle, latency, parity):
         monkeypatch.setattr(part, "make_mixture", lambda: made)
         monkeypatch.setattr(
@@ -145,6 +168,36 @@ def test_parity_sees_wrong_logits_and_routes(made: Mixture, tmp_path: Path, monk
     assert found["plans"]["device-routed"]["routes_right"] is False
 
 
+def test_parity_keeps_each_model_and_each_plan(made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept() -> dict[str, Any]:
+        return json.loads((tmp_path / "parity.json").read_text())  # type: ignore[no-any-return]
+
+    right, cheapest = FakeRouter.logits, next(iter(EXPERTS))
+
+    def logits(self: FakeRouter, name: str, images: np.ndarray) -> np.ndarray:
+        if name == cheapest:
+            raise RuntimeError("the device failed")
+        return right(self, name, images)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the device failed"):
+        patch.setattr(FakeRouter, "logits", logits)
+        parity.run(Work(tmp_path, 60, "parity"))
+    assert list(kept()["models"]) == [GATER]
+
+    answer = FakeRouter.predict
+
+    def predict(self: FakeRouter, images: np.ndarray) -> Any:
+        if self.plan == "host-routed":
+            raise RuntimeError("the device failed")
+        return answer(self, images)
+
+    monkeypatch.setattr(FakeRouter, "predict", predict)
+    with pytest.raises(RuntimeError, match="the device failed"):
+        parity.run(Work(tmp_path, 60, "parity"))
+    assert list(kept()["models"]) == [GATER, *EXPERTS]
+    assert list(kept()["plans"]) == ["device-routed"]
+
+
 def test_latencies_and_their_goals(made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in (latency, compiled):
         monkeypatch.setattr(part, "ROUNDS", 5)
@@ -157,6 +210,7 @@ def test_latencies_and_their_goals(made: Mixture, tmp_path: Path, monkeypatch: p
     single = results["latency"]["milliseconds"]["deit-small"]
     assert single["bare gater + bare expert"]["p50_ms"] == pytest.approx(0.02)
     assert single["our device-routed plan"]["rounds"] == 5
+    assert results["latency"]["routes_right"] is True
     assert results["latency"]["pycuda_loop"] == "TensorRT does not run on this GPU"
     rows = {row[0]: row[1] for row in goals(results)}
     assert float(rows["torch.compile, routed in Python over ours, batch 8, p50, worst"]) > 0
@@ -164,6 +218,20 @@ def test_latencies_and_their_goals(made: Mixture, tmp_path: Path, monkeypatch: p
     large = results["latency"]["milliseconds"][LARGE]
     assert set(large) == {"our device-routed plan", "our host-routed plan", "DeiT-S alone"}
     assert float(rows["the same of a batch of 32, half of it to the cheapest, p50"]) > 0
+
+
+def test_figures_of_a_router_that_routes_wrongly_are_errors(
+    made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = FakeRouter.logits
+
+    def logits(self: FakeRouter, name: str, images: np.ndarray) -> np.ndarray:
+        found = right(self, name, images)
+        return found[:, ::-1] if self.plan == "host-routed" else found
+
+    monkeypatch.setattr(FakeRouter, "logits", logits)
+    monkeypatch.setattr(latency, "ROUNDS", 1)
+    assert latency.run(Work(tmp_path, 30, "latency"))["routes_right"] is False
 
 
 def test_what_was_timed_is_kept_where_a_later_batch_fails(
@@ -186,12 +254,133 @@ def test_what_was_timed_is_kept_where_a_later_batch_fails(
         assert set(json.loads((tmp_path / f"{name}.json").read_text())["milliseconds"]) == set(EXPERTS)
 
 
-def test_idleness(made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class FakeStream:
+    """Like `torch.cuda.Stream`; `times` it was waited for."""
+
+    times = 0
+
+    def synchronize(self) -> None:
+        FakeStream.times += 1
+
+
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch) -> type[FakeStream]:
+    FakeStream.times = 0
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    return FakeStream
+
+
+def test_idleness(made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: type[FakeStream]) -> None:
+    opened: list[FakeRouter] = []
+    make = FakeRouter.__init__
+
+    def note(self: FakeRouter, *given: Any) -> None:
+        make(self, *given)
+        opened.append(self)
+
+    monkeypatch.setattr(FakeRouter, "__init__", note)
     monkeypatch.setattr(idle, "IDLE_S", 0.05)
     found = idle.run(Work(tmp_path, idle._SPARE_S + 0.4, "part"))
     assert 1 <= found["after idleness"]["calls"] <= 5
     assert found["after idleness, with keep-alive"]["calls"] >= 1
+    assert found["engines"] == "torch"
+    assert stream.times >= 1
+    # A second caller would be waited for.
+    assert opened[0].callers == {threading.current_thread()}
     json.dumps(found)
+
+
+def test_every_call_after_idleness_is_kept_at_once(
+    made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: type[FakeStream]
+) -> None:
+    monkeypatch.setattr(idle, "IDLE_S", 0.0)
+    right, calls = FakeRouter.predict, 0
+
+    def predict(self: FakeRouter, images: np.ndarray) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 204:
+            raise RuntimeError("the device failed")
+        return right(self, images)
+
+    monkeypatch.setattr(FakeRouter, "predict", predict)
+    with pytest.raises(RuntimeError, match="the device failed"):
+        idle.run(Work(tmp_path, 60, "idle"))
+    kept = json.loads((tmp_path / "idle.json").read_text())
+    assert (kept["busy"]["calls"], kept["after idleness"]["calls"]) == (100, 3)
+
+
+def test_the_gpu_is_kept_awake_only_meanwhile(stream: type[FakeStream]) -> None:
+    with keep_awake.gpu_kept_awake(0.001):
+        sleep(0.1)
+    times = stream.times
+    assert times > 5
+    sleep(0.05)
+    assert stream.times == times
+
+
+def test_a_gpu_that_does_not_stay_awake_is_an_error(stream: type[FakeStream], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: FakeStream) -> None:
+        raise RuntimeError("the device failed")
+
+    monkeypatch.setattr(FakeStream, "synchronize", fail)
+    with pytest.raises(RuntimeError, match="the device failed"), keep_awake.gpu_kept_awake(0.001):
+        sleep(0.05)
+
+
+def make_engines(
+    work: Work, monkeypatch: pytest.MonkeyPatch, probe: dict[str, Any], last_stage: str = "building"
+) -> Any:
+    """The part `engines`, with an export and builds that do nothing; the last build may fail."""
+
+    def build(bundle: Any, progress: Callable[[Step], None]) -> Any:
+        for name, stage in ((GATER, "converting"), (GATER, "building"), (GATER, "building"), ("light", last_stage)):
+            progress(Step(name, stage, 0.5, None, None))  # type: ignore[arg-type]
+        if last_stage == "converting":
+            raise RuntimeError("no kernel for Gelu")
+        return "TensorRT 10.3", {}
+
+    (work.folder / "probe.json").write_text(json.dumps(probe))
+    monkeypatch.setattr(Mixture, "export", lambda self, folder: f"bundle in {folder}")
+    monkeypatch.setattr(engines, "engines_of", build)
+    return engines.run(work)
+
+
+def router_on_engines(made: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "Router", lambda bundle, device, check: FakeRouter(made, "auto"))
+
+
+def test_engines_are_made_where_the_probe_ran(made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    router_on_engines(made, monkeypatch)
+    work = Work(tmp_path, 60, "engines")
+    found = make_engines(work, monkeypatch, {"ran": True, "said": ["tensorrt: it ran"]})
+    assert found["works"] and found["routes_right"]
+    assert found["said"] == "TensorRT 10.3: routes [0, 1, 2], a test, asked for auto"
+    found = make_engines(work, monkeypatch, {"ran": False, "said": ["tensorrt: none", "tensorrt_rtx: no Hopper"]})
+    assert found == {"works": False, "said": "tensorrt: none\ntensorrt_rtx: no Hopper"}
+    (tmp_path / "probe.json").unlink()
+    assert engines.run(work) == {"works": False, "said": "the probe of TensorRT did not run"}
+
+
+def test_engines_that_route_wrongly_are_not_taken(
+    made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router_on_engines(made, monkeypatch)
+    right = FakeRouter.logits
+    monkeypatch.setattr(FakeRouter, "logits", lambda self, name, images: -right(self, name, images))
+    found = make_engines(Work(tmp_path, 60, "engines"), monkeypatch, {"ran": True, "said": []})
+    assert found["works"] is found["routes_right"] is False
+
+
+def test_engines_that_were_not_finished_are_not_taken(
+    made: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError, match="no kernel for Gelu"):
+        make_engines(Work(tmp_path, 60, "engines"), monkeypatch, {"ran": True, "said": []}, "converting")
+    kept = json.loads((tmp_path / "engines.json").read_text())
+    assert kept["works"] is False
+    assert kept["stages"] == {GATER: "building", "light": "converting"}
 
 
 @pytest.fixture
@@ -214,46 +403,90 @@ def test_the_tests_of_the_device_and_the_one_that_loses_it(tests_of_the_device: 
     assert json.loads((tmp_path / "device_tests.json").read_text()) == found
 
 
+@pytest.mark.parametrize(("code", "printed"), [(0, "skipped: no device\n"), (1, "1 failed\n")])
+def test_tests_that_did_not_run_have_not_passed(code: int, printed: str) -> None:
+    assert device_tests.passed(0, "H200\n25 passed\n")
+    assert not device_tests.passed(code, printed)
+
+
 def test_the_kernels_under_each_sanitizer(
     tests_of_the_device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "compute-sanitizer"
-    tool.write_text('#!/bin/sh\nif [ "$2" = memcheck ]; then exit 86; fi\necho "given: $*"; sleep 30\n')
+    tool.write_text('#!/bin/sh\necho "given: $*"; if [ "$2" = memcheck ]; then exit 86; fi\n')
     tool.chmod(0o755)
     monkeypatch.setattr(sanitizer.shutil, "which", lambda name: str(tool))
-    found = sanitizer.run(Work(tmp_path, sanitizer._SPARE_S + 0.5, "sanitizer"))
-    assert found["memcheck"]["clean"] is False
-    assert found["racecheck"]["clean"] is None and "did not end in" in found["racecheck"]["printed"]
+    for part, clean in ((memcheck, False), (racecheck, True)):
+        name = part.__name__.rpartition(".")[2]
+        found = part.run(Work(tmp_path, 60, name))
+        assert found["clean"] is clean
+        assert f"given: --tool {name} --error-exitcode 86 {tests_of_the_device} --test-case=" in found["printed"]
     text = "".join((CHECKOUT / f"tests/cpp/test_cuda_{part}.cc").read_text() for part in ("device", "gater", "routed"))
     for case in sanitizer._CASES.split(","):
         assert f'TEST_CASE("{case.removesuffix("*")}' in text
     assert f'TEST_CASE("{device_tests._LOST[1].partition("=")[2].removesuffix("*")}' in text
 
 
-def test_of_what_a_sanitizer_prints_the_begin_and_the_end_are_kept() -> None:
-    assert sanitizer._ends("short") == "short"
-    kept = sanitizer._ends("the first error" + "x" * 50_000 + "the summary")
-    assert kept.startswith("the first error") and kept.endswith("the summary") and len(kept) < 7000
+def test_no_sanitizer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sanitizer.shutil, "which", lambda name: str(tmp_path / "none"))
+    assert memcheck.run(Work(tmp_path, 60, "memcheck"))["found"] is None
 
 
-def test_engines_are_chosen_by_the_probe(tmp_path: Path, made: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
+TESTS = """
+import pytest
+pytestmark = pytest.mark.gpu
+def test_right(): pass
+def test_wrong(): assert False
+@pytest.mark.skip(reason="no cupy")
+def test_skipped(): pass
+@pytest.mark.parametrize("name", ["PASSED"])
+def test_broken(no_fixture, name): pass
+"""
+
+
+def test_conformance_counts_tests_and_names_those_that_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "tests/python/gpu"
+    folder.mkdir(parents=True)
+    (folder / "test_all.py").write_text(TESTS)
+    (folder / "test_unimportable.py").write_text("import there_is_no_such_module\n")
+    monkeypatch.setattr(conformance, "CHECKOUT", tmp_path)
+    found = conformance.run(Work(tmp_path, 60, "conformance"))
+    assert found["counts"] == {"PASSED": 1, "FAILED": 1, "ERROR": 1, "SKIPPED": 1}
+    assert [test.rpartition("::")[2] for test in found["wrong"]] == ["test_wrong", "test_broken[PASSED]"]
+    assert found["passed"] is False
+    assert "there_is_no_such_module" in found["printed"]
+    kept = json.loads((tmp_path / "conformance.json").read_text())
+    assert kept["counts"] == found["counts"] and "passed" not in kept
+    (folder / "test_unimportable.py").unlink()
+    (folder / "test_all.py").write_text(TESTS.partition("def test_wrong")[0])
+    assert conformance.run(Work(tmp_path, 60, "conformance"))["passed"] is True
+    (folder / "test_all.py").write_text("import pytest\n@pytest.mark.gpu\n@pytest.mark.skip\ndef test_a(): pass\n")
+    assert conformance.run(Work(tmp_path, 60, "conformance"))["passed"] is False
+
+
+def test_engines_are_chosen_by_what_was_made(tmp_path: Path, made: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routers, "Bundle", SimpleNamespace(load=lambda folder: f"bundle in {folder}"))
     monkeypatch.setattr(Mixture, "bundle", lambda self: "bundle without files")
     monkeypatch.setattr(routers, "Router", lambda bundle, **options: (bundle, options))
     work = Work(tmp_path, 60, "part")
-    for probe, engines, bundle in (
+    for made_engines, kind, bundle in (
         (None, "torch.compile", "bundle without files"),
         ({"works": False, "said": "Hopper is not supported"}, "torch.compile", "bundle without files"),
         ({"works": True, "said": "it ran"}, "TensorRT", f"bundle in {tmp_path / 'mixture'}"),
     ):
-        if probe is not None:
-            (tmp_path / "probe.json").write_text(json.dumps(probe))
+        if made_engines is not None:
+            (tmp_path / "engines.json").write_text(json.dumps(made_engines))
         chosen = routers.choose_engines(work, made)
-        assert chosen.engines == engines
+        assert chosen.engines == kind
         opened: Any = chosen.open("host-routed")
         assert opened[0] == bundle
-        assert (opened[1]["modules"] is None) == (engines == "TensorRT")
+        assert (opened[1]["modules"] is None) == (kind == "TensorRT")
         assert (opened[1]["plan"], opened[1]["speculate"]) == ("host-routed", False)
+        assert routers.choose_engines(work, made, compiled=False).engines == kind.replace(
+            "torch.compile", "torch, not compiled"
+        )
 
 
 def test_a_bundle_without_files_is_valid() -> None:

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+import benchmarks.gpu_check
 import trt_moe.compile
 import trt_moe.cuda
 from tests.support.tensorrt_names import CLASSES, Names, Use, missing, uses
 
-FOLDERS = [Path(str(package.__file__)).parent for package in (trt_moe.compile, trt_moe.cuda)]
+PACKAGES = (trt_moe.compile, trt_moe.cuda, benchmarks.gpu_check)
+FOLDERS = [Path(str(package.__file__)).parent for package in PACKAGES]
 SOURCES = sorted(file for folder in FOLDERS for file in folder.glob("*.py"))
 ALL = [use for file in SOURCES for use in uses(file.read_text())]
 

@@ -6,7 +6,6 @@ What this shows is which calls are made, and what is made of their answers; not 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -14,74 +13,35 @@ import pytest
 
 from tests.support.engine_specs import SPEC, sidecar_for
 from tests.support.fake_cuda import FakeCapture, FakeDevice
+from tests.support.fake_tensorrt import FakeTensorRt
 from tests.support.tensorrt_names import Names
 from trt_moe.compile.cache import Engine
-from trt_moe.compile.flavour import Flavour, FlavourName
+from trt_moe.compile.flavour import FlavourName
 from trt_moe.cuda.tensorrt_source import TensorRt, TensorRtSource
 from trt_moe.errors import DeviceError, EngineBuildError
 
 COMMAND = "trt-moe build tiny"
 
 
-class Fake:
-    """A TensorRT whose objects know the names of one version only, and what they were told."""
-
-    def __init__(self, flavour: FlavourName, names: Names) -> None:
-        self.names = names
-        self.contexts: list[Mock] = []
-        self.config = Mock(spec_set=names["IRuntimeConfig"]) if flavour == "tensorrt_rtx" else None
-        self.engine = Mock(spec_set=names["ICudaEngine"])
-        self.engine.create_execution_context.side_effect = self._context
-        if self.config is not None:
-            self.engine.create_runtime_config.return_value = self.config
-        self.runtime = Mock(spec_set=names["Runtime"])
-        self.runtime.deserialize_cuda_engine.return_value = self.engine
-        constants = {
-            kind: SimpleNamespace(**{name: f"{kind}.{name}" for name in names[kind] if name.isupper()})
-            for kind in (
-                "ExecutionContextAllocationStrategy", "DynamicShapesKernelSpecializationStrategy", "CudaGraphStrategy",
-            )
-            if kind in names
-        }  # fmt: skip
-        self.module = SimpleNamespace(
-            __version__="1.7.1",
-            ILogger=type("ILogger", (), {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2}),
-            Runtime=self._start,
-            **constants,
-        )
-        self.flavour = Flavour(flavour, self.module)
-
-    def _start(self, logger: Any) -> Mock:
-        self.logger = logger
-        return self.runtime
-
-    def _context(self, strategy_or_config: Any) -> Mock:
-        context = Mock(spec_set=self.names["IExecutionContext"])
-        context.infer_shapes.return_value = []
-        context.update_device_memory_size_for_shapes.return_value = 100 * (len(self.contexts) + 1)
-        self.contexts.append(context)
-        return context
+@pytest.fixture
+def fake(tensorrt: tuple[FlavourName, Names]) -> FakeTensorRt:
+    return FakeTensorRt(*tensorrt)
 
 
 @pytest.fixture
-def fake(tensorrt: tuple[FlavourName, Names]) -> Fake:
-    return Fake(*tensorrt)
-
-
-@pytest.fixture
-def engine(fake: Fake) -> Engine:
+def engine(fake: FakeTensorRt) -> Engine:
     spec = SPEC.model_copy(update={"flavour": fake.flavour.name})
     return Engine(Path("light.plan"), b"plan", sidecar_for(b"plan", spec))
 
 
-def bound(fake: Fake, engine: Engine) -> tuple[TensorRtSource, FakeCapture]:
+def bound(fake: FakeTensorRt, engine: Engine) -> tuple[TensorRtSource, FakeCapture]:
     capture = FakeCapture(FakeDevice(), input_shape=(4, 4, 1), outputs=3, buckets=[1, 2])
     source = TensorRtSource(TensorRt(fake.flavour), engine, COMMAND)
     source.bind(capture)
     return source, capture
 
 
-def test_a_context_for_each_bucket_in_memory_of_the_core(fake: Fake, engine: Engine) -> None:
+def test_a_context_for_each_bucket_in_memory_of_the_core(fake: FakeTensorRt, engine: Engine) -> None:
     _, capture = bound(fake, engine)
     fake.runtime.deserialize_cuda_engine.assert_called_once_with(b"plan")
     assert capture.events == [("reserve", 200)]  # the larger of 100 and 200: they share it
@@ -96,7 +56,7 @@ def test_a_context_for_each_bucket_in_memory_of_the_core(fake: Fake, engine: Eng
         assert order.index("update_device_memory_size_for_shapes") < order.index("set_device_memory")
 
 
-def test_contexts_own_no_memory(fake: Fake, engine: Engine) -> None:
+def test_contexts_own_no_memory(fake: FakeTensorRt, engine: Engine) -> None:
     bound(fake, engine)
     given = fake.engine.create_execution_context.call_args.args[0]
     if fake.config is None:
@@ -112,14 +72,14 @@ def test_contexts_own_no_memory(fake: Fake, engine: Engine) -> None:
     assert fake.config.cuda_graph_strategy == "CudaGraphStrategy.DISABLED"
 
 
-def test_a_run_is_of_its_bucket_and_on_the_stream(fake: Fake, engine: Engine) -> None:
+def test_a_run_is_of_its_bucket_and_on_the_stream(fake: FakeTensorRt, engine: Engine) -> None:
     source, capture = bound(fake, engine)
     source.enqueue(2)
     fake.contexts[1].execute_async_v3.assert_called_once_with(capture.stream)
     fake.contexts[0].execute_async_v3.assert_not_called()
 
 
-def test_no_activation_memory_is_asked_for_where_none_is_needed(fake: Fake, engine: Engine) -> None:
+def test_no_activation_memory_is_asked_for_where_none_is_needed(fake: FakeTensorRt, engine: Engine) -> None:
     make = fake.engine.create_execution_context.side_effect
 
     def without(argument: Any) -> Mock:
@@ -142,7 +102,7 @@ def test_no_activation_memory_is_asked_for_where_none_is_needed(fake: Fake, engi
         ("execute_async_v3", "to run a batch of 1"),
     ],
 )
-def test_a_refusal_is_an_error(fake: Fake, engine: Engine, call: str, words: str) -> None:
+def test_a_refusal_is_an_error(fake: FakeTensorRt, engine: Engine, call: str, words: str) -> None:
     make = fake.engine.create_execution_context.side_effect
 
     def refusing(argument: Any) -> Mock:
@@ -155,7 +115,7 @@ def test_a_refusal_is_an_error(fake: Fake, engine: Engine, call: str, words: str
         bound(fake, engine)[0].enqueue(1)
 
 
-def test_a_context_that_cannot_be_captured(fake: Fake, engine: Engine) -> None:
+def test_a_context_that_cannot_be_captured(fake: FakeTensorRt, engine: Engine) -> None:
     if fake.config is None:
         pytest.skip("only TensorRT-RTX can be asked")
     make = fake.engine.create_execution_context.side_effect
@@ -170,7 +130,7 @@ def test_a_context_that_cannot_be_captured(fake: Fake, engine: Engine) -> None:
         bound(fake, engine)
 
 
-def test_an_engine_that_does_not_open_names_both_versions_and_the_way_out(fake: Fake, engine: Engine) -> None:
+def test_an_engine_that_does_not_open_names_both_versions_and_the_way_out(fake: FakeTensorRt, engine: Engine) -> None:
     def fail(plan: bytes) -> None:
         fake.logger.log(fake.module.ILogger.ERROR, "Version tag does\nnot match")
 
@@ -185,7 +145,7 @@ def test_an_engine_that_does_not_open_names_both_versions_and_the_way_out(fake: 
         TensorRtSource(TensorRt(fake.flavour), other, COMMAND)
 
 
-def test_a_tensorrt_that_does_not_start(fake: Fake) -> None:
+def test_a_tensorrt_that_does_not_start(fake: FakeTensorRt) -> None:
     def fail(logger: Any) -> None:
         raise TypeError("factory function returned nullptr")
 

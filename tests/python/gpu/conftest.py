@@ -28,6 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
+    pytest.importorskip("onnx", reason="onnx is not installed: the models of the tiny bundle are made with it")
     return write_tiny_bundle(tmp_path_factory.mktemp("tiny"), experts=3, classes=4, channels=3)
 
 

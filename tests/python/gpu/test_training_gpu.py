@@ -7,6 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("accelerate", reason="accelerate is not installed: training needs it")
+pytest.importorskip("yaml", reason="pyyaml is not installed: training needs it")
+
 from accelerate.state import AcceleratorState
 
 from tests.support.tiny_training import SIDE, tiny_config, write_data

@@ -1,0 +1,1 @@
+from tests.support.tensorrt_fixtures import tensorrt  # noqa: F401
