@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['CudaCapture', 'CudaDevice', 'DeviceRows', 'Model', 'Pipeline', 'arena_plan', 'built_backends', 'cpu_name', 'cuda_build', 'cuda_built', 'dlpack_capsule', 'expect_cuda_device', 'graph_topology', 'plan_routes', 'read_dlpack', 'route_reference', 'usable_cpus']
+__all__: list[str] = ['CudaCapture', 'CudaDevice', 'DeviceRows', 'Model', 'Pipeline', 'arena_plan', 'built_backends', 'cpu_name', 'cuda_build', 'cuda_built', 'cuda_compute_capability', 'dlpack_capsule', 'graph_topology', 'plan_routes', 'read_dlpack', 'route_reference', 'usable_cpus']
 class Model:
     """
     One model compiled for one device.
@@ -230,14 +230,14 @@ def cuda_built() -> bool:
     """
     Whether this build has the CUDA backend.
     """
+def cuda_compute_capability(ordinal: typing.SupportsInt | typing.SupportsIndex) -> str:
+    """
+    "9.0", of a GPU on which no context is left. DeviceError where there is none: why.
+    """
 def dlpack_capsule(address: typing.SupportsInt | typing.SupportsIndex, shape: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], dtype: str, device: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], owner: typing.Any) -> typing_extensions.CapsuleType:
     """
     A DLPack capsule of a C-contiguous tensor that is complete; `owner` lives until its consumer lets go.
     dtype: "float32" or "int32". device: (type, id) as DLPack numbers them.
-    """
-def expect_cuda_device(ordinal: typing.SupportsInt | typing.SupportsIndex) -> None:
-    """
-    Raises DeviceError unless there is such a GPU, and says what was looked for; leaves no context on it.
     """
 def graph_topology(buckets: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], capacity: typing.SupportsInt | typing.SupportsIndex, conditionals: str, speculate: bool = False) -> list[tuple[str, list[int], int, int, int, int]]:
     """

@@ -28,7 +28,8 @@ class Completions:
         self._pipeline = pipeline
         self._futures: dict[int, Future[ResultRow]] = {}
         self._tickets = itertools.count()
-        self._lock = threading.Lock()
+        # A signal handler that closes may interrupt the thread that holds it.
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
 
     def submit(self, image: np.ndarray[Any, Any]) -> Future[ResultRow]:
@@ -39,8 +40,9 @@ class Completions:
         """
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="trt-moe-completions", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="trt-moe-completions", daemon=True)
+                thread.start()
+                self._thread = thread
         ticket = next(self._tickets)
         future: Future[ResultRow] = Future()
         future.set_running_or_notify_cancel()

@@ -20,7 +20,7 @@ from trt_moe.arguments import real, whole, word
 from trt_moe.bundle import Bundle
 from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.completions import Completions
-from trt_moe.errors import DeviceError, EngineBuildError, InputError
+from trt_moe.errors import DeviceError, EngineBuildError, InputError, MissingDependencyError
 from trt_moe.golden import check_golden, noise_images, same_in_any_batch
 from trt_moe.inputs import as_images, as_one_image
 from trt_moe.model import PRECISIONS, Model, checked_threads
@@ -127,31 +127,22 @@ class Router:
         golden = self._bundle.golden() if check and self._bundle.manifest.golden is not None else None
         self._probe = golden["images"] if golden is not None else noise_images(self._bundle.input_shape)
         self._models_lock = threading.Lock()
+        options = {
+            "max_batch": self._max_batch,
+            "max_wait_us": max_wait_us,
+            "max_queue": max_queue,
+            "warmup": warmup,
+            "device_routed": plan == "auto",
+            "speculate": speculate,
+        }
         try:
-            self._open_models(modules or {})
-        except (DeviceError, EngineBuildError) as error:
+            self._pipeline = self._start(modules or {}, golden, options)
+        except (DeviceError, EngineBuildError, MissingDependencyError) as error:
             if device != "auto" or self._backend != "cuda" or "openvino" not in _core.built_backends():
                 raise
             _log.warning("device='auto' takes the CPU, as the GPU failed: %s", error)
             self._backend = "openvino"
-            self._open_models({})
-        if golden is not None:
-            check_golden(self._bundle, golden, [self._gater, *self._experts])
-        self._pipeline = _core.Pipeline(
-            self._gater.core,
-            [expert.core for expert in self._experts],
-            names=self.expert_names,
-            costs=[entry.relative_cost for entry in self._bundle.experts],
-            latency_weight=self._latency_weight,
-            verify_below=self._verify_below,
-            verify_by_mirror=self._verify_by == "mirror",
-            max_batch=self._max_batch,
-            max_wait_us=max_wait_us,
-            max_queue=max_queue,
-            warmup=warmup,
-            device_routed=self._cuda is not None and plan == "auto",
-            speculate=speculate and self._cuda is not None,
-        )
+            self._pipeline = self._start({}, golden, options)
         self._completions = Completions(self._pipeline, self._bundle.class_names, self.expert_names)
         self._closer = weakref.finalize(self, _close, self._pipeline, self._completions)
 
@@ -377,11 +368,27 @@ class Router:
         """Close; after an error without waiting for pending images."""
         self.close(cancel_pending=kind is not None)
 
-    def _open_models(self, modules: Mapping[str, Any]) -> None:
+    def _start(
+        self, modules: Mapping[str, Any], golden: dict[str, NDArray[Any]] | None, options: dict[str, Any]
+    ) -> _core.Pipeline:
         self._models: dict[str, Model] = {}
         self._cuda = _cuda_models(self._bundle, self._precision, modules) if self._backend == "cuda" else None
         self._gater = self._load(self._bundle.gater.name, precision="fp32")
         self._experts = [self._load(entry.name, precision=self._precision) for entry in self._bundle.experts]
+        if golden is not None:
+            check_golden(self._bundle, golden, [self._gater, *self._experts])
+        if self._cuda is None:
+            options = {**options, "device_routed": False, "speculate": False}
+        return _core.Pipeline(
+            self._gater.core,
+            [expert.core for expert in self._experts],
+            names=self.expert_names,
+            costs=[entry.relative_cost for entry in self._bundle.experts],
+            latency_weight=self._latency_weight,
+            verify_below=self._verify_below,
+            verify_by_mirror=self._verify_by == "mirror",
+            **options,
+        )
 
     def _load(self, name: str, precision: str) -> Model:
         if name not in self._models and self._cuda is not None:

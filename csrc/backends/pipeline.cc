@@ -4,10 +4,14 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/poller.h"
 
 namespace trt_moe {
 
 namespace {
+
+// Of images on their way from the device to the host, for each caller: page-locked memory is dear.
+constexpr std::size_t kStagedBytes = std::size_t{64} << 20;
 
 std::vector<std::shared_ptr<Engine>> engines_of(const std::vector<Expert>& experts) {
   std::vector<std::shared_ptr<Engine>> engines;
@@ -31,7 +35,8 @@ Pipeline::Pipeline(const std::shared_ptr<Engine>& gater, std::vector<Expert> exp
     return;
   }
   const auto& device = captured_.front()->device();
-  device_input_ = std::make_unique<cuda::DeviceInput>(device, input().bytes(), max_batch());
+  const std::size_t staged = std::clamp<std::size_t>(kStagedBytes / input().bytes(), 1, max_batch());
+  device_input_ = std::make_unique<cuda::DeviceInput>(device, input().bytes(), staged);
   device_outputs_ = std::make_unique<cuda::DeviceOutputs>(device, Scheduler::experts(), classes());
   if (!device_routed) {
     routing_.reason = "device routing was not asked for";
@@ -50,12 +55,17 @@ void Pipeline::predict_there(const DeviceImages& images, const OutputRows& rows,
                                        "; expected at least one, on the models' CUDA device");
   }
   device_input_->expect_on_device(images);
-  if (images_stay_on_device()) return predict(images, rows, poll, keep);
-  for (std::size_t begin = 0; begin < images.count; begin += device_input_->capacity()) {
-    const std::size_t count = std::min(device_input_->capacity(), images.count - begin);
-    const cuda::DeviceInput::OnHost there(*device_input_, images.part(begin, count));
-    predict(there.view(), rows.part(begin, classes(), experts()), poll, keep);
-  }
+  if (keep != nullptr || images_stay_on_device()) return predict(images, rows, poll, keep);
+  const Clock::time_point submitted = Clock::now();
+  admit(images.count, [&](bool alone) {
+    Poller between(poll);
+    for (std::size_t begin = 0; begin < images.count; begin += device_input_->capacity()) {
+      const std::size_t count = std::min(device_input_->capacity(), images.count - begin);
+      const cuda::DeviceInput::OnHost there(*device_input_, images.part(begin, count));
+      answer(there.view(), rows.part(begin, classes(), experts()), submitted, poll, nullptr, alone);
+      between();
+    }
+  });
 }
 
 cuda::DeviceOutputs::Rows Pipeline::device_rows(std::size_t images) const {

@@ -42,31 +42,34 @@ std::string cuda_build() {
 
 namespace {
 
-[[maybe_unused]] Error no_cuda() {
-  return {
-      ErrorKind::kDevice,
-      "this build of trt-moe has no CUDA backend: no nvcc was found when it was built. `trt-moe doctor` says how to "
-      "add it; device=\"cpu\" needs none"};
+void expect_cuda() {
+#ifdef TRT_MOE_WITH_CUDA
+  static const ForkMark first_used;  // CUDA does not survive a fork
+  first_used.expect_not_forked();
+#else
+  throw Error(ErrorKind::kDevice,
+              "this build of trt-moe has no CUDA backend: no nvcc was found when it was built. `trt-moe doctor` says "
+              "how to add it; device=\"cpu\" needs none");
+#endif
 }
 
 }  // namespace
 
-void expect_cuda_device([[maybe_unused]] int ordinal) {
-#ifdef TRT_MOE_WITH_CUDA
-  static const ForkMark first_used;  // CUDA does not survive a fork
-  first_used.expect_not_forked();
-  cuda::expect_device(ordinal);
-#else
-  throw no_cuda();
-#endif
-}
-
 std::shared_ptr<cuda::StreamDevice> open_cuda_device([[maybe_unused]] int ordinal) {
-  expect_cuda_device(ordinal);
+  expect_cuda();
 #ifdef TRT_MOE_WITH_CUDA
   return cuda::open_device(ordinal);
 #else
-  throw no_cuda();
+  return nullptr;
+#endif
+}
+
+std::string cuda_compute_capability([[maybe_unused]] int ordinal) {
+  expect_cuda();
+#ifdef TRT_MOE_WITH_CUDA
+  return cuda::compute_capability(ordinal);
+#else
+  return "";
 #endif
 }
 

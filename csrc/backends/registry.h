@@ -21,10 +21,10 @@ std::shared_ptr<Backend> make_backend(const std::string& name);
 // Toolkit and GPU architectures of this build's CUDA backend, for people; "" when it has none.
 std::string cuda_build();
 
-// Throws Error(kDevice) when this build has no CUDA backend, or finds no such device. Takes nothing of the device yet.
-void expect_cuda_device(int ordinal);
-
-// That device, or the same errors.
+// Throws Error(kDevice) when this build has no CUDA backend, or finds no such device.
 std::shared_ptr<cuda::StreamDevice> open_cuda_device(int ordinal);
+
+// Its compute capability, such as "9.0", or the same errors; takes nothing of the device.
+std::string cuda_compute_capability(int ordinal);
 
 }  // namespace trt_moe

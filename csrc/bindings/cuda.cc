@@ -123,10 +123,19 @@ void register_cuda(py::module_& module) {
   module.def("cuda_built", [] { return !cuda_build().empty(); }, "Whether this build has the CUDA backend.");
   module.def("cuda_build", &cuda_build,
              "Toolkit and GPU architectures of the CUDA backend; empty when it was not built.");
-  module.def("expect_cuda_device", &expect_cuda_device, py::arg("ordinal"), py::call_guard<py::gil_scoped_release>(),
-             "Raises DeviceError unless there is such a GPU, and says what was looked for; leaves no context on it.");
+  module.def(
+      "cuda_compute_capability",
+      [](int ordinal) {
+        const py::gil_scoped_release release;
+        return cuda_compute_capability(ordinal);
+      },
+      py::arg("ordinal"), "\"9.0\", of a GPU on which no context is left. DeviceError where there is none: why.");
   py::class_<cuda::StreamDevice, std::shared_ptr<cuda::StreamDevice>>(module, "CudaDevice", "One NVIDIA GPU.")
-      .def(py::init(&open_cuda_device), py::arg("ordinal") = 0, py::call_guard<py::gil_scoped_release>())
+      .def(py::init([](int ordinal) {
+             const py::gil_scoped_release release;
+             return open_cuda_device(ordinal);
+           }),
+           py::arg("ordinal") = 0)
       .def_property_readonly("usable", &cuda::StreamDevice::usable,
                              "False after an error that leaves the device unusable for this process.")
       .def_property_readonly(

@@ -31,7 +31,11 @@ py::array_t<std::uint8_t> input_buffer(const Pipeline& self, std::size_t count) 
   const ImageShape& shape = self.input();
   const std::vector<std::size_t> extents{count, shape.height, shape.width, shape.channels};
   if (count == 0) throw Error(ErrorKind::kInput, "an input buffer of 0 images was asked for; expected at least 1");
-  std::unique_ptr<cuda::Buffer> block = self.input_block(count);
+  std::unique_ptr<cuda::Buffer> block;
+  {
+    const py::gil_scoped_release release;
+    block = self.input_block(count);
+  }
   if (!block) return py::array_t<std::uint8_t>(extents);
   auto* const pixels = reinterpret_cast<std::uint8_t*>(block->host());
   const py::capsule owner(block.get(), kInputBuffer, [](void* held) { delete static_cast<cuda::Buffer*>(held); });

@@ -164,16 +164,30 @@ Failure Scheduler::bad_logits(const std::string& model) {
 void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep) {
   const Clock::time_point submitted = Clock::now();
   if (keep != nullptr && !images_stay_on_device()) throw not_on_device("answers");
-  const std::size_t places = std::min({images.count, options_.max_batch, options_.max_queue});
   // Counted before the admission looks whether we are closing: close() sees this call, or it is refused.
   const ActivePredict active(*this);
-  const Admission admission(*this, places);
-  const bool on_device = routes_on_device();
-  if (images.count == 1 && admission.was_idle() && !on_device) {
+  const Admission admission(*this, places_for(images.count));
+  answer(images, rows, submitted, poll, keep, admission.was_idle());
+}
+
+void Scheduler::admit(std::size_t images, const std::function<void(bool)>& answer) {
+  const ActivePredict active(*this);
+  const Admission admission(*this, places_for(images));
+  answer(admission.was_idle());
+}
+
+std::size_t Scheduler::places_for(std::size_t images) const noexcept {
+  return std::min({images, options_.max_batch, options_.max_queue});
+}
+
+void Scheduler::answer(ImageBatchView images, const OutputRows& rows, Clock::time_point submitted, void (*poll)(),
+                       const DeviceRows* keep, bool alone) {
+  if (routes_on_device()) return run_routed(images, rows, submitted, poll, keep, alone);
+  if (images.count == 1 && alone) {
     const std::unique_lock lane(inline_lane_->mutex, std::try_to_lock);
     if (lane.owns_lock()) return run_inline(images.data, rows, submitted);
   }
-  if (on_device) return run_routed(images, rows, submitted, poll, keep, admission.was_idle());
+  const std::size_t places = places_for(images.count);
   // More images than places go through in two alternating parts, so that the workers never run dry between them.
   const std::size_t part = images.count <= places ? images.count : std::max<std::size_t>(1, places / 2);
   std::array<std::optional<BlockingRequest>, 2> parts;
@@ -211,7 +225,7 @@ void Scheduler::predict(const DeviceImages& images, const OutputRows& rows, void
   const Clock::time_point submitted = Clock::now();
   if (!images_stay_on_device()) throw not_on_device("images");
   const ActivePredict active(*this);
-  const Admission admission(*this, std::min({images.count, options_.max_batch, options_.max_queue}));
+  const Admission admission(*this, places_for(images.count));
   run_routed(images, rows, submitted, poll, keep, admission.was_idle());
 }
 
@@ -236,6 +250,12 @@ void Scheduler::submit(std::uint64_t ticket, const std::uint8_t* image) {
     throw error_of(closed_failure());
   }
   admission.keep();
+}
+
+void Scheduler::take_completed(std::vector<SubmittedRequest*>& into) {
+  into.clear();
+  // Nobody closes the queue there.
+  if (!forked()) completed_.take(into);
 }
 
 void Scheduler::recycle(SubmittedRequest* request) {

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -85,8 +86,8 @@ class Scheduler {
 
   // Takes a copy of one image; its answer comes out of take_completed under `ticket`.
   void submit(std::uint64_t ticket, const std::uint8_t* image);
-  void take_completed(std::vector<SubmittedRequest*>& into) { completed_.take(into); }
-  void recycle(SubmittedRequest* request);  // every request taken must come back
+  void take_completed(std::vector<SubmittedRequest*>& into);  // empty: closed and drained, or in a fork
+  void recycle(SubmittedRequest* request);                    // every request taken must come back
 
   void set_latency_weight(float weight) noexcept { latency_weight_.store(weight, std::memory_order_relaxed); }
   float latency_weight() const noexcept { return latency_weight_.load(std::memory_order_relaxed); }
@@ -111,6 +112,14 @@ class Scheduler {
   std::size_t max_batch() const noexcept { return options_.max_batch; }
   const ImageShape& input() const noexcept { return input_; }
 
+ protected:
+  // Calls `answer` while a place for so many images is held: nothing closes or fills up between what it does.
+  // alone: nothing else is under way.
+  void admit(std::size_t images, const std::function<void(bool alone)>& answer);
+  // Part of such an answer; see predict.
+  void answer(ImageBatchView images, const OutputRows& rows, Clock::time_point submitted, void (*poll)(),
+              const DeviceRows* keep, bool alone);
+
  private:
   struct Seat;
   struct Worker;
@@ -125,6 +134,7 @@ class Scheduler {
   struct InlineLane;
   struct RoutedLane;
 
+  std::size_t places_for(std::size_t images) const noexcept;
   void gather(std::span<const Job> batch, Session& session) const;
   void run_gater(Worker& worker, Seat& seat, std::size_t count);
   void run_expert(std::size_t expert, Worker& worker, Seat& seat, std::size_t count);

@@ -125,6 +125,29 @@ TEST_CASE("a pipeline answers images on the device, wherever they are routed and
   }
 }
 
+TEST_CASE("images that come to the host in parts are polled for, and closing lets all of them be answered") {
+  static std::atomic<int> polls;
+  polls = 0;
+  Rig rig;
+  SchedulerOptions options;
+  options.max_batch = 2;
+  Pipeline pipeline(rig.gater, rig.scheduled(), options, false);
+  const std::vector<std::uint8_t> levels = some_levels(40'000, 7);
+  const std::vector<std::uint8_t> pixels = testing::pixels_of(kShape, levels);
+  const auto images = rig.device->allocate(cuda::MemoryKind::kDevice, pixels.size());
+  std::memcpy(reinterpret_cast<void*>(images->device()), pixels.data(), pixels.size());
+  Answers answers(levels.size());
+  std::thread closer([&] {
+    while (pipeline.stats().in_flight == 0) std::this_thread::yield();
+    pipeline.close(false);
+  });
+  pipeline.predict_there({images->device(), levels.size(), kShape.bytes()}, answers.rows(), [] { ++polls; }, nullptr);
+  closer.join();
+  CHECK(std::count(answers.routes.begin(), answers.routes.end(), -1) == 0);
+  CHECK(pipeline.stats().in_flight == 0);
+  CHECK(polls > 0);
+}
+
 TEST_CASE("a pipeline refuses images and answers that are nowhere on its device") {
   Rig rig;
   Pipeline pipeline(rig.gater, rig.scheduled(), {}, true);

@@ -14,27 +14,13 @@ ORDINAL = 0
 """The first device that the process sees; `CUDA_VISIBLE_DEVICES` chooses another."""
 
 
-def expect_device() -> None:
-    """Say what is missing where there is no GPU; of one that is there nothing is taken yet.
-
-    Raises:
-        DeviceError: this build has no CUDA, or there is no device; the message says what was looked for.
-    """
-    if not _core.cuda_built():
-        raise DeviceError(
-            "device='cuda' needs the CUDA core, and this build has none: nvcc was not found, or TRT_MOE_CUDA was OFF. "
-            "Install the CUDA toolkit and build again (docs/cuda.md), or use device='cpu'; see `trt-moe doctor`"
-        )
-    _core.expect_cuda_device(ORDINAL)
-
-
 def open_device() -> _core.CudaDevice:
     """The GPU.
 
     Raises:
-        DeviceError: see `expect_device`, or it does not start.
+        DeviceError: this build has no CUDA, or there is no device; the message says what was looked for.
     """
-    expect_device()
+    _expect_cuda()
     return _core.CudaDevice(ORDINAL)
 
 
@@ -49,42 +35,39 @@ def flavour_for(device: _core.CudaDevice) -> Flavour:
     Raises:
         DeviceError: none is installed, or it does not support the GPU.
     """
-    # Not where there is no GPU.
-    from trt_moe.compile.device import check_capabilities_rtx
-
-    gpu = f"{device.info['name']} (compute capability {compute_capability(device)})"
-    flavour = _flavour(gpu)
-    try:
-        if flavour.is_rtx:
-            check_capabilities_rtx(flavour, compute_capability(device))
-    except InputError as error:
-        raise _no_engine(gpu, error) from error
-    return flavour
+    return _flavour_for(device.info["name"], compute_capability(device))
 
 
 def reason_against() -> str | None:
-    """Why device="auto" does not take the GPU; None where it does."""
+    """Why device="auto" does not take the GPU, on which it then leaves no context; None where it does."""
     try:
-        expect_device()
-        # Before the device is opened: a process that goes on with the CPU is to have no context on it.
-        _flavour("the GPU")
-        flavour_for(open_device())
+        _expect_cuda()
+        _flavour_for("the GPU", _core.cuda_compute_capability(ORDINAL))
     except TrtMoeError as error:
         return str(error)
     return None
 
 
-def _flavour(gpu: str) -> Flavour:
+def _expect_cuda() -> None:
+    if not _core.cuda_built():
+        raise DeviceError(
+            "device='cuda' needs the CUDA core, and this build has none: nvcc was not found, or TRT_MOE_CUDA was OFF. "
+            "Install the CUDA toolkit and build again (docs/cuda.md), or use device='cpu'; see `trt-moe doctor`"
+        )
+
+
+def _flavour_for(gpu: str, capability: str) -> Flavour:
+    # Not where there is no GPU.
+    from trt_moe.compile.device import check_capabilities_rtx
     from trt_moe.compile.flavour import find_flavour
 
     try:
-        return find_flavour()
+        flavour = find_flavour()
+        if flavour.is_rtx:
+            check_capabilities_rtx(flavour, capability)
     except (InputError, MissingDependencyError) as error:
-        raise _no_engine(gpu, error) from error
-
-
-def _no_engine(gpu: str, why: Exception) -> DeviceError:
-    return DeviceError(
-        f"no engine runs on {gpu}: {why}. device='cpu' needs no TensorRT, and torch modules can take its place "
-        "(docs/cuda.md)"
-    )
+        raise DeviceError(
+            f"no engine runs on {gpu} (compute capability {capability}): {error}. device='cpu' needs no TensorRT, and "
+            "torch modules can take its place (docs/cuda.md)"
+        ) from error
+    return flavour

@@ -187,9 +187,10 @@ bool CudaDevice::holds(std::uintptr_t address) const {
   const ContextScope scope(*context_);
   cudaPointerAttributes found{};
   TRT_MOE_CUDA_CHECK(scope, cudaPointerGetAttributes(&found, reinterpret_cast<const void*>(address)));
-  // Managed memory goes where it is read.
+  // Managed memory goes where it is read, and page-locked memory of the host is seen from the device as well.
   return found.type == cudaMemoryTypeManaged ||
-         (found.type == cudaMemoryTypeDevice && found.device == context_->ordinal());
+         (found.type == cudaMemoryTypeDevice && found.device == context_->ordinal()) ||
+         (found.type == cudaMemoryTypeHost && reinterpret_cast<std::uintptr_t>(found.devicePointer) == address);
 }
 
 std::unique_ptr<Stream> CudaDevice::open_stream() {

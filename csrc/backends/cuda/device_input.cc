@@ -48,7 +48,7 @@ DeviceInput::OnHost::OnHost(DeviceInput& input, const DeviceImages& images) : On
     staging_.stream->copy(reinterpret_cast<std::uintptr_t>(host), images.address, images.count * images.image_bytes);
   });
   on_device(*input_.device_, kName, [&] { staging_.stream->synchronize(); });
-  view_ = {reinterpret_cast<const std::uint8_t*>(host), images.count, images.image_bytes};
+  view_ = {reinterpret_cast<const std::uint8_t*>(host), images.count, images.image_bytes, true};
 }
 
 DeviceInput::OnHost::~OnHost() {

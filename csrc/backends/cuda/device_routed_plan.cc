@@ -83,7 +83,7 @@ DeviceRoutedPlan::Slots DeviceRoutedPlan::make_slots(std::size_t buckets, bool s
     slots.of_bucket.push_back(make_slot(layout, bucket, speculate));
   }
   // A copy apart from the graph's would cost a lone image the most.
-  RoutedLayout layout = layout_of(buckets_.sizes().front());
+  RoutedLayout layout = layout_of(1);
   layout.in_bytes = layout.images + gater_->info().input.bytes();
   slots.lone = make_slot(layout, 0, speculate);
   return slots;
@@ -214,12 +214,14 @@ Routing choose_routing(const std::shared_ptr<Engine>& gater, const std::vector<s
         models.front(), std::vector<std::shared_ptr<GraphEngine>>(models.begin() + 1, models.end()), info.conditionals,
         speculate);
     // A driver may take a graph and still refuse to launch it: known now, the host can route in its place. The graph
-    // for a single image is of another kind than those for more.
+    // for a single image is of another kind than those for more, and one that speculates than one that does not.
     const std::size_t bytes = models.front()->info().input.bytes();
     const std::vector<std::uint8_t> black(plan->capacity() * bytes);
     const std::vector<float> costs(experts.size());
-    for (const std::size_t images : {std::size_t{1}, plan->capacity()}) {
-      plan->run(ImageBatchView{black.data(), images, bytes}, RoutedCall{costs});
+    for (const bool alone : {true, false}) {
+      for (const std::size_t images : {std::size_t{1}, plan->capacity()}) {
+        plan->run(ImageBatchView{black.data(), images, bytes}, RoutedCall{.costs = costs, .alone = alone});
+      }
     }
     const char* const nodes = info.conditionals == Conditionals::kSwitch ? "SWITCH" : "IF";
     return {std::move(plan), std::string("conditional graphs with ") + nodes + " nodes (" + versions + ")"};

@@ -42,14 +42,28 @@ int count_devices() {
                 ") does not start: " + error_text(status, "cudaGetDeviceCount"));
 }
 
-}  // namespace
-
 void expect_device(int ordinal) {
   const int count = count_devices();
   if (ordinal < 0 || ordinal >= count) {
     throw refused("there is no GPU " + std::to_string(ordinal) + ": the driver shows " + std::to_string(count) +
                   (count == 1 ? ", number 0" : ", numbers 0 to " + std::to_string(count - 1)) + visible());
   }
+}
+
+}  // namespace
+
+std::string compute_capability(int ordinal) {
+  expect_device(ordinal);
+  std::string text;
+  for (const cudaDeviceAttr part : {cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor}) {
+    int value = 0;
+    if (const cudaError_t status = cudaDeviceGetAttribute(&value, part, ordinal); status != cudaSuccess) {
+      cudaGetLastError();
+      throw refused(error_text(status, "cudaDeviceGetAttribute"));
+    }
+    text += (text.empty() ? "" : ".") + std::to_string(value);
+  }
+  return text;
 }
 
 std::shared_ptr<StreamDevice> open_device(int ordinal) {

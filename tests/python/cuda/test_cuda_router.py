@@ -13,7 +13,7 @@ import pytest
 from tests.support.tiny_bundle import TinyBundle, write_tiny_bundle
 from trt_moe import DeviceResult, Router, _core, router
 from trt_moe.cuda.interop import DeviceImages
-from trt_moe.errors import DeviceError, EngineBuildError, InputError
+from trt_moe.errors import DeviceError, EngineBuildError, InputError, MissingDependencyError
 
 
 class FakeModels:
@@ -91,7 +91,14 @@ def test_models_are_the_gpus(gpu: None, tiny: TinyBundle, device: str) -> None:
             opened.input_buffer(65)
 
 
-@pytest.mark.parametrize("error", [EngineBuildError("gater cannot be captured"), DeviceError("no memory is left")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        EngineBuildError("gater cannot be captured"),
+        DeviceError("no memory is left"),
+        MissingDependencyError("building engines needs onnx"),
+    ],
+)
 def test_auto_takes_the_cpu_where_the_models_cannot_be_captured(
     tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:

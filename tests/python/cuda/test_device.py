@@ -21,13 +21,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A build with CUDA on a machine with a GPU and TensorRT-RTX; its attributes can be changed."""
     machine = SimpleNamespace(built=True, device=FakeDevice("8.6"), flavour=Flavour("tensorrt_rtx", RTX), opened=0)
 
-    def there(ordinal: int) -> None:
+    def capability(ordinal: int) -> str:
         assert ordinal == 0
         if isinstance(machine.device, Exception):
             raise machine.device
+        return str(machine.device.info["compute_capability"])
 
     def opened(ordinal: int) -> FakeDevice:
-        there(ordinal)
+        capability(ordinal)
         machine.opened += 1
         return machine.device
 
@@ -37,7 +38,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         return machine.flavour
 
     monkeypatch.setattr(_core, "cuda_built", lambda: machine.built, raising=False)
-    monkeypatch.setattr(_core, "expect_cuda_device", there)
+    monkeypatch.setattr(_core, "cuda_compute_capability", capability)
     monkeypatch.setattr(_core, "CudaDevice", opened, raising=False)
     monkeypatch.setattr("trt_moe.compile.flavour.find_flavour", found)
     return machine
@@ -67,7 +68,7 @@ def test_no_tensorrt(machine: Any) -> None:
     with pytest.raises(DeviceError, match=words):
         flavour_for(machine.device)
     assert machine.opened == 0
-    assert "no engine runs on the GPU: no TensorRT can be loaded" in str(reason_against())
+    assert "no engine runs on the GPU (compute capability 8.6): no TensorRT can be loaded" in str(reason_against())
     assert machine.opened == 0, "a process that takes the CPU has no context on the GPU"
 
 
@@ -76,6 +77,8 @@ def test_a_gpu_that_tensorrt_rtx_does_not_support(machine: Any) -> None:
     words = r"compute capability 9.0\): TensorRT-RTX 1.7.1 builds for no .* 9.0; it knows 8.6, 12.0.*torch modules"
     with pytest.raises(DeviceError, match=words):
         flavour_for(machine.device)
+    assert "9.0; it knows 8.6, 12.0" in str(reason_against())
+    assert machine.opened == 0
 
 
 def test_tensorrt_supports_them_all(machine: Any) -> None:

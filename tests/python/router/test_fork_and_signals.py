@@ -13,7 +13,8 @@ import os, sys, numpy as np, trt_moe
 router = trt_moe.Router(sys.argv[1], check=False)
 images = np.full((64, 8, 8, 1), 20, np.uint8)
 router.predict(images)
-router.submit(images[0]).result()
+if sys.argv[3] == "submitted":
+    router.submit(images[0]).result()
 child = os.fork()
 if child == 0:
     for call in (
@@ -57,11 +58,16 @@ print("ended", flush=True)
 """
 
 
+@pytest.mark.parametrize("before", ["submitted", "predicted"])
 @pytest.mark.parametrize("end", ["close", "drop", "exit"])
-def test_a_fork_is_refused_and_ends(tmp_path: Path, end: str) -> None:
+def test_a_fork_is_refused_and_ends(tmp_path: Path, end: str, before: str) -> None:
     bundle = write_tiny_bundle(tmp_path / "tiny")
     done = subprocess.run(
-        [sys.executable, "-c", FORK, str(bundle.path), end], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", FORK, str(bundle.path), end, before],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.stdout.splitlines() == ["refused"] * 4 + ["child ends", "[0, 0]"], done.stderr
     assert done.returncode == 0, done.stderr
