@@ -20,6 +20,7 @@ TEST_CASE("the device tells what it is") {
   const cuda::DeviceInfo& info = the_gpu()->info();
   CHECK_FALSE(info.name.empty());
   CHECK(info.compute_major >= 7);
+  CHECK(cuda::compute_capability(0) == std::to_string(info.compute_major) + "." + std::to_string(info.compute_minor));
   CHECK(info.memory > (std::size_t{1} << 28));
   CHECK(info.driver_version >= 12000);
   CHECK(info.runtime_version >= 12040);
@@ -29,6 +30,7 @@ TEST_CASE("the device tells what it is") {
 TEST_CASE("a number that no GPU has is refused, with those there are") {
   CHECK(message_of([] { cuda::open_device(-1); }).find("no GPU -1") != std::string::npos);
   CHECK(message_of([] { cuda::open_device(4096); }).find("number") != std::string::npos);
+  CHECK(message_of([] { cuda::compute_capability(4096); }).find("number") != std::string::npos);
 }
 
 TEST_CASE("memory that is not there is refused, and the device goes on") {

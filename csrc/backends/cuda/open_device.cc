@@ -54,16 +54,15 @@ void expect_device(int ordinal) {
 
 std::string compute_capability(int ordinal) {
   expect_device(ordinal);
-  std::string text;
-  for (const cudaDeviceAttr part : {cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor}) {
+  const auto ask = [&](cudaDeviceAttr part) {
     int value = 0;
     if (const cudaError_t status = cudaDeviceGetAttribute(&value, part, ordinal); status != cudaSuccess) {
       cudaGetLastError();
       throw refused(error_text(status, "cudaDeviceGetAttribute"));
     }
-    text += (text.empty() ? "" : ".") + std::to_string(value);
-  }
-  return text;
+    return std::to_string(value);
+  };
+  return ask(cudaDevAttrComputeCapabilityMajor) + "." + ask(cudaDevAttrComputeCapabilityMinor);
 }
 
 std::shared_ptr<StreamDevice> open_device(int ordinal) {
