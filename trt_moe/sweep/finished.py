@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from trt_moe.training.calibration import temperatures
 from trt_moe.training.config import ExpertConfig, Method, TrainConfig
 from trt_moe.training.data_identity import check_data
 from trt_moe.training.experts import Shape, train_experts
-from trt_moe.training.gater import TrainedGater, train_gaters
+from trt_moe.training.gater import TrainedGater, gater_path, train_gaters
 from trt_moe.training.logits import GATER_PART, VALIDATION_PART, Judged, judge, judge_parts
 from trt_moe.training.pipeline import load_splits
 from trt_moe.training.splits import Corrupted, split
@@ -97,16 +99,24 @@ class FinishedRun:
     def gaters(
         self, method: Method, weight: float, seeds: Sequence[int], progress: ProgressCallback | None, log: Log
     ) -> dict[int, TrainedGater]:
-        """Gaters by seed; trains what is not trained yet."""
+        """Gaters by seed; trains what is not trained yet, and replaces none of the run's own."""
         log(f"{method} gaters, latency weight {weight:g}")
-        gater = self.config.gater.model_copy(update={"methods": (method,), "seeds": tuple(seeds)})
+        return {seed: self._gater(method, weight, seed, progress, log) for seed in seeds}
+
+    def _gater(
+        self, method: Method, weight: float, seed: int, progress: ProgressCallback | None, log: Log
+    ) -> TrainedGater:
+        gater = self.config.gater.model_copy(update={"methods": (method,), "seeds": (seed,)})
         config = self.config.model_copy(update={"gater": gater, "latency_weight": weight})
-        # The run has gaters of its own latency weight; others must not take their place.
-        own = weight == self.config.latency_weight
-        folder = self.gater_folder if own else self.gater_folder / "sweep" / f"latency-weight-{weight}"
-        trained = train_gaters(config, self.shape, self.training, self.validation, self.costs, folder, progress, log)
-        by_seed = {gater.seed: gater for gater in trained}
-        return {seed: by_seed[seed] for seed in seeds}
+        learn = partial(train_gaters, config, self.shape, self.training, self.validation, self.costs)
+        apart = self.gater_folder / "sweep" / f"latency-weight-{weight}"
+        folder = self.gater_folder if weight == self.config.latency_weight else apart
+        if folder != apart and gater_path(folder, method, seed).exists():
+            # The run's own, unless its configuration or its costs have changed since: it is not replaced.
+            with suppress(InputError):
+                return learn(folder, progress, log, only_load=True)[0]
+            folder = apart
+        return learn(folder, progress, log)[0]
 
     def only(self, names: Sequence[str], log: Log) -> FinishedRun:
         """The same run with some of its experts, the dearest among them; it needs gaters of its own.

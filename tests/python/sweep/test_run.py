@@ -77,7 +77,12 @@ def test_a_sweep_trains_what_is_missing_and_writes_its_files(run, tmp_path):
 def test_given_latencies_replace_measured_ones_and_order_the_experts(run, tmp_path):
     (run.checkpoints / run.name / "latency.json").unlink()
     given = run.model_copy(update={"latencies_ms": {"gater": 1.0, "light": 8.0, "heavy": 2.0, "robust-light": 8.0}})
+    folder = run.checkpoints / run.name
+    before = checkpoints(folder)
     outcomes = sweep(given, (0.7,), (0,), tmp_path / "out", log=quiet).outcomes
+    after = checkpoints(folder)
+    assert {name: content for name, content in after.items() if name in before} == before, "the run keeps its gaters"
+    assert "sweep/latency-weight-0.7/gater-gumbel-0.safetensors" in after
     assert (outcomes.experts, outcomes.costs.tolist(), outcomes.gater_cost) == (("heavy", "light"), [0.25, 1.0], 0.125)
 
 
