@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -48,6 +49,19 @@ def test_torch_works_meanwhile(router: Router, tiny: TinyBundle) -> None:
         stop.set()
         thread.join()
     assert set(sums) == {256.0}
+
+
+def test_memory_is_taken_while_torch_captures(router: Router, tiny: TinyBundle) -> None:
+    """In torch's usual mode of capture, an allocation on any thread ends it, unless that thread says otherwise."""
+    source = torch.ones(16, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with ThreadPoolExecutor(1) as pool, torch.cuda.graph(graph):
+        doubled = source * 2
+        buffer = pool.submit(router.input_buffer, 4).result(30)
+    graph.replay()
+    assert doubled.tolist() == [2.0] * 16
+    buffer[...] = images = tiny.random(4)
+    check(router.predict(buffer), tiny, images)
 
 
 def test_torch_captures_meanwhile(router: Router, tiny: TinyBundle) -> None:
