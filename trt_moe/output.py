@@ -6,6 +6,8 @@ import io
 import json
 import os
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,20 @@ def save_picture(figure: Any, file: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=_format(file))
     write_output(file, buffer.getvalue())
+
+
+@contextmanager
+def written_after(*files: tuple[Path | None, Callable[[Path], None]]) -> Iterator[None]:
+    """Write files once the block has printed what they hold: each, even where the block or another one fails.
+
+    Args:
+        files: what the user named, or None, and what writes it.
+    """
+    with ExitStack() as stack:
+        for file, write in reversed(files):
+            if file is not None:
+                stack.callback(write, file)
+        yield
 
 
 def _format(file: Path) -> str:

@@ -1,7 +1,6 @@
 #include "backends/pipeline.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "core/error.h"
 #include "core/poller.h"
@@ -13,20 +12,13 @@ namespace {
 // Of images on their way from the device to the host, for each caller: page-locked memory is dear.
 constexpr std::size_t kStagedBytes = std::size_t{64} << 20;
 
-std::vector<std::shared_ptr<Engine>> engines_of(const std::vector<Expert>& experts) {
-  std::vector<std::shared_ptr<Engine>> engines;
-  for (const Expert& expert : experts) engines.push_back(expert.engine);
-  return engines;
-}
-
 }  // namespace
 
-Pipeline::Pipeline(const std::shared_ptr<Engine>& gater, std::vector<Expert> experts, const SchedulerOptions& options,
-                   bool device_routed)
+Pipeline::Pipeline(const std::shared_ptr<Engine>& gater, const std::vector<Expert>& experts,
+                   const SchedulerOptions& options, bool device_routed)
     : Scheduler(gater, experts, options) {
-  const std::vector<std::shared_ptr<Engine>> engines = engines_of(experts);
   std::vector<std::shared_ptr<Engine>> models{gater};
-  models.insert(models.end(), engines.begin(), engines.end());
+  for (const Expert& expert : experts) models.push_back(expert.engine);
   for (const auto& model : models) {
     if (auto captured = std::dynamic_pointer_cast<cuda::GraphEngine>(model)) captured_.push_back(captured);
   }
@@ -42,7 +34,7 @@ Pipeline::Pipeline(const std::shared_ptr<Engine>& gater, std::vector<Expert> exp
     routing_.reason = "device routing was not asked for";
     return;
   }
-  routing_ = cuda::choose_routing(gater, engines, options.speculate);
+  routing_ = cuda::choose_routing(gater, {models.begin() + 1, models.end()}, options.speculate);
   if (routing_.plan) use(routing_.plan);
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -20,7 +21,7 @@ namespace trt_moe {
 class Pipeline final : public Scheduler {
  public:
   // device_routed: asked for; `plan_reason` says what came of it. options.speculate is for both plans.
-  Pipeline(const std::shared_ptr<Engine>& gater, std::vector<Expert> experts, const SchedulerOptions& options,
+  Pipeline(const std::shared_ptr<Engine>& gater, const std::vector<Expert>& experts, const SchedulerOptions& options,
            bool device_routed);
 
   // Answers images that lie on the models' device, wherever they are routed: see Scheduler::predict. Throws

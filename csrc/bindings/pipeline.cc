@@ -113,7 +113,7 @@ void register_pipeline(py::module_& module) {
                                             warmup,
                                             speculate};
              const py::gil_scoped_release release;
-             return PipelineHolder(new Pipeline(gater->engine(), std::move(list), options, device_routed));
+             return PipelineHolder(new Pipeline(gater->engine(), list, options, device_routed));
            }),
            py::arg("gater"), py::arg("experts"), py::kw_only(), py::arg("names"), py::arg("costs"),
            py::arg("latency_weight"), py::arg("verify_below"), py::arg("verify_by_mirror"), py::arg("max_batch"),

@@ -142,7 +142,7 @@ def pack(
             gater=sources[0],
             experts=sources[1 : 1 + len(expert)],
             baselines=sources[1 + len(expert) :],
-            class_names=_class_names(classes),
+            class_names=options.class_names(classes),
             input_shape=(height, width, channels),
             name=name,
             latency_weight=latency_weight,
@@ -200,17 +200,6 @@ def _one_number(text: str, what: str) -> float:
     if len(found) != 1:
         raise InputError(f"{what} is {text!r}; expected one number such as 1/255 (mean and std may have one a channel)")
     return found[0]
-
-
-def _class_names(text: str) -> list[str]:
-    found = options.class_names(text)
-    if len(found) < 2:
-        there = "a file with" if Path(text).is_file() else "no file, so it is"
-        raise InputError(
-            f"--classes is {text!r}, {there} {len(found)} class name{'s' * (not found)}; expected two or more such as "
-            "cat,dog or a text file with one class a line"
-        )
-    return found
 
 
 def _print_result(result: dict[str, Any] | None, as_json: bool, print_json: Any) -> None:

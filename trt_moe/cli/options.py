@@ -162,16 +162,25 @@ def class_names(text: str) -> list[str]:
     """Parse "cat,dog" or the name of a text file with one class a line.
 
     Raises:
-        InputError: the file cannot be read.
+        InputError: the file cannot be read, or there are fewer than two.
     """
     file = Path(text)
-    if "," not in text and (file.suffix == ".txt" or file.is_file()):
+    in_file = "," not in text and (file.suffix == ".txt" or file.is_file())
+    if in_file:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{file}: class names cannot be read ({error})") from None
-        return [line.strip() for line in lines if line.strip()]
-    return [part.strip() for part in text.split(",")]
+        found = [line.strip() for line in lines if line.strip()]
+    else:
+        found = [part.strip() for part in text.split(",")]
+    if len(found) < 2:
+        there = "a file with" if in_file else "no file, so it is"
+        raise InputError(
+            f"--classes is {text!r}, {there} {len(found)} class name{'s' * (not found)}; expected two or more such as "
+            "cat,dog or a text file with one class a line"
+        )
+    return found
 
 
 def overrides(settings: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,7 +52,7 @@ def demo(
     from trt_moe.console import clean, print_json, progress
     from trt_moe.demo import print_demo, run_demo
     from trt_moe.evaluation.picture import draw
-    from trt_moe.output import check_picture
+    from trt_moe.output import check_picture, written_after
 
     check_picture(picture)
     with progress(not as_json) as callback:
@@ -67,8 +66,7 @@ def demo(
             verify_by=verify_by.value if verify_by else None,
             progress=callback,
         )
-    with ExitStack() as files:
-        files.callback(draw, result.report, picture)
+    with written_after((picture, lambda file: draw(result.report, file))):
         if as_json:
             print_json({**result.data, "picture": str(picture.absolute())})
         else:
@@ -156,7 +154,7 @@ def evaluate_bundle(
     from trt_moe.evaluation import evaluate, make_test_sets
     from trt_moe.evaluation.picture import draw
     from trt_moe.evaluation.tables import print_confusion, print_report
-    from trt_moe.output import check_output, check_picture, write_json
+    from trt_moe.output import check_output, check_picture, write_json, written_after
 
     chosen = options.severities(severities)
     timed = options.latency_images(latency_images)
@@ -172,11 +170,9 @@ def evaluate_bundle(
         progress(not as_json) as callback,
     ):
         report = evaluate(router, sets, dataset.name, timed, callback)
-    with ExitStack() as files:
-        if picture is not None:
-            files.callback(draw, report, picture)
-        if output is not None:
-            files.callback(write_json, output, report.data)
+    with written_after(
+        (output, lambda file: write_json(file, report.data)), (picture, lambda file: draw(report, file))
+    ):
         if as_json:
             print_json(report.data)
             return
@@ -206,7 +202,7 @@ def profile(
     """
     from trt_moe.bundle import Bundle
     from trt_moe.console import print_json, progress
-    from trt_moe.output import check_output, write_json
+    from trt_moe.output import check_output, write_json, written_after
     from trt_moe.profiling.measure import profile as profile_router
     from trt_moe.profiling.measure import profile_images
     from trt_moe.profiling.tables import print_profile
@@ -220,9 +216,7 @@ def profile(
         progress(not as_json) as callback,
     ):
         result = profile_router(router, images, iterations, counts, seconds, callback)
-    with ExitStack() as files:
-        if output is not None:
-            files.callback(write_json, output, result)
+    with written_after((output, lambda file: write_json(file, result))):
         if as_json:
             print_json(result)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +40,7 @@ def study(
     from trt_moe.console import note, print_json, progress
     from trt_moe.data import load_dataset
     from trt_moe.evaluation import make_test_sets
-    from trt_moe.output import check_output, check_picture, write_json
+    from trt_moe.output import check_output, check_picture, write_json, written_after
     from trt_moe.study import study as run_study
     from trt_moe.study.picture import draw
     from trt_moe.study.tables import print_study
@@ -58,11 +57,9 @@ def study(
         progress(not as_json) as callback,
     ):
         result = run_study(router, sets, dataset.name, icnet, seed, callback)
-    with ExitStack() as files:
-        if picture is not None:
-            files.callback(draw, result, picture)
-        if output is not None:
-            files.callback(write_json, output, result.data)
+    with written_after(
+        (output, lambda file: write_json(file, result.data)), (picture, lambda file: draw(result, file))
+    ):
         if as_json:
             print_json(result.data)
         else:
