@@ -1,0 +1,26 @@
+// The threads of one block of a CUDA kernel, as fibers: one thread of the CPU runs them in turns, each until it ends or
+// waits for others. Races among them are found by the thread sanitizer all the same, which takes each for a thread.
+#pragma once
+
+#include <cstddef>
+
+namespace on_host {
+
+// Where threads wait until all of them have come.
+struct Meeting {
+  unsigned expected = 0;  // threads that have not ended
+  unsigned arrived = 0;
+  unsigned times = 0;  // how often all have met
+  char met[2] = {};    // what the thread sanitizer knows this time and the next by
+};
+
+// Runs body(context) on `threads` fibers, and returns when all have ended. It aborts where all that are left wait for
+// such as never come.
+void run_fibers(unsigned threads, void (*body)(void*), void* context);
+
+// Of the fiber that calls, in a body.
+unsigned this_fiber();
+void meet(Meeting& meeting);
+void leave(Meeting& meeting);  // for good: nobody waits for this fiber there any more
+
+}  // namespace on_host
