@@ -1,4 +1,5 @@
 // Memory, streams and captures on a GPU: what the tests on the fake device take on trust.
+#include <cuda_runtime_api.h>
 #include <dlfcn.h>
 #include <doctest/doctest.h>
 
@@ -141,6 +142,32 @@ TEST_CASE("a stream that goes in the middle of a capture leaves nothing behind")
   const auto stream = the_gpu()->open_stream();
   stream->begin_capture();
   CHECK(stream->end_capture()->nodes().empty());
+}
+
+TEST_CASE("memory, streams and graphs are made and go beside a capture of somebody else's, and leave it whole") {
+  const auto stream = the_gpu()->open_stream();
+  const HostArray<float> host(1);
+  const auto device = the_gpu()->allocate(MemoryKind::kDevice, sizeof(float));
+  stream->begin_capture();
+  stream->copy(device->device(), host.at(), sizeof(float));
+  const auto graph = stream->end_capture();
+
+  cudaStream_t theirs = nullptr;
+  cudaGraph_t captured = nullptr;
+  REQUIRE(cudaStreamCreateWithFlags(&theirs, cudaStreamNonBlocking) == cudaSuccess);
+  // In the mode that torch takes, which forbids much to all threads.
+  REQUIRE(cudaStreamBeginCapture(theirs, cudaStreamCaptureModeGlobal) == cudaSuccess);
+  std::thread([&] {
+    const auto memory = the_gpu()->allocate(MemoryKind::kDevice, 1000);
+    const HostArray<float> pinned(1000);
+    const auto other = the_gpu()->open_stream();
+    const auto exec = the_gpu()->instantiate(*graph);
+    exec->launch(*other);
+    other->synchronize();
+  }).join();
+  CHECK(cudaStreamEndCapture(theirs, &captured) == cudaSuccess);
+  if (captured != nullptr) cudaGraphDestroy(captured);
+  cudaStreamDestroy(theirs);
 }
 
 // It ends the context, so it runs in a process of its own: see CMakeLists.txt.

@@ -428,9 +428,14 @@ TEST_CASE("device-routed answers are host-routed answers, alone, in batches and 
     INFO(routing.reason);
     REQUIRE((routing.plan != nullptr) == !conditionals_here().empty());
   }
+  std::vector<std::pair<Conditionals, bool>> kinds;
   for (const Conditionals conditionals : conditionals_here()) {
+    for (const bool speculate : {false, true}) kinds.emplace_back(conditionals, speculate);
+  }
+  for (const auto& [conditionals, speculate] : kinds) {
     Router device;
-    device.scheduler.use(std::make_shared<cuda::DeviceRoutedPlan>(device.gater, device.experts, conditionals, false));
+    device.scheduler.use(
+        std::make_shared<cuda::DeviceRoutedPlan>(device.gater, device.experts, conditionals, speculate));
     std::mt19937 random(4);
     for (const float weight : {0.0F, 3.0F, 1000.0F}) {
       host.scheduler.set_latency_weight(weight);

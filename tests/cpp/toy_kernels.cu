@@ -2,6 +2,10 @@
 
 #include "toy_kernels.h"
 
+#ifdef TRT_MOE_CUDA_ON_HOST
+#include "known_kernels.h"
+#endif
+
 namespace trt_moe::testing {
 
 namespace {
@@ -22,10 +26,23 @@ __global__ void slow_write(float* target, float value, unsigned microseconds) {
   *target = value;
 }
 
-__global__ void illegal_write(float* target) { *target = 0.0F; }
+__global__ void illegal_write(float* target) {
+#ifdef TRT_MOE_CUDA_ON_HOST
+  static_cast<void>(target);
+  on_host::fault(cudaErrorIllegalAddress);
+#else
+  *target = 0.0F;
+#endif
+}
 
-void expect_launched() {
-  const cudaError_t status = cudaGetLastError();
+template <typename... Arguments>
+void enqueue(std::uintptr_t stream, void (*kernel)(Arguments...), dim3 grid, dim3 block, Arguments... arguments) {
+#ifdef TRT_MOE_CUDA_ON_HOST
+  on_host::know(kernel);
+#endif
+  void* pointers[] = {&arguments...};
+  const cudaError_t status =
+      cudaLaunchKernel(cuda::kernel_address(kernel), grid, block, pointers, 0, reinterpret_cast<cudaStream_t>(stream));
   if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
 }
 
@@ -38,25 +55,21 @@ T* at(std::uintptr_t address) {
 
 void enqueue_toy_model(std::uintptr_t stream, std::uintptr_t images, std::uintptr_t logits, std::size_t count,
                        std::size_t image_bytes, std::size_t outputs, double scale) {
-  toy_model<<<static_cast<unsigned>(count), static_cast<unsigned>(outputs), 0, at<CUstream_st>(stream)>>>(
-      at<const std::uint8_t>(images), at<float>(logits), image_bytes, scale);
-  expect_launched();
+  enqueue(stream, toy_model, dim3(static_cast<unsigned>(count)), dim3(static_cast<unsigned>(outputs)),
+          at<const std::uint8_t>(images), at<float>(logits), image_bytes, scale);
 }
 
 void enqueue_slow_write(std::uintptr_t stream, std::uintptr_t target, float value, unsigned microseconds) {
-  slow_write<<<1, 1, 0, at<CUstream_st>(stream)>>>(at<float>(target), value, microseconds);
-  expect_launched();
+  enqueue(stream, slow_write, dim3(1), dim3(1), at<float>(target), value, microseconds);
 }
 
 void enqueue_kernel(std::uintptr_t stream, const cuda::KernelLaunch& launch, const void* arguments) {
   void* pointers[] = {const_cast<void*>(arguments)};
-  if (cudaLaunchKernel(launch.function, launch.grid, launch.block, pointers, 0, at<CUstream_st>(stream)) != cudaSuccess)
-    expect_launched();
+  const cudaError_t status =
+      cudaLaunchKernel(launch.function, launch.grid, launch.block, pointers, 0, reinterpret_cast<cudaStream_t>(stream));
+  if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
 }
 
-void enqueue_illegal_write(std::uintptr_t stream) {
-  illegal_write<<<1, 1, 0, at<CUstream_st>(stream)>>>(at<float>(16));
-  expect_launched();
-}
+void enqueue_illegal_write(std::uintptr_t stream) { enqueue(stream, illegal_write, dim3(1), dim3(1), at<float>(16)); }
 
 }  // namespace trt_moe::testing

@@ -14,7 +14,7 @@
 #ifdef ON_HOST_TSAN
 #include <sanitizer/tsan_interface.h>
 #endif
-#ifdef __SANITIZE_ADDRESS__
+#ifdef ON_HOST_ASAN
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -24,11 +24,15 @@ namespace {
 
 constexpr std::size_t kStack = std::size_t{1} << 18;
 
-// What a context is to the sanitizers.
+struct Stack {
+  const void* bottom = nullptr;
+  std::size_t bytes = 0;
+};
+
+// A context, and what it is to the sanitizers.
 struct Watched {
   ucontext_t context{};
-  const void* stack = nullptr;
-  std::size_t stack_size = 0;
+  Stack stack;
   void* fake_stack = nullptr;  // the address sanitizer's
   void* tsan = nullptr;
 };
@@ -51,21 +55,24 @@ void acquire([[maybe_unused]] void* at) {
 #endif
 }
 
-void arrived_from([[maybe_unused]] Watched& before, [[maybe_unused]] Watched& here) {
-#ifdef __SANITIZE_ADDRESS__
-  __sanitizer_finish_switch_fiber(here.fake_stack, &before.stack, &before.stack_size);
+// Called on `here` once it runs (again). Returns the stack that ran before.
+Stack arrived([[maybe_unused]] Watched& here) {
+  Stack before;
+#ifdef ON_HOST_ASAN
+  __sanitizer_finish_switch_fiber(here.fake_stack, &before.bottom, &before.bytes);
 #endif
+  return before;
 }
 
-void switch_to(Watched& from, Watched& to) {
-#ifdef __SANITIZE_ADDRESS__
-  __sanitizer_start_switch_fiber(&from.fake_stack, to.stack, to.stack_size);
+Stack switch_to(Watched& from, Watched& to) {
+#ifdef ON_HOST_ASAN
+  __sanitizer_start_switch_fiber(&from.fake_stack, to.stack.bottom, to.stack.bytes);
 #endif
 #ifdef ON_HOST_TSAN
   __tsan_switch_to_fiber(to.tsan, __tsan_switch_to_fiber_no_sync);
 #endif
   swapcontext(&from.context, &to.context);
-  arrived_from(to, from);
+  return arrived(from);
 }
 
 struct Fiber {
@@ -131,17 +138,26 @@ struct Scheduler {
   }
 };
 
-thread_local Scheduler scheduler;
+// A fiber goes on on another thread in a later block, so its scheduler must be looked up anew: no compiler may keep it.
+[[gnu::noipa]] Scheduler& scheduler() {
+  thread_local Scheduler of_thread;
+  return of_thread;
+}
+
+void back_to_scheduler(Fiber& fiber) {
+  const Stack before = switch_to(fiber.self, scheduler().self);
+  scheduler().self.stack = before;
+}
 
 void run_bodies() {
-  Fiber& fiber = *scheduler.running;
-  arrived_from(scheduler.self, fiber.self);
+  Fiber& fiber = *scheduler().running;
+  scheduler().self.stack = arrived(fiber.self);
   for (;;) {
-    acquire(&scheduler.starts);
-    scheduler.body(scheduler.argument);
-    release(&scheduler.ends);
+    acquire(&scheduler().starts);
+    scheduler().body(scheduler().argument);
+    release(&scheduler().ends);
     fiber.ended = true;
-    switch_to(fiber.self, scheduler.self);
+    back_to_scheduler(fiber);
   }
 }
 
@@ -151,8 +167,7 @@ Fiber::Fiber() {
   self.context.uc_stack.ss_size = kStack;
   self.context.uc_link = nullptr;
   makecontext(&self.context, run_bodies, 0);
-  self.stack = memory.get();
-  self.stack_size = kStack;
+  self.stack = {memory.get(), kStack};
 #ifdef ON_HOST_TSAN
   self.tsan = __tsan_create_fiber(0);
 #endif
@@ -167,7 +182,7 @@ Fiber::~Fiber() {
 }  // namespace
 
 void run_fibers(unsigned threads, void (*body)(void*), void* context) {
-  Scheduler& mine = scheduler;
+  Scheduler& mine = scheduler();
   mine.body = body;
   mine.argument = context;
 #ifdef ON_HOST_TSAN
@@ -210,7 +225,7 @@ void run_fibers(unsigned threads, void (*body)(void*), void* context) {
   acquire(&mine.ends);
 }
 
-unsigned this_fiber() { return scheduler.running->thread; }
+unsigned this_fiber() { return scheduler().running->thread; }
 
 namespace {
 
@@ -227,10 +242,10 @@ void meet(Meeting& meeting) {
   if (++meeting.arrived == meeting.expected) {
     all_met(meeting);
   } else {
-    Fiber& fiber = *scheduler.running;
+    Fiber& fiber = *scheduler().running;
     fiber.waits_at = &meeting;
     fiber.waits_for = meeting.times;
-    switch_to(fiber.self, scheduler.self);
+    back_to_scheduler(fiber);
   }
   acquire(&met);
 }
@@ -239,6 +254,34 @@ void leave(Meeting& meeting) {
   release(&meeting.met[meeting.times % 2]);
   --meeting.expected;
   if (meeting.expected > 0 && meeting.arrived == meeting.expected) all_met(meeting);
+}
+
+#ifdef ON_HOST_TSAN
+void Apart::run(char* const* after, std::size_t count, char* mark, void (*work)(void*), void* context) {
+  std::atomic<bool> ended{false};  // unseen by the sanitizer, like everything here
+  threads_.emplace_back([&, after, count, mark, work, context] {
+    for (std::size_t i = 0; i < count; ++i) acquire(after[i]);
+    work(context);
+    release(mark);
+    ended = true;
+  });
+  while (!ended) std::this_thread::yield();
+}
+#else
+void Apart::run(char* const*, std::size_t, char*, void (*work)(void*), void* context) { work(context); }
+#endif
+
+Apart::~Apart() {
+  for (std::thread& thread : threads_) thread.join();
+}
+
+unsigned roll(unsigned sides) {
+  static std::atomic<unsigned> seeds{0};
+  thread_local unsigned state = 2654435761U * ++seeds;
+  state ^= state << 13;
+  state ^= state >> 17;
+  state ^= state << 5;
+  return state % sides;
 }
 
 }  // namespace on_host

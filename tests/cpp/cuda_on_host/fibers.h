@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstddef>
+#include <thread>
+#include <vector>
 
 namespace on_host {
 
@@ -22,5 +24,24 @@ void run_fibers(unsigned threads, void (*body)(void*), void* context);
 unsigned this_fiber();
 void meet(Meeting& meeting);
 void leave(Meeting& meeting);  // for good: nobody waits for this fiber there any more
+
+// Runs work one after the other, but to the thread sanitizer each on a thread of its own, which waits for nothing but
+// what it names: so that it finds what else should have been waited for. Destroying it waits for all.
+class Apart {
+ public:
+  Apart() = default;
+  ~Apart();
+  Apart(const Apart&) = delete;
+  Apart& operator=(const Apart&) = delete;
+
+  // Runs work(context) after the work whose marks are in `after`; `mark` is its own.
+  void run(char* const* after, std::size_t count, char* mark, void (*work)(void*), void* context);
+
+ private:
+  std::vector<std::thread> threads_;
+};
+
+// A number below `sides`: what may come in any order, or late, comes so.
+unsigned roll(unsigned sides);
 
 }  // namespace on_host
