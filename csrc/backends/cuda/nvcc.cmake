@@ -1,9 +1,19 @@
-# Enables the CUDA language where TRT_MOE_CUDA asks for it, and sets trt_moe_with_cuda.
+# Enables the CUDA language where TRT_MOE_CUDA asks for it, and sets trt_moe_with_cuda, trt_moe_cuda_headers and
+# trt_moe_cuda_targets.
 set(trt_moe_with_cuda OFF)
-if(NOT TRT_MOE_CUDA MATCHES "^(AUTO|ON|OFF)$")
-  message(FATAL_ERROR "TRT_MOE_CUDA is '${TRT_MOE_CUDA}'; it is AUTO, ON or OFF")
+if(NOT TRT_MOE_CUDA MATCHES "^(AUTO|ON|OFF|ON_HOST)$")
+  message(FATAL_ERROR "TRT_MOE_CUDA is '${TRT_MOE_CUDA}'; it is AUTO, ON, OFF or ON_HOST")
 endif()
 if(TRT_MOE_CUDA STREQUAL "OFF")
+  return()
+endif()
+if(TRT_MOE_CUDA STREQUAL "ON_HOST")
+  if(NOT TRT_MOE_CUDA_HEADERS)
+    message(FATAL_ERROR "TRT_MOE_CUDA=ON_HOST needs TRT_MOE_CUDA_HEADERS, such as /usr/local/cuda/include")
+  endif()
+  set(trt_moe_with_cuda ON)
+  set(trt_moe_cuda_headers ${TRT_MOE_CUDA_HEADERS})
+  set(trt_moe_cuda_targets tests)
   return()
 endif()
 
@@ -79,4 +89,5 @@ list(TRANSFORM trt_moe_cuda_targets REPLACE "^(.+)-real$" "sm_\\1")
 list(TRANSFORM trt_moe_cuda_targets REPLACE "^(.+)-virtual$" "compute_\\1")
 list(JOIN trt_moe_cuda_targets " " trt_moe_cuda_targets)
 set(trt_moe_with_cuda ON)
+set(trt_moe_cuda_headers ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 message(STATUS "CUDA backend: on, nvcc ${nvcc_version} (${nvcc}) for ${trt_moe_cuda_targets}")

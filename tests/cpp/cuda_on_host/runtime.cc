@@ -331,6 +331,15 @@ cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 threads, void**
   return answer(node ? submit(stream, std::move(node)) : cudaErrorInvalidConfiguration);
 }
 
+// A kernel that is a function of the host's, for tests in Python.
+__attribute__((visibility("default"))) cudaError_t on_host_launch(cudaStream_t stream, void (*function)(void*),
+                                                                  void* argument) {
+  auto node = std::make_unique<CUgraphNode_st>();
+  node->type = cudaGraphNodeTypeKernel;
+  node->work = [=] { function(argument); };
+  return answer(submit(stream, std::move(node)));
+}
+
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   if (const cudaError_t status = enter_beside_captures(); status != cudaSuccess) return answer(status);
   if (flags != cudaStreamNonBlocking) return answer(cudaErrorNotSupported);

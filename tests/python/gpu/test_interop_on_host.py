@@ -1,0 +1,97 @@
+"""Images and answers in device memory, where CUDA runs on the CPU: whose device memory can be written and read here."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.support.cuda_on_host import launch
+from tests.support.gpu_router import check, open_router
+from tests.support.tiny_bundle import TinyBundle
+from trt_moe import InputError, Router, _core
+from trt_moe.cuda.device import open_device
+
+
+class OnDevice:
+    """An array in device memory, written by a stream that is late."""
+
+    def __init__(self, images: NDArray[np.uint8], delay: float = 0.0) -> None:
+        self._memory = _core.CudaCapture(
+            open_device(),
+            input_shape=images.shape[1:],
+            outputs=1,
+            buckets=sorted({1, len(images)}),
+            precision="fp32",
+            name="images",
+        )
+        address = self._memory.input_address
+        self.__cuda_array_interface__: dict[str, Any] = {
+            "shape": images.shape,
+            "typestr": "|u1",
+            "data": (address, False),
+            "stream": self._memory.stream,
+            "version": 3,
+        }
+
+        def write() -> None:
+            time.sleep(delay)
+            ctypes.memmove(address, np.ascontiguousarray(images).ctypes.data, images.nbytes)
+
+        self._kernel = launch(self._memory.stream, write)
+
+    def __del__(self) -> None:
+        self._memory.synchronize()  # without the GIL, which the kernel needs
+
+
+def read(array: Any) -> NDArray[Any]:
+    interface = array.__cuda_array_interface__
+    kind = {"<f4": ctypes.c_float, "<i4": ctypes.c_int32}[interface["typestr"]]
+    memory = (kind * math.prod(interface["shape"])).from_address(interface["data"][0])
+    return np.array(memory).reshape(interface["shape"])
+
+
+@pytest.mark.parametrize("count", [1, 3, 32, 40])
+def test_images_on_the_device(router: Router, tiny: TinyBundle, count: int) -> None:
+    images = tiny.random(count, seed=count)
+    check(router.predict(OnDevice(images)), tiny, images)
+
+
+def test_what_is_still_being_written_is_waited_for(router: Router, tiny: TinyBundle) -> None:
+    for seed in range(5):
+        images = tiny.random(8, seed)
+        check(router.predict(OnDevice(images, delay=0.02)), tiny, images)
+
+
+def test_where_an_expert_is_unsure_images_come_to_the_host(tiny: TinyBundle) -> None:
+    images = tiny.random(33, seed=5)
+    with open_router(tiny, verify_below=0.7, verify_by="mirror") as router:
+        expected = router.predict(images)
+        found = router.predict(OnDevice(images))
+    assert found.probabilities.tolist() == expected.probabilities.tolist()
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_answers_stay_on_the_device(router: Router, tiny: TinyBundle, count: int) -> None:
+    if router.plan != "device-routed":
+        pytest.skip(f"host-routed: {router.plan_reason}")
+    images = tiny.random(count, seed=count)
+    expected = router.predict(images)
+    kept = [router.predict(batch, device_output=True) for batch in (images, OnDevice(images), images)]
+    for result in kept:  # each has memory of its own
+        assert read(result.probabilities).tolist() == expected.probabilities.tolist()
+        assert read(result.experts).tolist() == expected.experts.tolist()
+        assert read(result.gater_logits).tolist() == expected.gater_logits.tolist()
+
+
+def test_memory_of_the_host_is_refused(router: Router, tiny: TinyBundle) -> None:
+    images = tiny.random(4)
+    batch = OnDevice(images)
+    batch.__cuda_array_interface__["data"] = (images.ctypes.data, False)
+    with pytest.raises(InputError, match="memory"):
+        router.predict(batch)
