@@ -33,7 +33,8 @@ const char* what_to_do(cudaError_t status) {
     case cudaErrorStreamCaptureUnsupported:
     case cudaErrorStreamCaptureInvalidated:
     case cudaErrorStreamCaptureImplicit:
-      return "the captured work synchronized, allocated memory or used the legacy default stream";
+      return "the captured work synchronized, allocated memory or used the legacy default stream, or another thread "
+             "synchronized the whole device meanwhile";
     case cudaErrorStreamCaptureUnjoined: return "the captured work left another stream without waiting for it";
     default: return "with CUDA_LOG_FILE=stderr in the environment, drivers from CUDA 12.9 on say more";
   }
