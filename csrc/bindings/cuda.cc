@@ -50,19 +50,22 @@ std::shared_ptr<void> kept(py::object owner) {
 
 void register_capture(py::module_& module) {
   using cuda::ModelCapture;
-  py::class_<ModelCapture>(
+  py::class_<ModelCapture, std::shared_ptr<ModelCapture>>(
       module, "CudaCapture",
       "Makes a Model of work that another runtime enqueues on `stream`, once for each bucket, reading\n"
       "uint8 [bucket,H,W,C] at input_address and writing float32 [bucket,outputs] at output_address.")
       .def(py::init([](std::shared_ptr<cuda::StreamDevice> device, const std::array<std::size_t, 3>& input_shape,
                        std::size_t outputs, std::vector<std::size_t> buckets, std::string precision, std::string name) {
              const py::gil_scoped_release release;
-             return std::make_unique<ModelCapture>(std::move(device),
-                                                   cuda::CaptureSpec{std::move(name),
-                                                                     {input_shape[0], input_shape[1], input_shape[2]},
-                                                                     outputs,
-                                                                     std::move(buckets),
-                                                                     std::move(precision)});
+             const std::array<std::size_t, 3>& shape = input_shape;
+             cuda::CaptureSpec spec{
+                 std::move(name), {shape[0], shape[1], shape[2]}, outputs, std::move(buckets), std::move(precision)};
+             return std::shared_ptr<ModelCapture>(new ModelCapture(std::move(device), std::move(spec)),
+                                                  [](ModelCapture* capture) {
+                                                    // It waits for its stream.
+                                                    const py::gil_scoped_release waiting;
+                                                    delete capture;
+                                                  });
            }),
            py::arg("device"), py::kw_only(), py::arg("input_shape"), py::arg("outputs"), py::arg("buckets"),
            py::arg("precision"), py::arg("name"))
@@ -95,13 +98,13 @@ void register_capture(py::module_& module) {
           "Puts the core's own kernels of a gater in the place of the activation memory.\n\n"
           "weights: float32, as trt_moe.cuda.gater_source packs them. side: rows and columns that images are resized\n"
           "to. third: whether it has a third Fire block.")
-      .def("enqueue_gater", &ModelCapture::enqueue_gater, py::arg("bucket"),
+      .def("enqueue_gater", &ModelCapture::enqueue_gater, py::arg("bucket"), py::call_guard<py::gil_scoped_release>(),
            "Enqueues these kernels on the stream, for the first `bucket` images.")
       .def("begin", &ModelCapture::begin, py::arg("bucket"), py::call_guard<py::gil_scoped_release>(),
            "What is enqueued on the stream now is captured, not run.")
       .def("end", &ModelCapture::end, py::call_guard<py::gil_scoped_release>(),
            "Ends the capture: how many nodes of each kind it has.")
-      .def("discard", &ModelCapture::discard,
+      .def("discard", &ModelCapture::discard, py::call_guard<py::gil_scoped_release>(),
            "Ends a capture that went wrong and forgets it; harmless when none was begun.")
       .def("synchronize", &ModelCapture::synchronize, py::call_guard<py::gil_scoped_release>(),
            "Waits for what is on the stream.")

@@ -160,6 +160,7 @@ TEST_CASE("memory, streams and graphs are made and go beside a capture of somebo
   std::thread([&] {
     const auto memory = the_gpu()->allocate(MemoryKind::kDevice, 1000);
     const HostArray<float> pinned(1000);
+    const auto again = cuda::open_device(0);  // as every router does
     const auto other = the_gpu()->open_stream();
     const auto exec = the_gpu()->instantiate(*graph);
     exec->launch(*other);

@@ -1,4 +1,4 @@
-// The CUDA kernels' own code, on the CPU; see cuda_on_host/cuda_runtime_api.h.
+// The CUDA kernels' own code, on the CPU; see cuda_on_host/device.h.
 #include <doctest/doctest.h>
 
 #include <algorithm>

@@ -67,6 +67,7 @@ CudaStream::~CudaStream() {
     GraphOwner abandoned(stream_.shared_context());
     cudaStreamEndCapture(stream_.get(), abandoned.out());
   }
+  const BesideCaptures beside;
   // The memory that its work uses may go next.
   cudaStreamSynchronize(stream_.get());
   cudaGetLastError();
@@ -90,6 +91,7 @@ void CudaStream::run_gater(const GaterRun& run) {
 
 void CudaStream::synchronize() {
   const ContextScope scope(stream_.context());
+  const BesideCaptures beside;
   TRT_MOE_CUDA_CHECK(scope, cudaStreamSynchronize(stream_.get()));
 }
 
@@ -160,6 +162,7 @@ CudaGraph::CudaGraph(GraphOwner graph) : graph_(std::move(graph)) {
 
 CudaDevice::CudaDevice(int ordinal) : context_(std::make_shared<PrimaryContext>(ordinal)), info_(ask(*context_)) {
   const ContextScope scope(*context_);
+  const BesideCaptures beside;
   cudaFuncAttributes attributes{};  // asking for them loads the kernels, or says that there are none for this GPU
   const auto load = [&](const auto& kernels) {
     for (const void* const kernel : kernels) {

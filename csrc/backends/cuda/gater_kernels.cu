@@ -279,11 +279,11 @@ __global__ void __launch_bounds__(kThreads) gater_head(const __grid_constant__ G
   if (thread == 0) {
     __threadfence();
     is_last = atomicAdd(&a.finished[image], 1U) == gridDim.x - 1;
+    __threadfence();
   }
   __syncthreads();
   if (!is_last) return;
 
-  __threadfence();
   // Written by other blocks: not out of a cache of this one's.
   const volatile float* const found = of_tile;
   const int output = thread % kOutputs;

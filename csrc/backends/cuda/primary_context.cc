@@ -43,6 +43,7 @@ PrimaryContext::PrimaryContext(int ordinal) : ordinal_(ordinal), driver_(open_dr
     fail(as_runtime(result), "cuDevicePrimaryCtxRetain");
   }
   const ContextScope scope(*this);
+  const BesideCaptures beside;
   TRT_MOE_CUDA_CHECK(scope, cudaFree(nullptr));  // starts the runtime
 }
 

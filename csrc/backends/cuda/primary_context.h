@@ -63,8 +63,8 @@ class ContextGuard {
   cudaError_t status_ = cudaSuccess;
 };
 
-// Lets the calling thread allocate, free and instantiate while others capture: in torch's mode of capture, a call of
-// these on any thread ends the capture.
+// Lets the calling thread load kernels, allocate, free, instantiate and wait while others capture: in torch's mode of
+// capture, a call of these on any thread may end the capture.
 class BesideCaptures {
  public:
   BesideCaptures() noexcept { cudaThreadExchangeStreamCaptureMode(&mode_); }

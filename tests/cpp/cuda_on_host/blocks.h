@@ -69,7 +69,7 @@ struct Conditionals {
 };
 
 inline Conditionals& conditionals() {
-  static Conditionals all;
+  static Conditionals& all = *new Conditionals;  // the process may end while a kernel runs
   return all;
 }
 
@@ -80,11 +80,12 @@ void launch(void (*kernel)(Arguments...), dim3 grid, dim3 threads, const std::tu
     void (*kernel)(Arguments...);
     const std::tuple<Arguments...>& arguments;
   } launch{kernel, arguments};
+  Fibers fibers;
   for (unsigned y = 0; y < grid.y; ++y) {
     for (unsigned x = 0; x < grid.x; ++x) {
-      Block shared(grid, dim3(x, y), threads);
-      block = &shared;
-      run_fibers(
+      const auto shared = std::make_unique<Block>(grid, dim3(x, y), threads);  // on the heap, see fibers.cc
+      block = shared.get();
+      fibers.run(
           threads.x,
           [](void* context) {
             const auto& its = *static_cast<const Launch*>(context);

@@ -1,4 +1,4 @@
-// Compiled without the thread sanitizer, which would take what is shared here for races of the kernel's; it is told of
+// Compiled without the thread sanitizer, which would take what is shared here for races of the kernels'; it is told of
 // the fibers, and who waits for whom, by its interface.
 #include "fibers.h"
 
@@ -75,6 +75,8 @@ Stack switch_to(Watched& from, Watched& to) {
   return arrived(from);
 }
 
+}  // namespace
+
 struct Fiber {
   Fiber();
   ~Fiber();
@@ -89,38 +91,43 @@ struct Fiber {
   unsigned waits_for = 0;  // the meeting's time after which it goes on
 };
 
-// All fibers that run no thread. Its lock is one that the thread sanitizer does not see: kernels do not wait for each
-// other because of it.
+namespace {
+
+// Fibers that run no thread. To the thread sanitizer a fiber is one thread, whatever it runs, so work that need not
+// wait for each other must not share one: each stream has a pool of its own, and while a graph runs nothing goes back
+// to it.
 class Pool {
  public:
   std::unique_ptr<Fiber> take() {
-    while (busy_.test_and_set(std::memory_order_acquire)) {
-    }
-    std::unique_ptr<Fiber> fiber;
-    if (!idle_.empty()) {
-      fiber = std::move(idle_.back());
-      idle_.pop_back();
-    }
-    busy_.clear(std::memory_order_release);
-    return fiber ? std::move(fiber) : std::make_unique<Fiber>();
+    if (idle_.empty()) return std::make_unique<Fiber>();
+    std::unique_ptr<Fiber> fiber = std::move(idle_.back());
+    idle_.pop_back();
+    return fiber;
   }
 
-  void give(std::unique_ptr<Fiber> fiber) {
-    while (busy_.test_and_set(std::memory_order_acquire)) {
-    }
-    idle_.push_back(std::move(fiber));
-    busy_.clear(std::memory_order_release);
+  void give(std::unique_ptr<Fiber> fiber) { (graphs_ > 0 ? used_ : idle_).push_back(std::move(fiber)); }
+
+  void enter_graph() { ++graphs_; }
+  void leave_graph() {
+    if (--graphs_ > 0) return;
+    for (std::unique_ptr<Fiber>& fiber : used_) idle_.push_back(std::move(fiber));
+    used_.clear();
   }
 
  private:
-  std::atomic_flag busy_;
   std::vector<std::unique_ptr<Fiber>> idle_;
+  std::vector<std::unique_ptr<Fiber>> used_;
+  int graphs_ = 0;
 };
 
-Pool& pool() {
-  static Pool& all = *new Pool;  // never destroyed: the process may end while a kernel runs
-  return all;
-}
+thread_local Pool own_pool;
+thread_local Pool* pool = &own_pool;
+
+// What the thread sanitizer knows a block's start and end by.
+struct Marks {
+  char starts = 0;
+  char ends = 0;
+};
 
 // Runs the threads of a block in turns.
 struct Scheduler {
@@ -128,8 +135,7 @@ struct Scheduler {
   Fiber* running = nullptr;
   void (*body)(void*) = nullptr;
   void* argument = nullptr;
-  char starts = 0;  // what the thread sanitizer knows the block's start and end by
-  char ends = 0;
+  Marks* marks = nullptr;
 
   void resume(Fiber& fiber) {
     running = &fiber;
@@ -153,13 +159,15 @@ void run_bodies() {
   Fiber& fiber = *scheduler().running;
   scheduler().self.stack = arrived(fiber.self);
   for (;;) {
-    acquire(&scheduler().starts);
+    acquire(&scheduler().marks->starts);
     scheduler().body(scheduler().argument);
-    release(&scheduler().ends);
+    release(&scheduler().marks->ends);
     fiber.ended = true;
     back_to_scheduler(fiber);
   }
 }
+
+}  // namespace
 
 Fiber::Fiber() {
   getcontext(&self.context);
@@ -179,26 +187,34 @@ Fiber::~Fiber() {
 #endif
 }
 
-}  // namespace
+Fibers::Fibers() = default;
 
-void run_fibers(unsigned threads, void (*body)(void*), void* context) {
+Fibers::~Fibers() {
+  for (std::unique_ptr<Fiber>& fiber : idle_) pool->give(std::move(fiber));
+}
+
+void Fibers::run(unsigned threads, void (*body)(void*), void* context) {
   Scheduler& mine = scheduler();
   mine.body = body;
   mine.argument = context;
 #ifdef ON_HOST_TSAN
   mine.self.tsan = __tsan_get_current_fiber();
 #endif
-  release(&mine.starts);
+  // On the heap: where a stack is used again, the sanitizer would go on with what it knew there.
+  const auto marks = std::make_unique<Marks>();
+  mine.marks = marks.get();
+  release(&marks->starts);
   std::vector<std::unique_ptr<Fiber>> waiting;
   std::vector<std::unique_ptr<Fiber>> ended;
   for (unsigned thread = 0; thread < threads; ++thread) {
-    // To the thread sanitizer a fiber is one thread, so there it runs no other of the same block.
+    // For the same reason it runs no other thread of the block.
+    std::vector<std::unique_ptr<Fiber>>& reusable = kOneThreadEach || ended.empty() ? idle_ : ended;
     std::unique_ptr<Fiber> fiber;
-    if (kOneThreadEach || ended.empty()) {
-      fiber = pool().take();
+    if (reusable.empty()) {
+      fiber = pool->take();
     } else {
-      fiber = std::move(ended.back());
-      ended.pop_back();
+      fiber = std::move(reusable.back());
+      reusable.pop_back();
     }
     fiber->thread = thread;
     fiber->ended = false;
@@ -221,8 +237,8 @@ void run_fibers(unsigned threads, void (*body)(void*), void* context) {
     }
     waiting.swap(still);
   }
-  for (std::unique_ptr<Fiber>& fiber : ended) pool().give(std::move(fiber));
-  acquire(&mine.ends);
+  for (std::unique_ptr<Fiber>& fiber : ended) idle_.push_back(std::move(fiber));
+  acquire(&marks->ends);
 }
 
 unsigned this_fiber() { return scheduler().running->thread; }
@@ -259,7 +275,8 @@ void leave(Meeting& meeting) {
 #ifdef ON_HOST_TSAN
 void Apart::run(char* const* after, std::size_t count, char* mark, void (*work)(void*), void* context) {
   std::atomic<bool> ended{false};  // unseen by the sanitizer, like everything here
-  threads_.emplace_back([&, after, count, mark, work, context] {
+  threads_.emplace_back([&, after, count, mark, work, context, of_stream = pool] {
+    pool = of_stream;  // whose thread waits meanwhile
     for (std::size_t i = 0; i < count; ++i) acquire(after[i]);
     work(context);
     release(mark);
@@ -271,8 +288,11 @@ void Apart::run(char* const* after, std::size_t count, char* mark, void (*work)(
 void Apart::run(char* const*, std::size_t, char*, void (*work)(void*), void* context) { work(context); }
 #endif
 
+Apart::Apart() { pool->enter_graph(); }
+
 Apart::~Apart() {
   for (std::thread& thread : threads_) thread.join();
+  pool->leave_graph();
 }
 
 unsigned roll(unsigned sides) {

@@ -1,8 +1,10 @@
 // The threads of one block of a CUDA kernel, as fibers: one thread of the CPU runs them in turns, each until it ends or
 // waits for others. Races among them are found by the thread sanitizer all the same, which takes each for a thread.
+// Here is also what else that sanitizer must not look into.
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -16,9 +18,23 @@ struct Meeting {
   char met[2] = {};    // what the thread sanitizer knows this time and the next by
 };
 
-// Runs body(context) on `threads` fibers, and returns when all have ended. It aborts where all that are left wait for
-// such as never come.
-void run_fibers(unsigned threads, void (*body)(void*), void* context);
+struct Fiber;
+
+// Those of one kernel.
+class Fibers {
+ public:
+  Fibers();
+  ~Fibers();
+  Fibers(const Fibers&) = delete;
+  Fibers& operator=(const Fibers&) = delete;
+
+  // Runs body(context) on `threads` fibers, and returns when all have ended. It aborts where all that are left wait for
+  // such as never come.
+  void run(unsigned threads, void (*body)(void*), void* context);
+
+ private:
+  std::vector<std::unique_ptr<Fiber>> idle_;
+};
 
 // Of the fiber that calls, in a body.
 unsigned this_fiber();
@@ -29,7 +45,7 @@ void leave(Meeting& meeting);  // for good: nobody waits for this fiber there an
 // what it names: so that it finds what else should have been waited for. Destroying it waits for all.
 class Apart {
  public:
-  Apart() = default;
+  Apart();
   ~Apart();
   Apart(const Apart&) = delete;
   Apart& operator=(const Apart&) = delete;

@@ -185,6 +185,7 @@ struct CUgraphExec_st {
     std::mutex running;
   };
   std::shared_ptr<State> state = std::make_shared<State>();
+  std::atomic<bool> launching{false};
   CUgraph_st* of = nullptr;  // where it has conditional nodes, and so may have this one instance only
 };
 
@@ -306,7 +307,10 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
     forget(*state->graph);
     run(*state->graph);
   };
-  return answer(submit(stream, std::move(node)));
+  if (exec->launching.exchange(true)) wrong("is launched by two threads at once");
+  const cudaError_t status = submit(stream, std::move(node));
+  exec->launching = false;
+  return answer(status);
 }
 
 }  // extern "C"

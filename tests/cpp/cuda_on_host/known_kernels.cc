@@ -4,6 +4,7 @@
 
 #include "backends/cuda/gater_kernels.h"
 #include "backends/cuda/kernels.h"
+#include "backends/cuda/plan/gater_net.h"
 
 namespace on_host {
 
@@ -30,16 +31,23 @@ void Known::add(const void* kernel) {
 
 Known::Known() {
   using namespace trt_moe::cuda;
-  const auto all = all_kernels();
-  add<RouteArguments>(all[0]);
-  add<GatherArguments>(all[1]);
-  add<GatherArguments>(all[2]);
-  add<ScatterArguments>(all[3]);
-  const auto gater = all_gater_kernels();
-  add<GaterStemArguments>(gater[0]);
-  add<GaterMiddleArguments>(gater[1]);
-  add<GaterHeadArguments>(gater[2]);
-  add<GaterHeadArguments>(gater[3]);
+  add<RouteArguments>(route_kernel({}).function);
+  for (const std::size_t image_bytes : {16U, 7U}) {
+    GatherArguments gather;
+    gather.image_bytes = image_bytes;
+    add<GatherArguments>(gather_kernel(gather, 1).function);
+  }
+  add<ScatterArguments>(scatter_kernel({}, 1).function);
+  for (const bool third : {false, true}) {
+    const GaterRun run = gater_run({{48, 48, 3}, 48, 48, third, 2}, 1, 0, 0, 0, 1);
+    const GaterKernels gater = gater_kernels(run);
+    for (std::size_t i = 0; i < gater.count; ++i) {
+      const auto& [launched, arguments] = gater.kernels[i];
+      if (arguments == &run.stem) add<GaterStemArguments>(launched.function);
+      if (arguments == &run.middle) add<GaterMiddleArguments>(launched.function);
+      if (arguments == &run.head) add<GaterHeadArguments>(launched.function);
+    }
+  }
 }
 
 Known& known() {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -42,8 +43,7 @@ cudaError_t allocate(void** address, std::size_t bytes, Memory memory) {
   if (const cudaError_t status = enter_beside_captures(); status != cudaSuccess) return answer(status);
   if (bytes > kDeviceMemory) return answer(cudaErrorMemoryAllocation);
   constexpr std::size_t kAlignment = 256;
-  *address = std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
-  if (*address == nullptr) return answer(cudaErrorMemoryAllocation);
+  if (posix_memalign(address, kAlignment, bytes) != 0) return answer(cudaErrorMemoryAllocation);
   std::memset(*address, kFresh, bytes);
   const std::lock_guard lock(allocations().mutex);
   allocations().by_address[reinterpret_cast<std::uintptr_t>(*address)] = {bytes, memory};
@@ -131,6 +131,10 @@ CUstream_st& stream_of(cudaStream_t handle) {
     static CUstream_st& legacy = *new CUstream_st;
     return legacy;
   }
+  if (handle == cudaStreamPerThread) {
+    thread_local CUstream_st of_thread;
+    return of_thread;
+  }
   return *handle;
 }
 
@@ -150,7 +154,8 @@ std::unique_ptr<CUgraphNode_st> copy_node(void* to, const void* from, std::size_
 std::unique_ptr<CUgraphNode_st> kernel_node(const void* kernel, dim3 grid, dim3 threads, void** arguments) {
   constexpr unsigned kMostThreads = 1024;
   constexpr unsigned kMostRows = 65535;
-  if (grid.x == 0 || grid.y == 0 || grid.y > kMostRows || threads.x == 0 || threads.x > kMostThreads) return nullptr;
+  if (grid.x == 0 || grid.y == 0 || grid.y > kMostRows || grid.z != 1) return nullptr;
+  if (threads.x == 0 || threads.x > kMostThreads || threads.y != 1 || threads.z != 1) return nullptr;
   auto node = std::make_unique<CUgraphNode_st>();
   node->type = cudaGraphNodeTypeKernel;
   node->work = bind(kernel, grid, threads, arguments);
@@ -167,7 +172,6 @@ cudaError_t submit(cudaStream_t handle, std::unique_ptr<CUgraphNode_st> node) {
       stream.capture->add(std::move(node));
       return cudaSuccess;
     }
-    if (&stream == &stream_of(nullptr) && !capturing.empty()) return cudaErrorStreamCaptureImplicit;
   }
   stream.enqueue([work = std::move(node->work)] {
     if (!lost()) work();
@@ -199,6 +203,11 @@ CUstream_st::CUstream_st() : thread_([this] { run(); }) {}
 CUstream_st::~CUstream_st() {
   {
     const std::lock_guard lock(mutex_);
+    if ((busy_ || !queue_.empty()) && !lost()) {
+      // CUDA would go on with it, on memory that may be gone by then.
+      std::fputs("a stream is destroyed before its work has ended\n", stderr);
+      std::abort();
+    }
     ends_ = true;
   }
   changed_.notify_all();
@@ -215,6 +224,8 @@ void CUstream_st::drain() {
   Mark done;
   enqueue([&] { done.set(); });
   done.wait();
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return !busy_ || !queue_.empty(); });
 }
 
 void CUstream_st::run() {
@@ -226,10 +237,14 @@ void CUstream_st::run() {
       if (queue_.empty()) return;
       work = std::move(queue_.front());
       queue_.pop_front();
+      busy_ = true;
     }
     // Late now and then, so that what nobody waited for is not there yet.
     if (roll(8) == 0) std::this_thread::sleep_for(std::chrono::microseconds(roll(50)));
     work();
+    const std::lock_guard lock(mutex_);
+    busy_ = false;
+    changed_.notify_all();
   }
 }
 
@@ -258,7 +273,6 @@ const char* cudaGetErrorName(cudaError_t error) {
     ON_HOST_NAME(cudaErrorNotSupported);
     ON_HOST_NAME(cudaErrorStreamCaptureUnsupported);
     ON_HOST_NAME(cudaErrorStreamCaptureInvalidated);
-    ON_HOST_NAME(cudaErrorStreamCaptureImplicit);
     ON_HOST_NAME(cudaErrorStreamCaptureWrongThread);
 #undef ON_HOST_NAME
     default: return "an error that this runtime does not name";
@@ -328,7 +342,8 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
 cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 threads, void** arguments, std::size_t,
                              cudaStream_t stream) {
   auto node = kernel_node(kernel, grid, threads, arguments);
-  return answer(node ? submit(stream, std::move(node)) : cudaErrorInvalidConfiguration);
+  if (!node) return answer(knows(kernel) ? cudaErrorInvalidConfiguration : cudaErrorInvalidDeviceFunction);
+  return answer(submit(stream, std::move(node)));
 }
 
 // A kernel that is a function of the host's, for tests in Python.
@@ -381,11 +396,12 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle) {
   if (const cudaError_t status = enter(); status != cudaSuccess) return answer(status);
   auto mark = std::make_shared<Mark>();
-  {
+  const cudaError_t status = submit_event(handle, [mark] { mark->set(); });
+  if (status == cudaSuccess) {
     const std::lock_guard lock(event->mutex);
     event->mark = mark;
   }
-  return answer(submit_event(handle, [mark] { mark->set(); }));
+  return answer(status);
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned) {

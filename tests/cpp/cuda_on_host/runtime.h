@@ -1,6 +1,7 @@
 // CUDA's runtime on the CPU: what its handles point to. Streams are threads, device memory is the heap's, kernels run
 // as C++ (device.h), and what CUDA forbids is refused. So the backend's own code runs under the sanitizers without a
-// GPU.
+// GPU. What it does not show: memory of the device read by the host, or the host's by kernels; races between the blocks
+// of a kernel; and races of the host's own threads that a lock in here hides.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -104,6 +105,7 @@ struct CUstream_st {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<on_host::Work> queue_;
+  bool busy_ = false;
   bool ends_ = false;
   std::thread thread_;
 };

@@ -64,13 +64,14 @@ def test_memory_is_taken_while_torch_captures(router: Router, tiny: TinyBundle) 
     check(router.predict(buffer), tiny, images)
 
 
-def test_torch_captures_meanwhile(router: Router, tiny: TinyBundle) -> None:
+@pytest.mark.parametrize("mode", ["global", "thread_local"])
+def test_torch_captures_meanwhile(router: Router, tiny: TinyBundle, mode: str) -> None:
     source = torch.ones(16, device="cuda")
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        doubled = source * 2
     images = tiny.random(3)
-    check(router.predict(images), tiny, images)
+    with ThreadPoolExecutor(1) as pool, torch.cuda.graph(graph, capture_error_mode=mode):
+        doubled = source * 2
+        check(pool.submit(router.predict, images).result(30), tiny, images)
     graph.replay()
     assert doubled.tolist() == [2.0] * 16
 

@@ -16,12 +16,15 @@ from tests.support.gpu_router import check, open_router
 from tests.support.tiny_bundle import TinyBundle
 from trt_moe import InputError, Router, _core
 from trt_moe.cuda.device import open_device
+from trt_moe.cuda.interop import LEGACY_STREAM
+
+PER_THREAD_STREAM = 2
 
 
 class OnDevice:
-    """An array in device memory, written by a stream that is late."""
+    """An array in device memory, written by a stream that is late: the legacy one where none is named."""
 
-    def __init__(self, images: NDArray[np.uint8], delay: float = 0.0) -> None:
+    def __init__(self, images: NDArray[np.uint8], delay: float = 0.0, stream: int | None = None) -> None:
         self._memory = _core.CudaCapture(
             open_device(),
             input_shape=images.shape[1:],
@@ -35,7 +38,7 @@ class OnDevice:
             "shape": images.shape,
             "typestr": "|u1",
             "data": (address, False),
-            "stream": self._memory.stream,
+            "stream": stream,
             "version": 3,
         }
 
@@ -43,10 +46,7 @@ class OnDevice:
             time.sleep(delay)
             ctypes.memmove(address, np.ascontiguousarray(images).ctypes.data, images.nbytes)
 
-        self._kernel = launch(self._memory.stream, write)
-
-    def __del__(self) -> None:
-        self._memory.synchronize()  # without the GIL, which the kernel needs
+        self._kernel = launch(LEGACY_STREAM if stream is None else stream, write)
 
 
 def read(array: Any) -> NDArray[Any]:
@@ -62,10 +62,11 @@ def test_images_on_the_device(router: Router, tiny: TinyBundle, count: int) -> N
     check(router.predict(OnDevice(images)), tiny, images)
 
 
-def test_what_is_still_being_written_is_waited_for(router: Router, tiny: TinyBundle) -> None:
+@pytest.mark.parametrize("stream", [None, LEGACY_STREAM, PER_THREAD_STREAM])
+def test_what_is_still_being_written_is_waited_for(router: Router, tiny: TinyBundle, stream: int | None) -> None:
     for seed in range(5):
         images = tiny.random(8, seed)
-        check(router.predict(OnDevice(images, delay=0.02)), tiny, images)
+        check(router.predict(OnDevice(images, 0.02, stream)), tiny, images)
 
 
 def test_where_an_expert_is_unsure_images_come_to_the_host(tiny: TinyBundle) -> None:
