@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,8 +25,8 @@ class HostSource:
     def bind(self, capture: Capture) -> None:
         largest = capture.buckets[-1]
         self._stream = capture.stream
-        self._images = _view(ctypes.c_uint8, capture.input_address, (largest, *capture.input_shape))
-        self._logits = _view(ctypes.c_float, capture.output_address, (largest, capture.outputs))
+        self._images = view(ctypes.c_uint8, capture.input_address, (largest, *capture.input_shape))
+        self._logits = view(ctypes.c_float, capture.output_address, (largest, capture.outputs))
 
     def enqueue(self, bucket: int) -> None:
         def run() -> None:
@@ -44,6 +46,6 @@ def launch(stream: int, function: Callable[[], None]) -> object:
     return kernel
 
 
-def _view(kind: type[ctypes.c_uint8] | type[ctypes.c_float], address: int, shape: tuple[int, ...]) -> Tensor:
-    memory = (kind * math.prod(shape)).from_address(address)
-    return torch.frombuffer(memory, dtype=torch.uint8 if kind is ctypes.c_uint8 else torch.float32).view(shape)
+def view(kind: type[Any], address: int, shape: tuple[int, ...]) -> Tensor:
+    """Device memory as a tensor; kind: of its elements, in ctypes."""
+    return torch.from_numpy(np.ctypeslib.as_array((kind * math.prod(shape)).from_address(address))).view(shape)
