@@ -89,7 +89,7 @@ void run(const CUgraph_st& graph) {
   std::vector<bool> done(count);
   std::vector<char> marks(count);
   Apart apart;
-  for (std::size_t left = count; left > 0 && !lost(); --left) {
+  for (std::size_t left = count; left > 0 && loss() == cudaSuccess; --left) {
     std::vector<std::size_t> ready;
     for (std::size_t i = 0; i < count; ++i) {
       const auto& after = graph.nodes[i]->after;

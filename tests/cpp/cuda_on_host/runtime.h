@@ -30,11 +30,14 @@ cudaError_t enter_beside_captures();
 
 // Leaves the device unusable.
 void fault(cudaError_t error);
-bool lost();
+// By which error it is; cudaSuccess where it is not.
+cudaError_t loss();
 
 bool knows(const void* kernel);
 // The kernel with these arguments, which are copied; nothing where nobody has made it known.
 Work bind(const void* kernel, dim3 grid, dim3 threads, void** arguments);
+
+constexpr std::size_t kDeviceMemory = std::size_t{1} << 36;
 
 enum class Memory { kDevice, kPinned, kPageable };
 Memory memory_of(const void* address);
