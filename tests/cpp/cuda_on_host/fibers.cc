@@ -88,7 +88,8 @@ struct Fiber {
   unsigned thread = 0;
   bool ended = true;
   const Meeting* waits_at = nullptr;
-  unsigned waits_for = 0;  // the meeting's time after which it goes on
+  unsigned waits_for = 0;       // the meeting's time after which it goes on
+  std::unique_ptr<Fiber> next;  // in the list that it is in
 };
 
 namespace {
@@ -98,25 +99,36 @@ namespace {
 // to it.
 class Pool {
  public:
-  std::unique_ptr<Fiber> take() {
-    if (idle_.empty()) return std::make_unique<Fiber>();
-    std::unique_ptr<Fiber> fiber = std::move(idle_.back());
-    idle_.pop_back();
-    return fiber;
+  Pool() = default;
+  ~Pool() {
+    while (idle_) take();
   }
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
 
-  void give(std::unique_ptr<Fiber> fiber) { (graphs_ > 0 ? used_ : idle_).push_back(std::move(fiber)); }
+  std::unique_ptr<Fiber> take() { return idle_ ? pop(idle_) : std::make_unique<Fiber>(); }
+  void give(std::unique_ptr<Fiber> fiber) { push(graphs_ > 0 ? used_ : idle_, std::move(fiber)); }
 
   void enter_graph() { ++graphs_; }
   void leave_graph() {
     if (--graphs_ > 0) return;
-    for (std::unique_ptr<Fiber>& fiber : used_) idle_.push_back(std::move(fiber));
-    used_.clear();
+    while (used_) push(idle_, pop(used_));
   }
 
  private:
-  std::vector<std::unique_ptr<Fiber>> idle_;
-  std::vector<std::unique_ptr<Fiber>> used_;
+  // Linked lists, since memory that they took and gave back would be a race of the nodes' threads.
+  static void push(std::unique_ptr<Fiber>& list, std::unique_ptr<Fiber> fiber) {
+    fiber->next = std::move(list);
+    list = std::move(fiber);
+  }
+  static std::unique_ptr<Fiber> pop(std::unique_ptr<Fiber>& list) {
+    std::unique_ptr<Fiber> fiber = std::move(list);
+    list = std::move(fiber->next);
+    return fiber;
+  }
+
+  std::unique_ptr<Fiber> idle_;
+  std::unique_ptr<Fiber> used_;
   int graphs_ = 0;
 };
 
