@@ -1,5 +1,4 @@
 // Runs the tests that need a GPU, or says why it cannot. CTest takes "skipped:" for a skipped test.
-#define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 
 #include <cstdio>
