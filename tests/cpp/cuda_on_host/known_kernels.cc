@@ -10,8 +10,6 @@ namespace on_host {
 
 namespace {
 
-using Binder = std::function<Work(dim3, dim3, void**)>;
-
 struct Known {
   std::mutex mutex;
   std::map<const void*, Binder> binders;
@@ -23,10 +21,7 @@ struct Known {
 
 template <typename Arguments>
 void Known::add(const void* kernel) {
-  binders[kernel] = [kernel](dim3 grid, dim3 threads, void** arguments) -> Work {
-    const auto copied = std::make_shared<const Arguments>(*static_cast<const Arguments*>(arguments[0]));
-    return [=] { launch(kernel, grid, threads, *copied); };
-  };
+  binders[kernel] = binder_of(reinterpret_cast<void (*)(Arguments)>(const_cast<void*>(kernel)));
 }
 
 Known::Known() {

@@ -9,16 +9,23 @@
 
 namespace on_host {
 
-void know(const void* kernel, std::function<Work(dim3 grid, dim3 threads, void** arguments)> binder);
+using Binder = std::function<Work(dim3 grid, dim3 threads, void** arguments)>;
 
 template <typename... Arguments>
-void know(void (*kernel)(Arguments...)) {
-  know(reinterpret_cast<const void*>(kernel), [kernel](dim3 grid, dim3 threads, void** arguments) -> Work {
+Binder binder_of(void (*kernel)(Arguments...)) {
+  return [kernel](dim3 grid, dim3 threads, void** arguments) -> Work {
     const auto copied = [&]<std::size_t... i>(std::index_sequence<i...>) {
       return std::make_shared<const std::tuple<Arguments...>>(*static_cast<const Arguments*>(arguments[i])...);
     }(std::index_sequence_for<Arguments...>{});
     return [=] { launch(kernel, grid, threads, *copied); };
-  });
+  };
+}
+
+void know(const void* kernel, Binder binder);
+
+template <typename... Arguments>
+void know(void (*kernel)(Arguments...)) {
+  know(reinterpret_cast<const void*>(kernel), binder_of(kernel));
 }
 
 }  // namespace on_host
