@@ -35,7 +35,7 @@ from trt_moe.training.checkpoint import checkpoint_hash
 from trt_moe.training.config import ExpertConfig, TrainConfig
 from trt_moe.training.data_identity import check_data
 from trt_moe.training.experts import Shape, checkpoint_path, train_experts
-from trt_moe.training.gater import TrainedGater, build_gater, train_gaters
+from trt_moe.training.gater import TrainedGater, build_gater, gater_path, train_gaters
 from trt_moe.training.joint import train_joint
 from trt_moe.training.logits import Judged, judge_parts
 from trt_moe.training.loop import Progress
@@ -127,9 +127,8 @@ def train(
         gater, calibrated = tuned.gater, {**calibrated, **tuned.experts}
         for name, model in tuned.experts.items():
             files[name] = _export(model, onnx / "joint" / f"{name}.onnx", tuned.file, shape, log)
-    files[GATER] = onnx / "gater.onnx"
-    with writing(files[GATER]):
-        export_onnx(fused_gater(gater).cpu(), files[GATER], _input_shape(shape))
+    trained = tuned.file if tuned is not None else gater_path(folder, best.method, best.seed)
+    files[GATER] = _export(fused_gater(gater), onnx / f"{GATER}.onnx", trained, shape, log)
     source = BundleSource(
         name=config.name,
         gater=_gater_source(gater, files[GATER], config),

@@ -33,9 +33,8 @@ def quiet():
     return lambda _: None
 
 
-def test_train_writes_a_bundle_that_loads_and_answers(raw_config, data_folder, tmp_path, quiet):
-    out = train(TrainConfig.model_validate(raw_config), tmp_path / "bundle", log=quiet)
-    bundle = Bundle.load(out)
+def test_train_writes_a_bundle_that_loads_and_answers(finished, data_folder):
+    bundle = Bundle.load(finished / "bundle")
     manifest = bundle.manifest
     assert {e.name for e in manifest.experts} == {"light", "heavy"}
     assert [b.name for b in manifest.baselines] == ["robust-light"]
@@ -62,25 +61,36 @@ def test_train_writes_a_bundle_that_loads_and_answers(raw_config, data_folder, t
     clean = load_onnx(bundle.file(bundle.entry("light")))(test.images).argmax(1) == test.labels
     assert row.experts["light"] == pytest.approx(clean.mean(), abs=1e-5)
     assert sum(row.share.values()) == pytest.approx(1.0)
+    assert "| benefit | 0 |" in (finished / "runs" / "tiny" / "gaters.md").read_text()
 
-    steps = []
-    again = train(
-        TrainConfig.model_validate(raw_config), tmp_path / "again", lambda name, *_: steps.append(name), quiet
-    )
+
+def test_a_second_run_trains_and_exports_nothing(finished, finished_config, data_folder, tmp_path, monkeypatch):
+    def export(*_):
+        raise AssertionError("exported again")
+
+    monkeypatch.setattr(pipeline, "export_onnx", export)
+    config = TrainConfig.model_validate(finished_config)
+    steps, lines = [], []
+    again = train(config, tmp_path / "again", lambda name, *_: steps.append(name), lines.append)
     assert steps == []
+    manifest = Bundle.load(again).manifest
     for entry in manifest.all_models():
-        assert (again / entry.file).read_bytes() == (out / entry.file).read_bytes()
-    config = TrainConfig.model_validate(raw_config)
-    run = open_run(config, None, quiet)
-    gaters = run.gaters(manifest.training.method, config.latency_weight, config.gater.seeds, None, quiet)
-    found = load_onnx(again / "gater.onnx")(test.images)
-    assert min(logit_error(found, predict(gater.model, test.images)) for gater in gaters.values()) < 1e-4
+        assert (again / entry.file).read_bytes() == (finished / "bundle" / entry.file).read_bytes()
+
+    run = open_run(config, None, lines.append)
+    gaters = run.gaters(manifest.training.method, config.latency_weight, config.gater.seeds, None, lines.append)
+    images = load_dataset(data_folder, "test").images
+    found = load_onnx(again / "gater.onnx")(images)
+    assert min(logit_error(found, predict(gater.model, images)) for gater in gaters.values()) < 1e-4
     operators = {node.op_type for node in onnx.load(again / "gater.onnx").graph.node}
     assert "Conv" in operators and not operators & {"BatchNormalization", "Concat"}
-    assert "| benefit | 0 |" in (tmp_path / "runs" / "tiny" / "gaters.md").read_text()
 
+
+def test_second_looks_are_part_of_the_evaluation(finished_config, data_folder, tmp_path, quiet):
+    test = load_dataset(data_folder, "test")
     # No expert is ever surer than that: the dearest is asked too for all, and nothing is trained for it.
-    verifying = TrainConfig.model_validate({**raw_config, "verify_below": 1.0})
+    steps = []
+    verifying = TrainConfig.model_validate({**finished_config, "verify_below": 1.0})
     verified = Bundle.load(train(verifying, tmp_path / "verified", lambda name, *_: steps.append(name), quiet))
     assert steps == []
     assert verified.verify_below == 1.0
@@ -95,7 +105,7 @@ def test_train_writes_a_bundle_that_loads_and_answers(raw_config, data_folder, t
     expected = (answers == test.labels).mean()
     assert verified.manifest.evaluation.severities["0"].mixture == pytest.approx(expected, abs=1e-5)
 
-    by_mirror = TrainConfig.model_validate({**raw_config, "verify_below": 1.0, "verify_by": "mirror"})
+    by_mirror = TrainConfig.model_validate({**finished_config, "verify_below": 1.0, "verify_by": "mirror"})
     mirrored = Bundle.load(train(by_mirror, tmp_path / "mirrored", lambda name, *_: steps.append(name), quiet))
     assert (steps, mirrored.verify_by) == ([], "mirror")
     cheapest = mirrored.experts[0]
@@ -107,9 +117,9 @@ def test_train_writes_a_bundle_that_loads_and_answers(raw_config, data_folder, t
     assert row.share[cheapest.name] == pytest.approx((first == 0).mean())
 
 
-def test_a_bundle_holds_calibrated_experts(raw_config, data_folder, tmp_path, quiet):
-    config = TrainConfig.model_validate(raw_config)
-    bundle = Bundle.load(train(config, tmp_path / "bundle", log=quiet))
+def test_a_bundle_holds_calibrated_experts(finished, finished_config, data_folder, tmp_path, quiet):
+    config = TrainConfig.model_validate(finished_config)
+    bundle = Bundle.load(finished / "bundle")
     run = open_run(config, None, quiet)
     assert run.temperatures.keys() == {"light", "heavy", "robust-light"}
     assert set(run.temperatures.values()) != {1.0}
@@ -131,7 +141,8 @@ def test_a_bundle_holds_calibrated_experts(raw_config, data_folder, tmp_path, qu
     assert (file.read_bytes(), mark.read_text()) == good
 
 
-def test_an_export_never_trains(raw_config, tmp_path, quiet):
+def test_an_export_never_trains(finished_config, tmp_path, quiet):
+    raw_config = finished_config
     raw_config["gater"]["methods"] = ["benefit"]
     raw_config["joint"] = {"epochs": 1, "batch": 20}
 
@@ -230,7 +241,7 @@ def test_a_folder_that_is_no_bundle_of_this_run_is_refused_before_the_first_phas
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_old_bundle_survives_a_run_that_fails(raw_config, tmp_path, quiet, monkeypatch):
+def test_an_old_bundle_survives_a_run_that_fails(finished_config, tmp_path, quiet, monkeypatch):
     out = tmp_path / "bundle"
     out.mkdir()
     (out / "bundle.json").write_text("old")
@@ -240,7 +251,7 @@ def test_an_old_bundle_survives_a_run_that_fails(raw_config, tmp_path, quiet, mo
 
     monkeypatch.setattr("trt_moe.export.bundle_writer._choose", fail)
     with pytest.raises(DataError, match="no samples"):
-        train(TrainConfig.model_validate(raw_config), out, log=quiet, force=True)
+        train(TrainConfig.model_validate(finished_config), out, log=quiet, force=True)
     assert (out / "bundle.json").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
@@ -277,7 +288,7 @@ def test_costs_come_in_the_number_of_experts():
         check_costs(torch.ones(3), 2, 0.7)
 
 
-def test_costs_are_those_of_the_gpu_where_the_config_says_so(raw_config, tmp_path, quiet, monkeypatch):
+def test_costs_are_those_of_the_gpu_where_the_config_says_so(finished_config, tmp_path, quiet, monkeypatch):
     def timings(milliseconds):
         return {name: Timing(np.full(3, value)) for name, value in milliseconds.items()}
 
@@ -294,7 +305,7 @@ def test_costs_are_those_of_the_gpu_where_the_config_says_so(raw_config, tmp_pat
     )
     monkeypatch.setattr(pipeline, "measure_latency_on_gpu", measure)
     monkeypatch.setattr(pipeline, "measure_latency", lambda files, **_: timings(on_cpu))
-    config = TrainConfig.model_validate({**raw_config, "latency_device": "auto"})
+    config = TrainConfig.model_validate({**finished_config, "latency_device": "auto"})
     manifest = Bundle.load(train(config, tmp_path / "bundle", log=quiet)).manifest
     assert [(entry.name, entry.relative_cost) for entry in manifest.experts] == [("heavy", 0.5), ("light", 1.0)]
     assert manifest.gater.relative_cost == 0.25
