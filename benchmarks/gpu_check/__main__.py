@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 
-from benchmarks.gpu_check.parts import BUDGET_S, CHECKOUT, PARTS, Part, seconds_to_leave
+from benchmarks.gpu_check.parts import BUDGET_S, CHECKOUT, PARTS, Part, seconds_for
 from benchmarks.gpu_check.prerequisites import why_not
 from benchmarks.gpu_check.report import Report
 from benchmarks.gpu_check.runner import Outcome, run_part
@@ -60,8 +60,8 @@ def main() -> int:
                 return Outcome("skipped", 0.0, reason="no device")
             try:
                 print(f"{part.name}: {part.what} ...", file=sys.stderr, flush=True)
-                left = BUDGET_S - (monotonic() - start) - seconds_to_leave(later)
-                return run_part(part, folder, environment, left)
+                left = BUDGET_S - (monotonic() - start)
+                return run_part(part, folder, environment, seconds_for(part, later, left))
             except KeyboardInterrupt:  # before it had begun
                 return Outcome("interrupted", 0.0)
 

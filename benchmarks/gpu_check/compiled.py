@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._dynamo.utils import counters
 
 from benchmarks.gpu_check.goals import BATCH, OURS
 from benchmarks.gpu_check.latency import BATCH_OF_8, ROUNDS
@@ -24,8 +25,9 @@ def run(work: Work) -> dict[str, Any]:
         8,
         mixture.images.shape[1:],
     )
-    batches = {name: mixture.images[k : k + 1] for k, name in enumerate(EXPERTS)}
-    batches[BATCH] = mixture.batch(BATCH_OF_8)
+    cheapest, *others = ((name, mixture.images[k : k + 1]) for k, name in enumerate(EXPERTS))
+    # The batch is early, as it is a figure of its own; of single images the worst counts.
+    batches = dict([cheapest, (BATCH, mixture.batch(BATCH_OF_8)), *others])
     cases: dict[str, Any] = {}
     found = {"engines": routers.engines, "torch": torch.__version__, "milliseconds": cases}
     with routers.open() as router:
@@ -41,5 +43,7 @@ def run(work: Work) -> dict[str, Any]:
                 ROUNDS,
                 work.left / (2 * to_come),
             )
+            # Where torch says here that it left CUDA graphs out, its figures are not those of CUDA graphs.
+            found["inductor"] = dict(counters["inductor"])
             work.keep(found)
     return found

@@ -6,14 +6,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from benchmarks.gpu_check.mixture import GATER, WEIGHTS, Images, make_mixture
+from benchmarks.gpu_check.mixture import EXPERTS, GATER, WEIGHTS, Images, Mixture, make_mixture
 from benchmarks.gpu_check.parts import Work
 from benchmarks.gpu_check.routers import choose_engines, routes_right
 from trt_moe import Router
+from trt_moe.softmax import softmax
 
-LARGEST_ERROR = 0.05
-"""Of a logit over the largest: far above what float16 loses, far below what another network gives."""
+LARGEST_ERROR = 0.03
+"""Of a logit over the largest: above what float16 loses (0.002, a gater in it 0.02), below how far the logits of one
+image are from the next one's (0.04 at least), so that rows out of order are seen."""
+LARGEST_DIFFERENCE = 0.003
+"""Of a probability: ten times what float16 loses."""
 BATCHES = (1, 2, 3, 5, 8, 31, 32, 33)
 """Buckets, batches that are padded, and one above the largest bucket."""
 
@@ -21,7 +26,8 @@ BATCHES = (1, 2, 3, 5, 8, 31, 32, 33)
 def run(work: Work) -> dict[str, Any]:
     mixture = make_mixture()
     routers = choose_engines(work, mixture)
-    noise = np.random.default_rng(1).integers(0, 256, (max(BATCHES), *mixture.images.shape[1:]), np.uint8)
+    images = _varied(max(BATCHES), mixture.images.shape[1:])
+    expected = _answers(mixture)
     models: dict[str, Any] = {}
     plans: dict[str, Any] = {}
     found = {
@@ -36,17 +42,50 @@ def run(work: Work) -> dict[str, Any]:
         with routers.open(plan) as router:
             if plan == "auto":
                 for name, module in mixture.models.items():
-                    models[name] = _compare(router, name, module, noise)
+                    models[name] = _compare(router, name, module, images)
                     work.keep(found)
-            plans[router.plan] = {"reason": router.plan_reason, "routes_right": routes_right(router, mixture, BATCHES)}
+            plans[router.plan] = {
+                "reason": router.plan_reason,
+                "routes_right": routes_right(router, mixture, BATCHES),
+                **_compare_answers(router, mixture.images, expected),
+            }
             work.keep(found)
     return found
 
 
-def _compare(router: Router, name: str, module: torch.nn.Module, images: Images) -> dict[str, Any]:
+def _varied(count: int, shape: tuple[int, ...]) -> Images:
+    """Noise of another colour and strength in every image, as networks that are not trained tell little else apart."""
+    random = np.random.default_rng(1)
+    middle = random.integers(40, 216, (count, 1, 1, shape[2]))
+    half = random.integers(5, 40, (count, 1, 1, 1))
+    return random.integers(middle - half, middle + half, (count, *shape)).astype(np.uint8)
+
+
+def _answers(mixture: Mixture) -> NDArray[np.float32]:
+    """Probabilities of each of the mixture's images, by the expert it is for."""
+    models = [mixture.models[name] for name in EXPERTS]
+    logits = [_in_float32(model, image[None]) for model, image in zip(models, mixture.images, strict=True)]
+    return softmax(np.concatenate(logits))
+
+
+def _compare_answers(router: Router, images: Images, expected: NDArray[np.float32]) -> dict[str, Any]:
+    difference = 0.0
+    for count in BATCHES:
+        chosen = np.resize(np.arange(len(images)), count)
+        found = router.predict(images[chosen]).probabilities
+        difference = max(difference, float(np.abs(found - expected[chosen]).max()))
+    return {"passed": difference <= LARGEST_DIFFERENCE, "largest_difference_of_a_probability": difference}
+
+
+def _in_float32(module: torch.nn.Module, images: Images) -> NDArray[np.float32]:
     # cuDNN would round what it multiplies to TF32, which is no more exact than float16.
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        expected = module.cuda()(torch.from_numpy(images).cuda()).cpu().numpy()
+        logits: NDArray[np.float32] = module.cuda()(torch.from_numpy(images).cuda()).cpu().numpy()
+    return logits
+
+
+def _compare(router: Router, name: str, module: torch.nn.Module, images: Images) -> dict[str, Any]:
+    expected = _in_float32(module, images)
     found = {count: router.model(name).logits(images[:count]) for count in BATCHES}
     error = max(float(np.abs(rows - expected[:count]).max()) for count, rows in found.items())
     error /= float(np.abs(expected).max())

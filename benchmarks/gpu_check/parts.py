@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -20,7 +20,7 @@ class Part:
 
     Attributes:
         name: of its module.
-        seconds: after which it is ended.
+        seconds: after which it is ended, unless parts that come later can do without more.
         needs_device: whether it is pointless without a GPU.
         what: it does, for people.
         answers: whether the goals are held against what it finds.
@@ -71,18 +71,22 @@ PARTS = (
     Part("environment", 20, False, "device, driver, clocks, versions, and what is missing"),
     Part("build", 200, False, "the module with the CUDA core, by pip, offline, without OpenVINO"),
     Part("device_tests", 120, True, "the C++ tests on the device, the conditional-graph self-test among them"),
+    Part("memcheck", 20, True, "the kernels' tests under compute-sanitizer's memcheck"),
+    Part("racecheck", 20, True, "the kernels' tests under compute-sanitizer's racecheck"),
     Part("probe", 60, True, "whether the installed TensorRT runs on this GPU, and what it says"),
     Part("engines", 120, True, "TensorRT's engines of the mixture, where it runs on this GPU"),
-    Part("latency", 180, True, "both plans, bare graphs and torch eager, in turns", answers=True),
+    Part("latency", 200, True, "both plans, bare graphs and torch eager, in turns", answers=True),
     Part("idle", 50, True, "a call after a second of idleness, with and without keep-alive", answers=True),
     Part("compiled", 130, True, "against torch.compile with CUDA graphs", answers=True),
     Part("parity", 150, True, "logits and routes against torch in float32"),
     Part("conformance", 120, True, "pytest -m gpu"),
-    Part("memcheck", 40, True, "the kernels' tests under compute-sanitizer's memcheck"),
-    Part("racecheck", 40, True, "the kernels' tests under compute-sanitizer's racecheck"),
 )
 
 
-def seconds_to_leave(later: Iterable[Part]) -> float:
-    """What a part must leave of the budget to those that come after it and answer the goals."""
-    return sum(part.seconds for part in later if part.answers)
+def seconds_for(part: Part, later: Sequence[Part], left: float) -> float:
+    """What a part may take of the seconds that are left.
+
+    Its own, or more where all that come later have theirs as well; never those of the later ones that answer the goals.
+    """
+    spare = left - sum(each.seconds for each in later)
+    return min(max(part.seconds, spare), left - sum(each.seconds for each in later if each.answers))

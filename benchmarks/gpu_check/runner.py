@@ -38,9 +38,8 @@ class Outcome:
     reason: str | None = None
 
 
-def run_part(part: Part, folder: Path, environment: dict[str, str], left: float) -> Outcome:
-    """Run a part for at most its own seconds and what is left to it."""
-    seconds = min(part.seconds, left)
+def run_part(part: Part, folder: Path, environment: dict[str, str], seconds: float) -> Outcome:
+    """Run a part for at most so many seconds."""
     if seconds < _LEAST_S:
         return Outcome("ended", 0.0, reason="no time was left")
     start = monotonic()

@@ -27,6 +27,8 @@ class TorchRouting:
     def __init__(
         self, modules: Mapping[str, torch.nn.Module], wrap: Wrap, largest: int, image: tuple[int, ...]
     ) -> None:
+        # As our captures have it, and as whoever wants speed sets it: cuDNN tries which algorithm is the fastest.
+        torch.backends.cudnn.benchmark = True
         self._run = {name: wrap(module.cuda().eval()) for name, module in modules.items()}
         self._experts = [name for name in modules if name != GATER]
         self._pinned = torch.empty((largest, *image), dtype=torch.uint8, pin_memory=True)

@@ -17,7 +17,7 @@ import pytest
 from benchmarks.gpu_check import __main__ as gpu_check
 from benchmarks.gpu_check import runner
 from benchmarks.gpu_check.goals import goals
-from benchmarks.gpu_check.parts import BUDGET_S, CHECKOUT, PARTS, Part
+from benchmarks.gpu_check.parts import BUDGET_S, CHECKOUT, PARTS, Part, seconds_for
 from benchmarks.gpu_check.prerequisites import PACKAGES
 from benchmarks.gpu_check.report import Report
 from benchmarks.gpu_check.runner import Outcome, run_logged, run_part
@@ -60,25 +60,42 @@ def run_main(monkeypatch: pytest.MonkeyPatch, out: Path, run: Any, *options: str
     return gpu_check.main()
 
 
-@pytest.mark.parametrize("only", [PARTS, [part for part in PARTS if part.answers or part.name == "parity"]])
+@pytest.mark.parametrize(
+    ("only", "answering"),
+    [
+        ("environment,build,device_tests,memcheck,racecheck,probe,engines,latency,idle,compiled,parity,conformance,",
+         {"latency": 200, "idle": 50, "compiled": 130}),
+        ("latency,idle,compiled,parity,", {"latency": 200, "idle": 50, "compiled": 130}),
+        ("build,latency,idle,", {"latency": 270, "idle": 50}),
+        ("build,idle,", {"idle": 320}),
+    ],
+)  # fmt: skip
 def test_no_slow_part_starves_those_that_answer_the_goals(
-    only: list[Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    only: str, answering: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, given = 0.0, {}
     monkeypatch.setattr(gpu_check, "monotonic", lambda: now)
 
-    def run(part: Part, folder: Path, environment: dict[str, str], left: float) -> Outcome:
+    def run(part: Part, folder: Path, environment: dict[str, str], seconds: float) -> Outcome:
         nonlocal now
-        given[part.name] = max(0.0, min(part.seconds, left))
+        given[part.name] = max(0.0, min(seconds, 200) if part.name == "build" else seconds)
         now += given[part.name]
         return Outcome("ended", given[part.name])
 
-    assert run_main(monkeypatch, tmp_path, run, "--only", ",".join(part.name for part in only)) == gpu_check.FAILED
-    assert list(given) == [part.name for part in only]
-    assert {part.name: given[part.name] for part in only if part.answers} == {
-        "latency": 180, "idle": 50, "compiled": 130,
-    }  # fmt: skip
+    names = only.strip(",").split(",")
+    assert run_main(monkeypatch, tmp_path, run, "--only", ",".join(names)) == gpu_check.FAILED
+    assert list(given) == names
+    assert {part.name: given[part.name] for part in PARTS if part.answers and part.name in given} == answering
     assert sum(given.values()) <= BUDGET_S
+
+
+def test_a_part_takes_what_later_ones_can_do_without() -> None:
+    last, answering = part("last", 30.0), Part("latency", 50.0, True, "a test", answers=True)
+    assert seconds_for(part("first", 20.0), [answering, last], 100.0) == 20.0
+    assert seconds_for(part("first", 20.0), [answering, last], 120.0) == 40.0, "all have theirs"
+    assert seconds_for(part("first", 20.0), [answering, last], 60.0) == 10.0, "less, for the one that answers"
+    assert seconds_for(part("first", 20.0), [last], 40.0) == 20.0, "the later one has what is left"
+    assert seconds_for(answering, [], 300.0) == 300.0
 
 
 def test_the_check_stops_where_what_it_cannot_do_without_is_missing(
@@ -87,7 +104,7 @@ def test_the_check_stops_where_what_it_cannot_do_without_is_missing(
     missing: dict[str, list[str]] = {}
     ran: list[str] = []
 
-    def run(part: Part, folder: Path, environment: dict[str, str], left: float) -> Outcome:
+    def run(part: Part, folder: Path, environment: dict[str, str], seconds: float) -> Outcome:
         ran.append(part.name)
         return Outcome("ran", 1.0, {"missing": missing} if part.name == "environment" else {})
 
@@ -196,14 +213,14 @@ def part(name: str, seconds: float = 20.0) -> Part:
 
 
 def test_a_part_gives_its_result(tmp_path: Path, environment: dict[str, str]) -> None:
-    outcome = run_part(part("say"), tmp_path, environment, 100.0)
+    outcome = run_part(part("say"), tmp_path, environment, 20.0)
     # What starting took is no longer its to use.
     assert outcome.status == "ran" and 10 < outcome.result["seconds"] < 20
     assert 0 < run_part(part("say"), tmp_path, environment, 7.0).result["seconds"] < 7
 
 
 def test_a_part_that_fails_says_what_it_printed(tmp_path: Path, environment: dict[str, str]) -> None:
-    outcome = run_part(part("fail"), tmp_path, environment, 100.0)
+    outcome = run_part(part("fail"), tmp_path, environment, 20.0)
     assert outcome.status == "failed"
     assert outcome.reason is not None
     assert "exit code 1" in outcome.reason and "so far" in outcome.reason and "and no further" in outcome.reason
@@ -212,7 +229,7 @@ def test_a_part_that_fails_says_what_it_printed(tmp_path: Path, environment: dic
 def test_a_part_that_dies_leaves_what_it_had_found(
     tmp_path: Path, environment: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    outcome = run_part(part("keep"), tmp_path, environment, 100.0)
+    outcome = run_part(part("keep"), tmp_path, environment, 20.0)
     assert outcome.status == "failed" and "exit code 9" in str(outcome.reason)
     assert outcome.result["found"] == 1
     assert 0 < outcome.result["left"] < 20
@@ -224,7 +241,7 @@ def test_a_part_that_dies_leaves_what_it_had_found(
 
 
 def test_a_part_that_hangs_is_ended_with_all_it_started(tmp_path: Path, environment: dict[str, str]) -> None:
-    outcome = run_part(part("hang", 6.0), tmp_path, environment, 100.0)
+    outcome = run_part(part("hang"), tmp_path, environment, 6.0)
     assert outcome.status == "ended"
     assert "not done after 6 s; it printed: begun" in str(outcome.reason)
     assert outcome.result == "so far"
