@@ -276,8 +276,8 @@ class _Draft:
             raise InputError(f"{place}: gives {wrapped.outputs} logits, there are {expected} {what}; they must agree")
         file = self.work / f"{source.name}.onnx"
         _save(wrapped.model, file, place)
-        check_runs(file, self.shape, wrapped.batch, place)
-        self.notes[source.name] = wrapped.notes
+        odd = check_runs(file, self.shape, wrapped.batch, place)
+        self.notes[source.name] = (*wrapped.notes, *odd)
         self.entries[source.name] = _entry(source, wrapped, model.producer_name, file)
 
     def _golden_images(self, count: int) -> NDArray[np.uint8]:

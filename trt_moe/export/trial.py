@@ -66,8 +66,8 @@ def run_onnx(file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return logits
 
 
-def check_runs(file: Path, shape: tuple[int, int, int], batch: int | None, what: str) -> None:
-    """Run a wrapped model on single images and on a batch.
+def check_runs(file: Path, shape: tuple[int, int, int], batch: int | None, what: str) -> tuple[str, ...]:
+    """Run a wrapped model on single images and on a batch; gives what is odd about its answers, for people.
 
     Args:
         file: the wrapped model.
@@ -78,7 +78,7 @@ def check_runs(file: Path, shape: tuple[int, int, int], batch: int | None, what:
     Raises:
         InputError: it does not run.
         EngineBuildError: it needs its batch size, or a batch gives other logits than its images alone, or fails.
-        ModelOutputError: the logits are not finite.
+        ModelOutputError: the logits are not finite, or are probabilities.
     """
     images = noise_images(3, shape)
     try:
@@ -90,6 +90,11 @@ def check_runs(file: Path, shape: tuple[int, int, int], batch: int | None, what:
         raise InputError(f"{what}: does not run on uint8 {shape} images ({reason})") from error
     if not np.isfinite(alone).all():
         raise ModelOutputError(f"{what}: gives logits that are not finite; check its weights and preprocessing")
+    if alone.min() >= 0 and np.allclose(alone.sum(axis=1), 1, atol=1e-3):
+        raise ModelOutputError(
+            f"{what}: gives probabilities (0 or more, and 1 in sum) where a bundle holds logits; the router's softmax "
+            "would flatten them. Export the network again without its softmax"
+        )
     try:
         together = run_onnx(file, images)
         scale = max(1.0, float(np.abs(alone).max()))
@@ -104,6 +109,9 @@ def check_runs(file: Path, shape: tuple[int, int, int], batch: int | None, what:
         )
     if not agrees:
         raise EngineBuildError(f"{what}: works for single images only; {_EXPORT_AGAIN}")
+    if alone.min() >= 0 and alone.max() <= 1:
+        return ("gives values from 0 to 1 only, as a sigmoid does: as logits they tell classes hardly apart",)
+    return ()
 
 
 def _latency(values: NDArray[np.float64]) -> Latency:

@@ -20,6 +20,7 @@ MAX_IR_VERSION = 10
 
 _PREFIX = "model/"
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+_KEEPING_VALUES = ("Identity", "Cast", "Flatten", "Reshape", "Squeeze")
 
 
 @dataclass(frozen=True)
@@ -315,11 +316,15 @@ def _postprocess(
     tensor, dtype = target.name, target.type.tensor_type.elem_type
     if dtype not in (*_FLOATS, TensorProto.DOUBLE):
         raise InputError(f"{what}: output {_show(target)}; expected float logits")
-    last = next((node for node in graph.node if tensor in node.output), None)
-    if last is not None and last.op_type == "Softmax":
+    after, softmax = _last_softmax(graph, tensor)
+    if softmax is not None:
         # Routing and latency weights compare logits; the softmax of a router's result comes later.
-        tensor = last.input[0]
-        graph.node.remove(last)
+        if after is None:
+            tensor = softmax.input[0]
+        else:
+            after.input[0] = softmax.input[0]
+        if not any(_reads(node, softmax.output[0]) for node in graph.node):
+            graph.node.remove(softmax)
         notes.append("its last Softmax is dropped: a bundle holds logits")
     if order is not None and list(order) != list(range(dims[1])):
         indices = builder.constant(np.asarray(order, np.int64))
@@ -332,14 +337,34 @@ def _postprocess(
     return int(dims[1])
 
 
+def _last_softmax(graph: onnx.GraphProto, tensor: str) -> tuple[onnx.NodeProto | None, onnx.NodeProto | None]:
+    """The Softmax whose values the tensor has, and the node after it, if there is one."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    after, node = None, made_by.get(tensor)
+    while node is not None and node.op_type in _KEEPING_VALUES:
+        after, node = node, made_by.get(node.input[0])
+    return (after, node) if node is not None and node.op_type == "Softmax" else (None, None)
+
+
+def _reads(node: onnx.NodeProto, name: str) -> bool:
+    return name in node.input or any(_reads(inner, name) for graph in _subgraphs(node) for inner in graph.node)
+
+
+def _subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    return [
+        graph
+        for attribute in node.attribute
+        for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+    ]
+
+
 def _rename_inputs(node: onnx.NodeProto, old: str, new: str) -> None:
     for index, name in enumerate(node.input):
         if name == old:
             node.input[index] = new
-    for attribute in node.attribute:
-        for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            for inner in graph.node:
-                _rename_inputs(inner, old, new)
+    for graph in _subgraphs(node):
+        for inner in graph.node:
+            _rename_inputs(inner, old, new)
 
 
 def _scale(given: int, size: int) -> float:

@@ -166,6 +166,33 @@ def test_softmax_is_dropped_and_outputs_reordered(tmp_path):
     assert any("Softmax" in note for note in result.notes)
 
 
+def append(path, *nodes):
+    """Put nodes after a model: (operator, attributes, further inputs)."""
+    model = onnx.load(path)
+    graph, name = model.graph, model.graph.output[0].name
+    for index, (kind, attributes, *more) in enumerate(nodes):
+        graph.node[-1].output[0] = f"before{index}"
+        graph.node.append(helper.make_node(kind, [f"before{index}", *more], [name], **attributes))
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [("Identity", {})],
+        [("Cast", {"to": TensorProto.FLOAT16}), ("Cast", {"to": TensorProto.FLOAT})],
+        [("Flatten", {"axis": 1}), ("Identity", {})],
+    ],
+)
+def test_a_softmax_before_what_keeps_its_values_is_dropped(tmp_path, nodes):
+    weight = foreign(tmp_path / "m.onnx", softmax=True)
+    append(tmp_path / "m.onnx", *nodes)
+    result, run = wrapped(tmp_path / "m.onnx", tmp_path)
+    np.testing.assert_allclose(run(images()), expected(images(), weight), rtol=2e-3, atol=2e-3)
+    assert any("Softmax" in note for note in result.notes)
+    assert "Softmax" not in {node.op_type for node in result.model.graph.node}
+
+
 def test_names_that_clash_with_the_bundles(tmp_path):
     weight = foreign(tmp_path / "m.onnx", io=("logits", "images"))
     _, run = wrapped(tmp_path / "m.onnx", tmp_path)
@@ -351,6 +378,19 @@ def test_a_gater_that_is_no_cheaper_than_the_dearest_expert_is_told(models, tmp_
     assert "dearest" not in notes("cheap")
     foreign(models / "gate.onnx", outputs=2, work=60)
     assert "times the dearest expert: routing can save no time, take a smaller gater" in notes("dear")
+
+
+def test_probabilities_are_no_logits(models, tmp_path):
+    foreign(models / "slow.onnx", softmax=True)
+    append(models / "slow.onnx", ("Add", {}, "before0"), ("Mul", {}, "half"))
+    model = onnx.load(models / "slow.onnx")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "half"))
+    onnx.save(model, models / "slow.onnx")
+    with pytest.raises(ModelOutputError, match=r"slow\.onnx\): gives probabilities .* Export the network again without"):
+        pack(tmp_path / "out", **sources(models))
+    foreign(models / "slow.onnx")
+    append(models / "slow.onnx", ("Sigmoid", {}))
+    assert "from 0 to 1 only" in " ".join(pack(tmp_path / "sigmoid", **sources(models)).notes["slow"])
 
 
 def test_nan_is_refused(models, tmp_path):
