@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from trt_moe.cuda.device_array import DeviceArray
 
 
-@dataclass(frozen=True)
+# Equal to itself alone: arrays do not compare to one truth.
+@dataclass(frozen=True, eq=False)
 class ResultRow:
     """The answer for one image.
 
@@ -38,7 +39,7 @@ class ResultRow:
     gater_logits: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """The answers for a batch of N images, in input order; index or iterate it for `ResultRow`s, slice it for a part.
 
@@ -107,7 +108,7 @@ class Result:
         return (self[index] for index in range(len(self)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DeviceResult:
     """The answers for a batch of N images on the GPU, in input order, complete when `predict` returns.
 
@@ -130,6 +131,18 @@ class DeviceResult:
     def __len__(self) -> int:
         """Number of images."""
         return len(self.experts)
+
+
+def as_result(row: ResultRow, class_names: list[str], expert_names: list[str]) -> Result:
+    """The answers for a batch of one."""
+    return Result(
+        row.probabilities[None],
+        np.asarray([row.expert]),
+        np.asarray([row.latency_ms], np.float32),
+        row.gater_logits[None],
+        class_names,
+        expert_names,
+    )
 
 
 def join(results: Sequence[Result]) -> Result:

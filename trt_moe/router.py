@@ -9,6 +9,8 @@ import threading
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import replace
+from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
@@ -24,7 +26,7 @@ from trt_moe.errors import DeviceError, EngineBuildError, InputError, MissingDep
 from trt_moe.golden import check_golden, noise_images, same_in_any_batch
 from trt_moe.inputs import as_images, as_one_image
 from trt_moe.model import PRECISIONS, Model, checked_threads
-from trt_moe.result import DeviceResult, Result, ResultRow, join
+from trt_moe.result import DeviceResult, Result, ResultRow, as_result, join
 
 if TYPE_CHECKING:
     from trt_moe.cuda.load import CudaModels
@@ -290,13 +292,27 @@ class Router:
     async def predict_async(self, batch: Any) -> Result:
         """`predict` for coroutines: the event loop goes on meanwhile.
 
-        A cancelled call stops after at most `max_batch` more images.
+        A single image goes the way of `submit`, and forms batches with those of other calls. Larger batches wait in a
+        thread of asyncio's; a cancelled call stops after at most `max_batch` more images.
         """
         import asyncio  # who uses no coroutines need not wait for it
 
+        start = perf_counter()
         images = as_images(batch, self._bundle.input_shape)
+        if len(images) == 1:
+            return as_result(
+                await asyncio.wrap_future(self._completions.submit(images[0])),
+                self._completions.class_names,
+                self._completions.expert_names,
+            )
+
+        def answer(part: NDArray[np.uint8]) -> Result:
+            waited_ms = np.float32((perf_counter() - start) * 1e3)
+            result = self.predict(part)
+            return replace(result, latency_ms=result.latency_ms + waited_ms)
+
         parts = [images[begin : begin + self._max_batch] for begin in range(0, len(images), self._max_batch)]
-        results = [await asyncio.to_thread(self.predict, part) for part in parts or [images]]
+        results = [await asyncio.to_thread(answer, part) for part in parts or [images]]
         return results[0] if len(results) == 1 else join(results)
 
     def model(self, name: str) -> Model:

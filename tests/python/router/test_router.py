@@ -119,6 +119,37 @@ def test_predict_async(router: trt_moe.Router, tiny: TinyBundle) -> None:
     np.testing.assert_array_equal(whole.probabilities[:1], first.probabilities)
 
 
+def test_coroutines_with_single_images_hold_no_thread(router: trt_moe.Router, tiny: TinyBundle) -> None:
+    images = tiny.random(200)
+
+    async def all_at_once() -> list[trt_moe.Result]:
+        answers = await asyncio.gather(*(router.predict_async(image[None]) for image in images))
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("asyncio")]
+        return answers
+
+    answers = asyncio.run(all_at_once())
+    expected = router.predict(images)
+    for field in ("probabilities", "experts", "gater_logits"):
+        found = np.concatenate([getattr(answer, field) for answer in answers])
+        np.testing.assert_array_equal(found, getattr(expected, field))
+        assert found.dtype == getattr(expected, field).dtype
+    assert all(answer.latency_ms.shape == (1,) and answer.latency_ms[0] > 0 for answer in answers)
+
+
+def test_latencies_of_predict_async_count_from_the_call(tiny: TinyBundle) -> None:
+    with trt_moe.Router(tiny.path, max_batch=16) as router:
+        latency_ms = asyncio.run(router.predict_async(tiny.random(48))).latency_ms
+    first, second, third = latency_ms.reshape(3, 16)
+    assert first.max() < second.min() and second.max() < third.min()
+
+
+def test_results_are_equal_to_themselves_alone(router: trt_moe.Router, tiny: TinyBundle) -> None:
+    result, other = router.predict(tiny.random(2)), router.predict(tiny.random(2))
+    assert result == result and result != other
+    rows = list(result)
+    assert rows[1] in rows and len({*rows}) == 2
+
+
 def test_latency_weight_moves_routes_at_run_time(tiny: TinyBundle) -> None:
     images = tiny.random(60, seed=5)
     with trt_moe.Router(tiny.path) as router:
