@@ -5,10 +5,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <span>
 #include <string>
+#include <thread>
 
 #include "core/error.h"
 #include "toy_models.h"
@@ -26,6 +28,25 @@ inline std::string message_of(const std::function<void()>& act) {
   }
   FAIL("nothing was thrown");
   return "";
+}
+
+// What work on a thread of its own fails with, empty where it does not. What it throws would end the process otherwise,
+// and with it all tests that come later.
+inline std::string error_of(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const std::exception& error) {
+    return error.what();
+  } catch (...) {
+    return "a requirement does not hold";
+  }
+  return "";
+}
+
+inline void on_a_thread(const std::function<void()>& work) {
+  std::string error;
+  std::thread([&] { error = error_of(work); }).join();
+  CHECK(error == "");
 }
 
 template <typename T>

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
-#include <thread>
 
 #include "gpu_support.h"
 
@@ -15,6 +14,7 @@ using cuda::Buffer;
 using cuda::MemoryKind;
 using testing::HostArray;
 using testing::message_of;
+using testing::on_a_thread;
 using testing::the_gpu;
 
 TEST_CASE("the device tells what it is") {
@@ -78,7 +78,7 @@ TEST_CASE("a context that another library made is the thread's again after every
   const auto create = reinterpret_cast<int (*)(void**, unsigned, int)>(dlsym(driver, "cuCtxCreate_v2"));
   const auto get_current = reinterpret_cast<int (*)(void**)>(dlsym(driver, "cuCtxGetCurrent"));
   const auto destroy = reinterpret_cast<int (*)(void*)>(dlsym(driver, "cuCtxDestroy_v2"));
-  std::thread([&] {
+  on_a_thread([&] {
     void* own = nullptr;
     REQUIRE(create(&own, 0, 0) == 0);
     const auto is_current = [&] {
@@ -96,7 +96,26 @@ TEST_CASE("a context that another library made is the thread's again after every
     }
     CHECK(is_current());
     destroy(own);
-  }).join();
+  });
+}
+
+TEST_CASE("memory of a context that another library made is not the device's to read") {
+  void* const driver = dlopen("libcuda.so.1", RTLD_NOW);
+  REQUIRE(driver != nullptr);
+  const auto create = reinterpret_cast<int (*)(void**, unsigned, int)>(dlsym(driver, "cuCtxCreate_v2"));
+  const auto destroy = reinterpret_cast<int (*)(void*)>(dlsym(driver, "cuCtxDestroy_v2"));
+  const auto allocate = reinterpret_cast<int (*)(std::uintptr_t*, std::size_t)>(dlsym(driver, "cuMemAlloc_v2"));
+  const auto release = reinterpret_cast<int (*)(std::uintptr_t)>(dlsym(driver, "cuMemFree_v2"));
+  on_a_thread([&] {
+    void* own = nullptr;
+    REQUIRE(create(&own, 0, 0) == 0);
+    std::uintptr_t memory = 0;
+    REQUIRE(allocate(&memory, 1000) == 0);
+    CHECK_FALSE(the_gpu()->holds(memory));
+    CHECK_FALSE(the_gpu()->holds(memory + 999));
+    CHECK(release(memory) == 0);
+    destroy(own);
+  });
 }
 
 TEST_CASE("a capture counts its nodes, and runs as often as it is launched") {
@@ -157,7 +176,7 @@ TEST_CASE("memory, streams and graphs are made and go beside a capture of somebo
   REQUIRE(cudaStreamCreateWithFlags(&theirs, cudaStreamNonBlocking) == cudaSuccess);
   // In the mode that torch takes, which forbids much to all threads.
   REQUIRE(cudaStreamBeginCapture(theirs, cudaStreamCaptureModeGlobal) == cudaSuccess);
-  std::thread([&] {
+  on_a_thread([&] {
     const auto memory = the_gpu()->allocate(MemoryKind::kDevice, 1000);
     const HostArray<float> pinned(1000);
     const auto again = cuda::open_device(0);  // as every router does
@@ -165,7 +184,7 @@ TEST_CASE("memory, streams and graphs are made and go beside a capture of somebo
     const auto exec = the_gpu()->instantiate(*graph);
     exec->launch(*other);
     other->synchronize();
-  }).join();
+  });
   CHECK(cudaStreamEndCapture(theirs, &captured) == cudaSuccess);
   if (captured != nullptr) cudaGraphDestroy(captured);
   cudaStreamDestroy(theirs);

@@ -2,10 +2,12 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -447,18 +449,22 @@ TEST_CASE("device-routed answers are host-routed answers, alone, in batches and 
         std::vector<std::uint8_t> levels(count);
         for (std::uint8_t& level : levels) level = static_cast<std::uint8_t>(random());
         const Router::Answers expected = host.predict(levels);
+        std::array<std::string, 3> errors;
         std::vector<std::thread> threads;
-        for (int t = 0; t < 3; ++t) {
+        for (std::string& error : errors) {
           threads.emplace_back([&] {
-            const Router::Answers found = device.predict(levels);
-            CHECK(found.routes == expected.routes);
-            CHECK(found.gater == expected.gater);
-            for (std::size_t i = 0; i < expected.probabilities.size(); ++i) {
-              CHECK(found.probabilities[i] == doctest::Approx(expected.probabilities[i]).epsilon(1e-5));
-            }
+            error = testing::error_of([&] {
+              const Router::Answers found = device.predict(levels);
+              CHECK(found.routes == expected.routes);
+              CHECK(found.gater == expected.gater);
+              for (std::size_t i = 0; i < expected.probabilities.size(); ++i) {
+                CHECK(found.probabilities[i] == doctest::Approx(expected.probabilities[i]).epsilon(1e-5));
+              }
+            });
           });
         }
         for (auto& thread : threads) thread.join();
+        CHECK(errors == std::array<std::string, 3>{});
       }
     }
   }

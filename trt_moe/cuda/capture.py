@@ -92,19 +92,21 @@ def capture_model(
     capture = _core.CudaCapture(
         device, input_shape=input_shape, outputs=outputs, buckets=list(buckets), precision=precision, name=name
     )
-    source.bind(capture)
-    for bucket in buckets:
-        source.enqueue(bucket)
-        capture.synchronize()
-        with _one_at_a_time, _no_garbage_collection():
-            capture.begin(bucket)
-            try:
-                source.enqueue(bucket)
-            except BaseException:
-                capture.discard()
-                raise
-            nodes = capture.end()
-        _log.debug("%s, batch of %d: captured %s", name, bucket, nodes)
+    # What comes before a capture too: torch waits for the whole device there, which would end another's.
+    with _one_at_a_time:
+        source.bind(capture)
+        for bucket in buckets:
+            source.enqueue(bucket)
+            capture.synchronize()
+            with _no_garbage_collection():
+                capture.begin(bucket)
+                try:
+                    source.enqueue(bucket)
+                except BaseException:
+                    capture.discard()
+                    raise
+                nodes = capture.end()
+            _log.debug("%s, batch of %d: captured %s", name, bucket, nodes)
     return capture.finish(owner=source)
 
 

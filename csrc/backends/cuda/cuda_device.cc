@@ -192,7 +192,8 @@ bool CudaDevice::holds(std::uintptr_t address) const {
   TRT_MOE_CUDA_CHECK(scope, cudaPointerGetAttributes(&found, reinterpret_cast<const void*>(address)));
   // Managed memory goes where it is read, and page-locked memory of the host is seen from the device as well.
   return found.type == cudaMemoryTypeManaged ||
-         (found.type == cudaMemoryTypeDevice && found.device == context_->ordinal()) ||
+         (found.type == cudaMemoryTypeDevice && found.device == context_->ordinal() &&
+          !context_->is_of_another(address)) ||
          (found.type == cudaMemoryTypeHost && reinterpret_cast<std::uintptr_t>(found.devicePointer) == address);
 }
 

@@ -20,10 +20,12 @@ DeviceInput::DeviceInput(std::shared_ptr<StreamDevice> device, std::size_t image
 
 void DeviceInput::expect_on_device(const DeviceImages& images) const {
   if (on_device(*device_, kName, [&] { return device_->holds(images.address); })) return;
-  throw Error(ErrorKind::kInput, "the images are at address " + std::to_string(images.address) +
-                                     ", which is in no memory of " + device_->info().name +
-                                     ", the router's device; expected images that lie there: move them, to the CPU "
-                                     "if nothing else");
+  throw Error(ErrorKind::kInput,
+              "the images are at address " + std::to_string(images.address) + ", which is in no memory of " +
+                  device_->info().name +
+                  ", the router's device, of the primary context; expected images that lie there: with "
+                  "pycuda, import pycuda.autoprimaryctx instead of pycuda.autoinit; else move them, "
+                  "to the CPU if nothing else");
 }
 
 DeviceInput::OnHost::OnHost(DeviceInput& input) : input_(input) {

@@ -30,6 +30,7 @@ PrimaryContext::Driver PrimaryContext::open_driver() {
   find(library, "cuDevicePrimaryCtxRetain", driver.retain);
   find(library, "cuCtxGetCurrent", driver.get_current);
   find(library, "cuCtxSetCurrent", driver.set_current);
+  find(library, "cuPointerGetAttribute", driver.ask_pointer);
   return driver;
 }
 
@@ -45,6 +46,13 @@ PrimaryContext::PrimaryContext(int ordinal) : ordinal_(ordinal), driver_(open_dr
   const ContextScope scope(*this);
   const BesideCaptures beside;
   TRT_MOE_CUDA_CHECK(scope, cudaFree(nullptr));  // starts the runtime
+}
+
+bool PrimaryContext::is_of_another(std::uintptr_t address) const noexcept {
+  CUcontext owner = nullptr;
+  // Memory of a pool, or mapped by hand, has none.
+  const CUresult result = driver_.ask_pointer(&owner, CU_POINTER_ATTRIBUTE_CONTEXT, address);
+  return result == CUDA_SUCCESS && owner != nullptr && owner != handle_;
 }
 
 void PrimaryContext::fail(cudaError_t status, const std::string& call) {

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <atomic>
+#include <cstdint>
 #include <mutex>
 #include <string>
 
@@ -21,6 +22,8 @@ class PrimaryContext {
 
   int ordinal() const noexcept { return ordinal_; }
   bool usable() const noexcept { return usable_.load(std::memory_order_acquire); }
+  // Whether the device memory there was made in another context, whose work nothing here can wait for.
+  bool is_of_another(std::uintptr_t address) const noexcept;
 
  private:
   friend class ContextGuard;
@@ -32,6 +35,7 @@ class PrimaryContext {
     decltype(&cuDevicePrimaryCtxRetain) retain = nullptr;
     decltype(&cuCtxGetCurrent) get_current = nullptr;
     decltype(&cuCtxSetCurrent) set_current = nullptr;
+    decltype(&cuPointerGetAttribute) ask_pointer = nullptr;
   };
 
   static Driver open_driver();

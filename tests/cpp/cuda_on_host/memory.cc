@@ -1,4 +1,6 @@
 // Memory of the device, and page-locked memory of the host: both on the heap.
+#include <cuda.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -54,6 +56,11 @@ cudaError_t release(void* address, Memory memory) {
 }  // namespace
 
 Memory memory_of(const void* address) {
+  CUcontext context = nullptr;
+  if (cuPointerGetAttribute(&context, CU_POINTER_ATTRIBUTE_CONTEXT, reinterpret_cast<CUdeviceptr>(address)) ==
+      CUDA_SUCCESS) {
+    return Memory::kDevice;
+  }
   const std::lock_guard lock(allocations().mutex);
   const auto at = reinterpret_cast<std::uintptr_t>(address);
   auto found = allocations().by_address.upper_bound(at);
