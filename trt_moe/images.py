@@ -171,12 +171,9 @@ def decode_image(
 
 
 def find_images(paths: Iterable[PathLike]) -> tuple[list[Path], list[LoadFailure]]:
-    """The image files that `paths` name, and the folders that cannot be read.
+    """The image files that `paths` name, and the folders that cannot be read or hold no image.
 
     Files are taken as given, folders replaced by all images below them, sorted.
-
-    Raises:
-        DataError: a folder holds no image.
     """
     files: list[Path] = []
     failures: list[LoadFailure] = []
@@ -197,7 +194,7 @@ def find_images(paths: Iterable[PathLike]) -> tuple[list[Path], list[LoadFailure
             if Path(name).suffix.lower() in SUFFIXES
         )
         if not found and len(failures) == failures_before:
-            raise DataError(f"{path} holds no images; looked for {', '.join(sorted(SUFFIXES))}")
+            failures.append(LoadFailure(path, f"holds no images; looked for {', '.join(sorted(SUFFIXES))}"))
         files += found
     return files, failures
 

@@ -80,10 +80,10 @@ def _advice(images: NDArray[Any], shape: tuple[int, int, int]) -> str:
         return "the models take bytes and normalise them themselves: scale to 0 to 255 and call .astype(np.uint8)"
     if images.shape == shape:
         return "one image is a batch of one: pass image[None]"
-    if channels == 1 and images.shape[-2:] == (height, width):
-        return "the channels' axis is missing: pass images[..., None]"
     if images.shape[-3:] == (channels, height, width):
         return "channels come last: pass np.moveaxis(images, -3, -1)"
+    if channels == 1 and images.shape[-2:] == (height, width):
+        return "the channels' axis is missing: pass images[..., None]"
     if images.shape[1:] == shape:
         return "one image has no axis for a batch: pass images[0]"
     return "read and resize files with trt_moe.load_images(paths, router.bundle)"

@@ -60,6 +60,7 @@ class Predictions:
             "verify_by": router.verify_by,
             "predictions": [{**asdict(row), "top": [list(pair) for pair in row.top]} for row in self.rows],
             "failures": [{"path": str(failure.path), "reason": failure.reason} for failure in self.failures],
+            "remarks": [{"path": str(remark.path), "reason": remark.reason} for remark in self.remarks],
         }
 
 
@@ -74,9 +75,6 @@ def predict_files(
         top: how many classes to keep of each answer.
         progress: called as progress(what, done, total).
         predictions: gets every answer as soon as it is there, so that an interrupt loses none.
-
-    Raises:
-        DataError: a folder holds no image.
     """
     files, failures = find_images(paths)
     predictions.failures += failures

@@ -27,7 +27,7 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            return self._invoke(ctx)
         except (InputError, BundleError, DataError) as error:
             _complain(str(error))
             raise typer.Exit(WRONG_INPUT) from None
@@ -45,6 +45,18 @@ class _Group(TyperGroup):
             _complain_of_system(error)
             raise typer.Exit(FAILED) from None
 
+    def _invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ImportError as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                # Modules in C turn Ctrl-C while they are loaded into an ImportError.
+                if isinstance(cause, KeyboardInterrupt):
+                    raise cause from None
+                cause = cause.__cause__ or cause.__context__
+            raise
+
 
 app = typer.Typer(
     name="trt-moe",
@@ -60,8 +72,11 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the command."""
+    if sys.stdout is None:
+        _complain("standard output is closed, and results go there; send them to a file, or to /dev/null")
+        sys.exit(FAILED)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+        if isinstance(stream, io.TextIOWrapper):
             # File names may hold what the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
     # Too large images are refused in our own words; Pillow's warning would come first.
@@ -92,7 +107,8 @@ def _complain(message: str) -> None:
 
     # Lists of files have a line for each.
     lines = [clean(line) for line in message.expandtabs(2).splitlines()]
-    sys.stderr.write("trt-moe: error: " + "\n".join(lines) + "\n")
+    if sys.stderr is not None:
+        sys.stderr.write("trt-moe: error: " + "\n".join(lines) + "\n")
 
 
 def _print_version(show: bool) -> None:

@@ -118,17 +118,24 @@ def numbers(text: str, what: str) -> tuple[float, ...]:
     return tuple(values)
 
 
+def whole_number(text: str) -> int | None:
+    """Parse a number of at most nine digits; None: something else."""
+    # isdigit takes more than int: superscripts, for one.
+    digits = text.strip()
+    return int(digits) if re.fullmatch(r"[0-9]{1,9}", digits) else None
+
+
 def sizes(text: str, what: str, count: int) -> tuple[int, ...]:
     """Parse "224x224x3".
 
     Raises:
         InputError: something else.
     """
-    parts = re.split(r"[x,]", text.strip().lower())
-    if len(parts) != count or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    found = [whole_number(part) for part in re.split(r"[x,]", text.strip().lower())]
+    if len(found) != count or not all(found):
         example = "x".join(["224", "224", "3"][:count])
         raise InputError(f"{what} is {text!r}; expected {count} whole numbers such as {example}")
-    return tuple(int(part) for part in parts)
+    return tuple(number for number in found if number is not None)
 
 
 def latency_images(text: str) -> int | None:
@@ -139,9 +146,9 @@ def latency_images(text: str) -> int | None:
     """
     if text.strip().lower() == "all":
         return None
-    if not text.strip().isdigit() or int(text) < 1:
+    if not (number := whole_number(text)):
         raise InputError(f"latency images is {text!r}; expected a number of at least 1, or all")
-    return int(text)
+    return number
 
 
 def named_file(text: str, default: str | None = None) -> tuple[str, Path]:
@@ -209,7 +216,7 @@ def counts(text: str, what: str) -> tuple[int, ...]:
     """
     if text.strip().lower() == "none":
         return ()
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and 1 <= int(part) <= 1024 for part in parts):
+    found = tuple(number for part in text.split(",") if (number := whole_number(part)) and number <= 1024)
+    if len(found) != text.count(",") + 1:
         raise InputError(f"{what} is {text!r}; expected numbers from 1 to 1024 such as 1,2,4, or none")
-    return tuple(int(part) for part in parts)
+    return found

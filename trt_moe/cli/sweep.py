@@ -50,7 +50,7 @@ def sweep(
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts):
+    found = tuple(number for part in text.split(",") if (number := options.whole_number(part)) is not None)
+    if len(found) != text.count(",") + 1:
         raise InputError(f"--seeds is {text!r}; expected whole numbers such as 0,1,2")
-    return tuple(map(int, parts))
+    return found

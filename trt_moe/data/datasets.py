@@ -69,7 +69,7 @@ def load_dataset(
 
     Args:
         path: folder with idx files (.gz or not), with `seg_train`/`seg_test`, with `train`/`test` (or `val`), with
-            severity folders `0`..`5` that hold class folders, or with class folders. Images in subfolders of a
+            severity folders `0`..`5` alone that hold class folders, or with class folders. Images in subfolders of a
             class folder are the class's.
         split: of layouts without splits all is "test".
         shape: (height, width, channels) to convert every decoded image to; without it all images must have
@@ -102,7 +102,7 @@ def load_dataset(
             f"{_SPLIT_FOLDERS['test'][0]}/<class>, train/<class> and test/<class>, or the idx files of Fashion-MNIST. "
             "Of class folders alone a config may keep some for the test, held_out: 0.2"
         )
-    if any((root / str(level)).is_dir() for level in range(SEVERITIES)):
+    if _has_severities(root):
         return _checked(_load_severities(root, shape), skip_broken)
     return _checked(_load_folder(root, root.name, shape), skip_broken)
 
@@ -181,6 +181,13 @@ def has_splits(root: Path) -> bool:
     """Whether a data set keeps images to train on and images to test on apart."""
     folders = any((root / name).is_dir() for names in _SPLIT_FOLDERS.values() for name in names)
     return folders or any(_find_idx(root, split, "images-idx3-ubyte") is not None for split in ("train", "test"))
+
+
+def _has_severities(root: Path) -> bool:
+    """Whether all folders are severities that hold class folders; classes may be called 0 to 5 as well."""
+    folders = [entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."]
+    named = {str(level) for level in range(SEVERITIES)} >= {folder.name for folder in folders}
+    return named and any(entry.is_dir() for folder in folders for entry in folder.iterdir())
 
 
 def _load_idx(root: Path, split: Split, shape: Shape | None) -> Dataset:

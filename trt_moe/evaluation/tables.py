@@ -8,6 +8,9 @@ from trt_moe.bundle.manifest import MIXTURE
 from trt_moe.console import by_mirror, milliseconds, percent, points, print_table, routing_rule, stdout
 from trt_moe.evaluation.evaluate import BASELINE_CASCADE, CASCADE, IMAGE_CUE, ORACLE, RANDOM, VERIFY
 
+_UNLIKE = 0.1
+"""Difference of mean latencies from which on the timed images are told to be unlike all of them."""
+
 
 def print_report(data: dict[str, Any]) -> None:
     """Print what `evaluate` returned: severities, strategies, frontier, remarks."""
@@ -134,6 +137,13 @@ def _print_remarks(data: dict[str, Any]) -> None:
         f"include the gater ({milliseconds(mixture['gater_ms'])} ms) and all overhead "
         f"({overhead}); the models' are bare inference."
     )
+    same = f"The same latency is {milliseconds(mixture['modelled_ms'])} ms, the mixture's over all images"
+    if abs(mixture["modelled_ms"] / mixture["mean_ms"] - 1) > _UNLIKE:
+        same += (
+            f"; those that were timed, {milliseconds(mixture['mean_ms'])} ms on average, do not stand for them: time "
+            "more (--latency-images)"
+        )
+    out.print(f"{same}.")
     near = data["near_dearest"]
     if near is not None:
         out.print(

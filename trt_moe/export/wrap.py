@@ -201,7 +201,8 @@ def _layout(source: onnx.ValueInfoProto, preprocessing: Preprocessing, channels:
     allowed = {channels, 3} if channels == 1 else {channels}
     first, last = dims[1] in allowed, dims[3] in allowed
     if not (first or last):
-        raise InputError(f"{what}: input {_show(source)}; the bundle's images have {channels} channels")
+        found = f"{what}: input {_show(source)}; the bundle's images have {channels} channels"
+        raise InputError(found if None not in (dims[1], dims[3]) else f"{found}; say layout nchw or nhwc")
     if first == last:
         raise InputError(
             f"{what}: input {_show(source)} may be [N, C, H, W] or [N, H, W, C] for {channels} channels; say "

@@ -155,6 +155,18 @@ def test_predict_answers_the_readable_and_names_the_others(tiny, tmp_path):
     assert [row["path"] for row in data["failures"]] == [str(bad)]
 
 
+def test_predict_names_an_empty_folder_among_the_others_and_says_remarks(tiny, tmp_path):
+    (tmp_path / "empty").mkdir()
+    see_through = Image.fromarray(tiny.grey(250)[0]).convert("RGBA")
+    see_through.putalpha(100)
+    see_through.save(tmp_path / "glass.png")
+    result = run("predict", tmp_path / "empty", tmp_path / "glass.png", "-b", tiny.path, "--json", code=1)
+    data = json.loads(result.stdout)
+    assert [row["path"][-9:] for row in data["predictions"]] == ["glass.png"]
+    assert [row["path"][-5:] for row in data["failures"]] == ["empty"]
+    assert [row["reason"][:24] for row in data["remarks"]] == ["is transparent in places"]
+
+
 def test_predict_prints_what_was_answered_until_an_interrupt(tiny, tmp_path, monkeypatch):
     for name in "abc":
         Image.fromarray(tiny.grey(250)[0]).save(tmp_path / f"{name}.png")
@@ -372,6 +384,27 @@ def test_output_that_cannot_be_written_is_one_message(tmp_path, monkeypatch, arg
     assert (done.returncode, done.stderr) == (1, "trt-moe: error: No space left on device\n")
 
 
+@pytest.mark.parametrize("arguments", ["doctor", "doctor --json"])
+def test_a_closed_stdout_is_one_message(arguments):
+    command = f"exec {sys.executable} -m trt_moe {arguments} >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("trt-moe: error: standard output is closed")
+    silent = subprocess.run(["sh", "-c", f"{command} 2>&-"], capture_output=True, text=True, check=False)
+    assert (silent.returncode, silent.stdout, silent.stderr) == (1, "", "")
+
+
+def test_ctrl_c_while_a_module_in_c_is_loaded(monkeypatch):
+    def load(*_, **__):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+
+    monkeypatch.setattr("trt_moe.bundle.Bundle.load", load)
+    assert "interrupted" in run("inspect", "fashion-mnist", code=130).stderr
+
+
 def test_ctrl_c_while_the_command_is_imported(monkeypatch):
     class Interrupted:
         def __getattr__(self, name):
@@ -402,7 +435,8 @@ def test_other_parsers(tmp_path):
     assert options.numbers("0.5,1", "x") == (0.5, 1.0)
     assert options.sizes("224x224x3", "x", 3) == (224, 224, 3)
     assert options.latency_images("ALL") is None
-    assert options.latency_images("5") == 5
+    assert options.latency_images(" 5") == 5
+    assert options.counts("1, 16", "x") == (1, 16)
     assert options.named_file("a=b.onnx") == ("a", tmp_path.__class__("b.onnx"))
     assert options.named_file("dir/My Net.onnx")[0] == "my-net"
     assert options.class_names("a, b") == ["a", "b"]
@@ -417,6 +451,10 @@ def test_other_parsers(tmp_path):
         lambda: options.sizes("2x2", "x", 3),
         lambda: options.sizes("0x2x3", "x", 3),
         lambda: options.latency_images("0"),
+        lambda: options.latency_images("\N{SUPERSCRIPT TWO}"),
+        lambda: options.latency_images("5" * 5000),
+        lambda: options.sizes("\N{SUPERSCRIPT TWO}x2", "x", 2),
+        lambda: options.counts("1,\N{SUPERSCRIPT TWO}", "x"),
         lambda: options.named_file("=x"),
         lambda: options.class_names("missing.txt"),
         lambda: options.overrides(["nothing"], ["a"]),

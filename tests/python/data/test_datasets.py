@@ -213,6 +213,14 @@ def test_severity_folders(tmp_path):
     assert data.images[:, 0, 0, 0].tolist() == [0, 0, 5, 5]
 
 
+@pytest.mark.parametrize("classes", [("0", "1"), tuple("0123456789"), ("0", "cat", "dog")])
+def test_classes_may_be_called_as_severities_are(tmp_path, classes):
+    for name in classes:
+        _png(tmp_path / name / ("deep" if name == "cat" else "") / "1.png")
+    data = load_dataset(tmp_path)
+    assert (data.class_names, data.severities) == (classes, None)
+
+
 def test_severity_folders_must_have_the_same_classes(tmp_path):
     _png(tmp_path / "0" / "bag" / "1.png")
     _png(tmp_path / "1" / "shoe" / "1.png")

@@ -166,6 +166,16 @@ def test_tables_show_every_strategy(report, capsys):
     )
 
 
+@pytest.mark.parametrize(("share", "told"), [(1.05, False), (1.3, True), (0.7, True)])
+def test_timed_images_that_are_unlike_all_are_told(report, capsys, share, told):
+    overall = report.data["overall"]
+    mixture = {**overall["mixture"], "modelled_ms": 2.0 * share, "mean_ms": 2.0}
+    print_report({**report.data, "overall": {**overall, "mixture": mixture}})
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"The same latency is {2.0 * share:.3f} ms, the mixture's over all images" in text
+    assert ("do not stand for them: time more (--latency-images)" in text) == told
+
+
 @pytest.mark.parametrize(("overhead", "words"), [(0.25, "0.250 ms"), (-0.8, "too little to tell")])
 def test_overhead_that_is_lost_in_noise_is_no_number(report, capsys, overhead, words):
     overall = report.data["overall"]

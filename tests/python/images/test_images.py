@@ -179,8 +179,9 @@ def test_find_images_expands_folders(tmp_path):
     names = [str(path.relative_to(tmp_path)) for path in found]
     assert names == ["given.xyz", "in/a.jpg", "in/b.PNG", "in/ner/c.webp"]
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match="holds no images"):
-        find_images([tmp_path / "none"])
+    found, failures = find_images([tmp_path / "none", tmp_path / "in" / "a.jpg"])
+    assert found == [tmp_path / "in" / "a.jpg"]
+    assert [(failure.path, failure.reason[:15]) for failure in failures] == [(tmp_path / "none", "holds no images")]
 
 
 def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
