@@ -11,6 +11,8 @@ from trt_moe.bundle import Bundle
 from trt_moe.errors import ModelOutputError
 from trt_moe.model import Model
 
+_COARSE = "Try precision='fp32' (--precision fp32). "
+
 
 def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     """Largest absolute logit error over max(1, largest absolute expected logit); inf where not finite."""
@@ -38,8 +40,8 @@ def check_golden(bundle: Bundle, golden: dict[str, NDArray[Any]], models: list[M
         if error > limit:
             raise ModelOutputError(
                 f"{bundle.path}: {model.name} in {model.precision} on {model.device} is {error:.3g} off the bundle's "
-                f"golden logits; at most {limit:g} is allowed. Try precision='fp32', copy the bundle again, or pass "
-                "check=False to run it all the same"
+                f"golden logits; at most {limit:g} is allowed. {'' if model.precision == 'fp32' else _COARSE}Copy the "
+                "bundle again; Router(check=False) runs it all the same"
             )
 
 

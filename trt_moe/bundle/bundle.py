@@ -273,11 +273,20 @@ def shipped_bundles() -> dict[str, Path]:
 
 
 def _find(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise BundleError(
+            f"the bundle is a {type(path).__name__}; give a bundle's folder, or a name such as fashion-mnist"
+        )
     root = Path(path)
-    if root.is_file() and root.name == MANIFEST_FILE:
-        return root.parent
-    if (root / MANIFEST_FILE).exists():
-        return root
+    try:
+        if root.is_file() and root.name == MANIFEST_FILE:
+            return root.parent
+        if (root / MANIFEST_FILE).exists():
+            return root
+    except OSError as error:  # too long a name, or no right to look
+        raise BundleError(
+            f"{str(root)[:80]} cannot be looked into ({error.strerror}); give a bundle's folder"
+        ) from None
     # A folder that only happens to be called like a shipped bundle, such as its data set, does not hide it.
     shipped = shipped_bundles()
     name = os.fspath(path).rstrip("/")  # which shells add

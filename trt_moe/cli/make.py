@@ -81,7 +81,7 @@ def scenes(
     if as_json:
         print_json({"folder": str(out.absolute()), "classes": list(CLASSES), "train": train, "test": test})
         return
-    typer.echo(f"scenes written to {out}; try `trt-moe train configs/scenes.yaml --data {out}`")
+    typer.echo(f"scenes written to {out}; in the checkout, try `trt-moe train configs/scenes.yaml --data {out}`")
     if train < _SCENES_TRAIN or test < _SCENES_TEST:
         typer.echo(
             f"That recipe is made for --train {_SCENES_TRAIN} --test {_SCENES_TEST} or more; for fewer images lower "

@@ -90,7 +90,7 @@ def study(
     fewest = min(sets, key=lambda part: len(part.labels))
     if len(fewest.labels) < MIN_IMAGES:
         raise DataError(
-            f"{dataset} has {len(fewest.labels)} images of severity {fewest.severity}; "
+            f"{dataset}: {len(fewest.labels)} images of severity {fewest.severity} are to be studied; "
             f"a study needs at least {MIN_IMAGES} of each: half of them fit, the others test"
         )
     image_cues = dict(CUES) if icnet is None else {**CUES, COMPLEXITY: _complexity_cue(icnet, progress)}

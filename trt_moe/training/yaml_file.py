@@ -18,7 +18,9 @@ def read_yaml(file: Path) -> object:
     """
     try:
         return yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror or error}); give a training configuration") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{file} cannot be read as YAML: {error}") from error
 
 

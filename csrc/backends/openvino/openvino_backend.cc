@@ -174,7 +174,8 @@ class OpenVinoBackend final : public Backend {
     const std::size_t cpus = usable_cpus();
     if (options.threads > cpus) {
       throw Error(ErrorKind::kInput, "threads is " + std::to_string(options.threads) + ", but this process may use " +
-                                         std::to_string(cpus) + " CPUs; pass at most that, or None for all of them");
+                                         std::to_string(cpus) +
+                                         " CPUs; pass at most that, or leave it out for all of them");
     }
     const std::size_t threads = options.threads == 0 ? cpus : options.threads;
     Buckets buckets(!options.buckets.empty()           ? options.buckets

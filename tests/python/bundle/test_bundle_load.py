@@ -346,6 +346,10 @@ def test_not_found_names_near_matches(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(BundleError, match="is a file"):
         Bundle.load(tmp_path / "file")
+    with pytest.raises(BundleError, match="the bundle is a NoneType; give a bundle's folder"):
+        Bundle.load(None)
+    with pytest.raises(BundleError, match=r"aaa cannot be looked into \(File name too long\)"):
+        Bundle.load("a" * 5000)
 
 
 def test_shipped_bundles_all_load():

@@ -139,7 +139,7 @@ def test_losses_are_clipped_as_in_training():
 
 
 def test_too_few_images(tiny):
-    with pytest.raises(DataError, match="has 19 images of severity 3; a study needs at least 20"):
+    with pytest.raises(DataError, match="19 images of severity 3 are to be studied; a study needs at least 20"):
         run(tiny, [scene(tiny, 0, True), scene(tiny, 3, True, count=19)])
 
 
