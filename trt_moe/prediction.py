@@ -59,8 +59,8 @@ class Predictions:
             "verify_below": router.verify_below,
             "verify_by": router.verify_by,
             "predictions": [{**asdict(row), "top": [list(pair) for pair in row.top]} for row in self.rows],
-            "failures": [{"path": str(failure.path), "reason": failure.reason} for failure in self.failures],
-            "remarks": [{"path": str(remark.path), "reason": remark.reason} for remark in self.remarks],
+            "failures": _listed(self.failures),
+            "remarks": _listed(self.remarks),
         }
 
 
@@ -128,6 +128,10 @@ def _predict(router: Router, path: Path, image: np.ndarray[Any, Any], top: int) 
         ms=row.latency_ms,
         top=tuple((names[index], float(row.probabilities[index])) for index in best),
     )
+
+
+def _listed(said: Iterable[LoadFailure]) -> list[dict[str, str]]:
+    return [{"path": str(each.path), "reason": each.reason} for each in said]
 
 
 def _chunks(files: Iterable[Path]) -> Iterator[list[Path]]:

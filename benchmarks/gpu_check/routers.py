@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.gpu_check.engines import onnx_folder
 from benchmarks.gpu_check.mixture import GATER, Mixture
 from benchmarks.gpu_check.parts import Work
-from trt_moe import Bundle, Router
+from trt_moe import Bundle, Result, Router
 
 # Of one forward of all modules together; past it, and it is 8 unless set, torch goes on uncompiled.
 torch._dynamo.config.recompile_limit = 64
@@ -56,6 +57,12 @@ def choose_engines(work: Work, mixture: Mixture, compiled: bool = True) -> Route
 
 def routes_right(router: Router, mixture: Mixture, counts: Sequence[int]) -> bool:
     """Whether each image goes to its expert, in batches of so many."""
+    return all(bool((result.experts == wanted).all()) for wanted, result in answers(router, mixture, counts))
+
+
+def answers(router: Router, mixture: Mixture, counts: Sequence[int]) -> Iterator[tuple[NDArray[np.int64], Result]]:
+    """Batches of so many of the mixture's images in turns: which images, each its expert's, and the answers."""
     wanted = np.resize(np.arange(len(mixture.images)), max(counts))
     batch = mixture.images[wanted]
-    return all(bool((router.predict(batch[:count]).experts == wanted[:count]).all()) for count in counts)
+    for count in counts:
+        yield wanted[:count], router.predict(batch[:count])

@@ -17,6 +17,17 @@ using testing::message_of;
 using testing::on_a_thread;
 using testing::the_gpu;
 
+namespace {
+
+template <typename Function>
+Function* of_driver(const char* name) {
+  void* const driver = dlopen("libcuda.so.1", RTLD_NOW);
+  REQUIRE(driver != nullptr);
+  return reinterpret_cast<Function*>(dlsym(driver, name));
+}
+
+}  // namespace
+
 TEST_CASE("the device tells what it is") {
   const cuda::DeviceInfo& info = the_gpu()->info();
   CHECK_FALSE(info.name.empty());
@@ -73,11 +84,9 @@ TEST_CASE("a stream waits for another one") {
 }
 
 TEST_CASE("a context that another library made is the thread's again after every call") {
-  void* const driver = dlopen("libcuda.so.1", RTLD_NOW);
-  REQUIRE(driver != nullptr);
-  const auto create = reinterpret_cast<int (*)(void**, unsigned, int)>(dlsym(driver, "cuCtxCreate_v2"));
-  const auto get_current = reinterpret_cast<int (*)(void**)>(dlsym(driver, "cuCtxGetCurrent"));
-  const auto destroy = reinterpret_cast<int (*)(void*)>(dlsym(driver, "cuCtxDestroy_v2"));
+  const auto create = of_driver<int(void**, unsigned, int)>("cuCtxCreate_v2");
+  const auto get_current = of_driver<int(void**)>("cuCtxGetCurrent");
+  const auto destroy = of_driver<int(void*)>("cuCtxDestroy_v2");
   on_a_thread([&] {
     void* own = nullptr;
     REQUIRE(create(&own, 0, 0) == 0);
@@ -100,12 +109,10 @@ TEST_CASE("a context that another library made is the thread's again after every
 }
 
 TEST_CASE("memory of a context that another library made is not the device's to read") {
-  void* const driver = dlopen("libcuda.so.1", RTLD_NOW);
-  REQUIRE(driver != nullptr);
-  const auto create = reinterpret_cast<int (*)(void**, unsigned, int)>(dlsym(driver, "cuCtxCreate_v2"));
-  const auto destroy = reinterpret_cast<int (*)(void*)>(dlsym(driver, "cuCtxDestroy_v2"));
-  const auto allocate = reinterpret_cast<int (*)(std::uintptr_t*, std::size_t)>(dlsym(driver, "cuMemAlloc_v2"));
-  const auto release = reinterpret_cast<int (*)(std::uintptr_t)>(dlsym(driver, "cuMemFree_v2"));
+  const auto create = of_driver<int(void**, unsigned, int)>("cuCtxCreate_v2");
+  const auto destroy = of_driver<int(void*)>("cuCtxDestroy_v2");
+  const auto allocate = of_driver<int(std::uintptr_t*, std::size_t)>("cuMemAlloc_v2");
+  const auto release = of_driver<int(std::uintptr_t)>("cuMemFree_v2");
   on_a_thread([&] {
     void* own = nullptr;
     REQUIRE(create(&own, 0, 0) == 0);

@@ -118,11 +118,11 @@ def numbers(text: str, what: str) -> tuple[float, ...]:
     return tuple(values)
 
 
-def whole_number(text: str) -> int | None:
-    """Parse a number of at most nine digits; None: something else."""
+def whole_numbers(text: str) -> tuple[int, ...] | None:
+    """Parse "1,2,4", each of at most nine digits; None: something else."""
+    parts = [part.strip() for part in text.split(",")]
     # isdigit takes more than int: superscripts, for one.
-    digits = text.strip()
-    return int(digits) if re.fullmatch(r"[0-9]{1,9}", digits) else None
+    return tuple(map(int, parts)) if all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts) else None
 
 
 def sizes(text: str, what: str, count: int) -> tuple[int, ...]:
@@ -131,11 +131,11 @@ def sizes(text: str, what: str, count: int) -> tuple[int, ...]:
     Raises:
         InputError: something else.
     """
-    found = [whole_number(part) for part in re.split(r"[x,]", text.strip().lower())]
-    if len(found) != count or not all(found):
+    found = whole_numbers(text.lower().replace("x", ","))
+    if found is None or len(found) != count or not all(found):
         example = "x".join(["224", "224", "3"][:count])
         raise InputError(f"{what} is {text!r}; expected {count} whole numbers such as {example}")
-    return tuple(number for number in found if number is not None)
+    return found
 
 
 def latency_images(text: str) -> int | None:
@@ -146,9 +146,10 @@ def latency_images(text: str) -> int | None:
     """
     if text.strip().lower() == "all":
         return None
-    if not (number := whole_number(text)):
+    found = whole_numbers(text)
+    if found is None or len(found) != 1 or found[0] < 1:
         raise InputError(f"latency images is {text!r}; expected a number of at least 1, or all")
-    return number
+    return found[0]
 
 
 def named_file(text: str, default: str | None = None) -> tuple[str, Path]:
@@ -216,7 +217,7 @@ def counts(text: str, what: str) -> tuple[int, ...]:
     """
     if text.strip().lower() == "none":
         return ()
-    found = tuple(number for part in text.split(",") if (number := whole_number(part)) and number <= 1024)
-    if len(found) != text.count(",") + 1:
+    found = whole_numbers(text)
+    if found is None or not all(1 <= number <= 1024 for number in found):
         raise InputError(f"{what} is {text!r}; expected numbers from 1 to 1024 such as 1,2,4, or none")
     return found

@@ -50,7 +50,7 @@ def sweep(
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    found = tuple(number for part in text.split(",") if (number := options.whole_number(part)) is not None)
-    if len(found) != text.count(",") + 1:
+    found = options.whole_numbers(text)
+    if found is None:
         raise InputError(f"--seeds is {text!r}; expected whole numbers such as 0,1,2")
     return found

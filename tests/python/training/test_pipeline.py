@@ -142,12 +142,13 @@ def test_a_bundle_holds_calibrated_experts(finished, finished_config, data_folde
 
 
 def test_an_export_never_trains(finished_config, tmp_path, quiet):
-    raw_config = finished_config
-    raw_config["gater"]["methods"] = ["benefit"]
-    raw_config["joint"] = {"epochs": 1, "batch": 20}
+    finished_config["gater"]["methods"] = ["benefit"]
+    finished_config["joint"] = {"epochs": 1, "batch": 20}
 
     def run(only_export=True, gater=(), **changes):
-        config = TrainConfig.model_validate({**raw_config, **changes, "gater": {**raw_config["gater"], **dict(gater)}})
+        config = TrainConfig.model_validate(
+            {**finished_config, **changes, "gater": {**finished_config["gater"], **dict(gater)}}
+        )
         steps = []
         out = train(config, tmp_path / "b", lambda name, *_: steps.append(name), quiet, only_export=only_export)
         return steps, Bundle.load(out)
@@ -169,7 +170,7 @@ def test_an_export_never_trains(finished_config, tmp_path, quiet):
             run(**{"latency_weight": 0.2, **changes})
         assert files() == before
     assert run(latency_weight=0.2)[0] == []
-    del raw_config["joint"]
+    del finished_config["joint"]
     steps, bundle = run(latency_weight=0.9)
     assert (steps, bundle.latency_weight) == ([], 0.9), "the gater serves every weight"
 
