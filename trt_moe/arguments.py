@@ -1,13 +1,17 @@
-"""Numbers and words that users hand in, as the core takes them."""
+"""Numbers, words and flags that users hand in, as the core takes them."""
 
 from __future__ import annotations
 
 import math
 import operator
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from trt_moe.errors import InputError
+
+Word = TypeVar("Word", bound=str)
 
 _SHOWN = 80
 
@@ -42,15 +46,27 @@ def real(name: str, value: Any, most: float) -> float:
     return number
 
 
-def word(name: str, value: Any, known: tuple[str, ...]) -> str:
+def word(name: str, value: Any, known: tuple[Word, ...]) -> Word:
     """One of the words that are known.
 
     Raises:
         InputError: something else.
     """
-    if not isinstance(value, str) or value not in known:
+    found = next((each for each in known if isinstance(value, str) and each == value), None)
+    if found is None:
         raise InputError(f"{name} is {_shown(value)}; expected {', '.join(known[:-1])} or {known[-1]}")
-    return value
+    return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, NumPy's too; the word "no" would count as true.
+
+    Raises:
+        InputError: something else.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} is {_shown(value)}; expected True or False")
+    return bool(value)
 
 
 def _shown(value: Any) -> str:

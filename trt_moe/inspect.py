@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trt_moe.bundle import Bundle, ModelEntry
+from trt_moe.bundle.samples import find_samples
 from trt_moe.console import clean, milliseconds, points, print_table, stdout
 
 _MIB = 1 << 20
@@ -29,7 +30,9 @@ def print_bundle(bundle: Bundle) -> None:
     verified = f"{bundle.verify_below:g}, by {bundle.verify_by}" if bundle.verify_below else "never"
     out.print(f"verify below    {verified}")
     if manifest.samples is not None:
-        out.print(f"samples         {manifest.samples.images} images in {manifest.samples.folder}/")
+        there = len(find_samples(bundle.path, manifest.samples, bundle.class_names))
+        lacking = "" if there == manifest.samples.images else f", where {there} are"
+        out.print(f"samples         {manifest.samples.images} images in {manifest.samples.folder}/{lacking}")
     if manifest.golden is not None:
         tolerance = ", ".join(f"{precision} {value:g}" for precision, value in manifest.golden.tolerance.items())
         out.print(f"golden          {manifest.golden.file} (tolerance {tolerance})")

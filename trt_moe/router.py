@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_moe import _core
-from trt_moe.arguments import real, whole, word
+from trt_moe.arguments import flag, real, whole, word
 from trt_moe.bundle import Bundle
 from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.completions import Completions
@@ -37,7 +37,7 @@ _BACKEND_OF = {"cpu": "openvino", "cuda": "cuda"}
 _DEVICE_OF = {backend: device for device, backend in _BACKEND_OF.items()}
 
 PLANS = ("auto", "host-routed")
-VERIFY_BY: tuple[str, ...] = get_args(VerifyBy)
+VERIFY_BY: tuple[VerifyBy, ...] = get_args(VerifyBy)
 
 MAX_BATCH = 1 << 16
 MAX_WAIT_US = 10_000_000
@@ -108,9 +108,8 @@ class Router:
     ) -> None:
         """See the class."""
         self._backend = _backend_for(device, with_modules=bool(modules))
-        if plan not in PLANS:
-            raise InputError(f"plan is {plan!r}; expected {' or '.join(map(repr, PLANS))}")
-        if speculate and self._backend != "cuda":
+        plan = word("plan", plan, PLANS)
+        if flag("speculate", speculate) and self._backend != "cuda":
             raise InputError("speculate=True needs the GPU; leave it out")
         self._max_batch = whole("max_batch", max_batch, 1, MAX_BATCH)
         max_wait_us = whole("max_wait_us", max_wait_us, 0, MAX_WAIT_US)
@@ -122,18 +121,16 @@ class Router:
         self._latency_weight = real("latency_weight", weight, MAX_LATENCY_WEIGHT)
         below = self._bundle.verify_below if verify_below is None else verify_below
         self._verify_below = real("verify_below", below, 1.0)
-        self._verify_by = self._bundle.verify_by if verify_by is None else verify_by
-        if self._verify_by not in VERIFY_BY:
-            raise InputError(f"verify_by is {verify_by!r}; expected {' or '.join(map(repr, VERIFY_BY))}")
-        self._check = check
-        golden = self._bundle.golden() if check and self._bundle.manifest.golden is not None else None
+        self._verify_by = self._bundle.verify_by if verify_by is None else word("verify_by", verify_by, VERIFY_BY)
+        self._check = flag("check", check)
+        golden = self._bundle.golden() if self._check and self._bundle.manifest.golden is not None else None
         self._probe = golden["images"] if golden is not None else noise_images(self._bundle.input_shape)
         self._models_lock = threading.Lock()
         options = {
             "max_batch": self._max_batch,
             "max_wait_us": max_wait_us,
             "max_queue": max_queue,
-            "warmup": warmup,
+            "warmup": flag("warmup", warmup),
             "device_routed": plan == "auto",
             "speculate": speculate,
         }
@@ -442,8 +439,7 @@ def _cuda_models(bundle: Bundle, precision: str, modules: Mapping[str, Any]) -> 
 def _backend_for(device: str, with_modules: bool) -> str:
     from trt_moe.cuda.device import reason_against
 
-    if device not in ("auto", *_BACKEND_OF):
-        raise InputError(f"device is {device!r}; expected 'auto', 'cpu' or 'cuda'")
+    device = word("device", device, ("auto", *_BACKEND_OF))
     if with_modules and device != "cuda":
         raise InputError(f"modules run on the GPU only, and device is {device!r}; pass device='cuda'")
     against = None

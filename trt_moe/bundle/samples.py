@@ -34,14 +34,7 @@ def read_samples(
     total = samples.images * height * width * channels
     if total > MAX_SAMPLE_BYTES:
         raise BundleError(f"{root}: samples decode to {total:,} bytes; at most {MAX_SAMPLE_BYTES:,} are read")
-    found: list[tuple[int, int, str]] = []
-    for severity in _SEVERITIES:
-        for label, class_name in enumerate(class_names):
-            relative = f"{samples.folder}/{severity}/{class_name}"
-            folder = root / relative
-            if folder.is_dir():
-                files = sorted(entry.name for entry in folder.iterdir() if entry.suffix == ".png")
-                found += [(severity, label, f"{relative}/{name}") for name in files]
+    found = find_samples(root, samples, class_names)
     if len(found) != samples.images:
         raise BundleError(
             f"{root}: bundle.json says {samples.images} sample images, {samples.folder} has {len(found)}; "
@@ -52,6 +45,19 @@ def read_samples(
         images[row] = _read_png(inside(root, relative), shape)
     labels = np.array([label for _, label, _ in found], np.int64)
     return images, labels, np.array([severity for severity, _, _ in found], np.int64)
+
+
+def find_samples(root: Path, samples: Samples, class_names: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Severity, label and path inside the bundle of each sample that is there, in that order."""
+    found: list[tuple[int, int, str]] = []
+    for severity in _SEVERITIES:
+        for label, class_name in enumerate(class_names):
+            relative = f"{samples.folder}/{severity}/{class_name}"
+            folder = root / relative
+            if folder.is_dir():
+                files = sorted(entry.name for entry in folder.iterdir() if entry.suffix == ".png")
+                found += [(severity, label, f"{relative}/{name}") for name in files]
+    return found
 
 
 def _read_png(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:

@@ -104,6 +104,13 @@ def test_inspect(tiny):
     assert data["bytes"]["gater"] == (tiny.path / "gater.onnx").stat().st_size
 
 
+def test_inspect_says_when_samples_are_missing(tiny, tmp_path):
+    copy = shutil.copytree(tiny.path, tmp_path / "copy")
+    assert "samples         18 images in samples/\n" in run("inspect", copy).stdout
+    shutil.rmtree(copy / "samples" / "3")
+    assert "samples         18 images in samples/, where 15 are\n" in run("inspect", copy).stdout
+
+
 def test_doctor():
     text = run("doctor").stdout
     assert "openvino" in text

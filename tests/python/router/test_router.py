@@ -446,6 +446,9 @@ def test_stats_count_every_image_once(tiny: TinyBundle) -> None:
         {"latency_weight": -1},
         {"verify_below": 1.5},
         {"verify_by": "cheapest"},
+        {"check": "no"},
+        {"warmup": None},
+        {"speculate": "no"},
     ],
 )
 def test_options_out_of_range_are_named(tiny: TinyBundle, options: dict[str, object]) -> None:
