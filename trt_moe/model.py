@@ -15,6 +15,7 @@ from trt_moe.engine_folder import engine_cache
 from trt_moe.inputs import as_images, as_one_image
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+"""Of the CPU."""
 MAX_BUCKET = 1 << 16
 MAX_ITERATIONS = 1 << 30
 MAX_THREADS = 1 << 16
@@ -74,7 +75,7 @@ class Model:
 
     @property
     def precision(self) -> str:
-        """What the device computes in: "fp32", "bf16" or "fp16"."""
+        """What the device computes in: "fp32", "bf16", "fp16" or "int8"."""
         return self.core.precision
 
     @property

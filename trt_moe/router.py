@@ -58,9 +58,9 @@ class Router:
         max_batch: most images that run through a model together; larger batches are answered in turns.
         max_wait_us: microseconds that a submitted image may wait for company in its batch.
         max_queue: most unfinished images; past that `QueueFullError`.
-        precision: of the experts: "auto" (the fastest the device has natively), "fp32", "bf16" or "fp16".
-            The gater runs in fp32, since coarser scores tie; on the GPU one that `trt-moe train` did not export, in
-            the experts' precision.
+        precision: of the experts: "auto" (the fastest the device has natively), "fp32", "fp16", on the CPU "bf16", or
+            on the GPU "int8" for TensorRT's engines. The gater runs in fp32, since coarser scores tie; on the GPU one
+            that `trt-moe train` did not export, in the experts' precision, or fp16 where that is int8.
         warmup: run every model before the constructor returns.
         latency_weight: of the routing rule argmax(logit - latency_weight * relative_cost); None: the bundle's.
         verify_below: gate, then verify: an image whose expert gives its likeliest class a probability below this is
@@ -114,7 +114,9 @@ class Router:
         self._max_batch = whole("max_batch", max_batch, 1, MAX_BATCH)
         max_wait_us = whole("max_wait_us", max_wait_us, 0, MAX_WAIT_US)
         max_queue = whole("max_queue", max_queue, 1, MAX_QUEUE)
-        self._precision = word("precision", precision, PRECISIONS)
+        self._precision = word("precision", precision, (*PRECISIONS, "int8"))
+        if self._precision == "int8" and self._backend != "cuda":
+            raise InputError("precision is 'int8', which needs TensorRT's engines on a GPU; leave it out on the CPU")
         self._threads = checked_threads(threads)
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         weight = self._bundle.latency_weight if latency_weight is None else latency_weight

@@ -19,7 +19,7 @@ enum class Lane { kLatency, kThroughput };
 struct EngineInfo {
   ImageShape input;
   std::size_t outputs = 0;   // logits per image
-  std::string precision;     // "fp32", "bf16" or "fp16": what the device computes in
+  std::string precision;     // "fp32", "bf16", "fp16" or "int8": what the device computes in
   std::string device;        // for people: "AMD EPYC, 2 threads"
   std::size_t parallel = 1;  // how many throughput sessions the device runs well side by side
   Buckets buckets{{1}};      // batch sizes of a throughput session; a latency session takes one image

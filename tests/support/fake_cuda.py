@@ -26,6 +26,7 @@ class FakeCapture:
         self.events: list[Any] = []
         self.owner: object = None
         self.buckets, self.input_shape, self.outputs = (options[name] for name in ("buckets", "input_shape", "outputs"))
+        self.precision = options.get("precision")
 
     def reserve_activation(self, bytes: int) -> int:
         self.events.append(("reserve", bytes))

@@ -30,6 +30,7 @@ class Precision(str, Enum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+    int8 = "int8"
 
 
 class VerifyBy(str, Enum):
@@ -47,7 +48,7 @@ Bundle = Annotated[
 DeviceOption = Annotated[Device, typer.Option("--device", "-d", help="Where to run.")]
 PrecisionOption = Annotated[
     Precision,
-    typer.Option("--precision", "-p", help="Of the experts; auto: the fastest that the device has."),
+    typer.Option("--precision", "-p", help="Of the experts; auto: the fastest that the device has; int8: GPU only."),
 ]
 Threads = Annotated[
     int | None, typer.Option("--threads", "-t", min=1, help="CPU threads; default: all that may be used.")

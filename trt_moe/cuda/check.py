@@ -75,9 +75,10 @@ def check_engines(report: BuildReport) -> EngineCheck:
 def _judge(report: BuildReport, engine: Engine, device: _core.CudaDevice, tensorrt: TensorRt) -> GateReport:
     bundle, spec = report.bundle, engine.sidecar.spec
     entry = bundle.entry(spec.model)
-    samples = Samples.of(bundle, entry)
+    samples, thresholds, instead = Samples.of(bundle, entry), gate.Thresholds(), "fp32"
     if spec.precision == "int8":
         _, samples = samples.halves()  # the others calibrated it
+        thresholds, instead = gate.INT8_THRESHOLDS, "fp16"
     core = capture_model(
         TensorRtSource(tensorrt, engine, _ADVICE),
         device,
@@ -85,13 +86,13 @@ def _judge(report: BuildReport, engine: Engine, device: _core.CudaDevice, tensor
         input_shape=bundle.input_shape,
         outputs=bundle.outputs(entry),
         buckets=spec.buckets,
-        precision="fp16",
+        precision=spec.precision,
     )
     expected = gate_runtime.logits(onnx.load_from_string(bundle.read(entry)), samples.images)
-    judged = gate.compare(expected, Model(entry.name, core).logits(samples.images), samples, "engine")
+    judged = gate.compare(expected, Model(entry.name, core).logits(samples.images), samples, "engine", thresholds)
     if not judged.passed:
         raise EngineBuildError(
             f"{entry.name}: its engine is not accurate enough on {device.info['name']}: {'; '.join(judged.failures)}; "
-            "its graph was, in the CPU's emulation. Build it with --precision fp32"
+            f"its graph was, in the CPU's emulation. Build it with --precision {instead}"
         )
     return judged

@@ -19,7 +19,7 @@ from trt_moe.model import Model
 
 _log = logging.getLogger("trt_moe")
 
-_PRECISIONS: dict[str, Precision] = {"auto": "fp16", "fp16": "fp16", "fp32": "fp32"}
+_PRECISIONS: dict[str, Precision] = {"auto": "fp16", "fp16": "fp16", "fp32": "fp32", "int8": "int8"}
 
 
 class CudaModels:
@@ -27,8 +27,8 @@ class CudaModels:
 
     Args:
         bundle: whose models they are.
-        precision: of the experts, and of a gater that runs like them: "auto", which is "fp16", "fp16" or "fp32". Of
-            modules: what they compute in.
+        precision: of the experts, and of a gater that runs like them: "auto", which is "fp16", "fp16", "fp32" or
+            "int8", whose gater is "fp16". Of modules: what they compute in, which is not "int8".
         modules: torch modules to run in place of engines, by model name: uint8 [N, H, W, C] in, float [N, K] logits
             out. Empty: engines.
 
@@ -48,6 +48,8 @@ class CudaModels:
         if precision not in _PRECISIONS:
             raise InputError(f"precision is {precision!r}; on the GPU expected {', '.join(_PRECISIONS)}")
         self._precision = _PRECISIONS[precision]
+        if modules and precision == "int8":
+            raise InputError("precision is 'int8', which TensorRT's engines have, and modules have not; leave out one")
         names = [entry.name for entry in bundle.models()]
         if modules and sorted(modules) != sorted(names):
             raise InputError(f"modules are of {sorted(modules)}; expected one for each of {names}")
@@ -81,7 +83,7 @@ class CudaModels:
             input_shape=self._bundle.input_shape,
             outputs=self._bundle.outputs(entry),
             buckets=BUCKETS,
-            precision=self._precision if gater is None else "fp32",
+            precision=self._precision_of(name) if gater is None else "fp32",
         )
         return Model(name, core)
 
@@ -96,6 +98,9 @@ class CudaModels:
             InputError: it is on another GPU, or no batch of the bundle's images.
         """
         return device_images(batch, self._bundle.input_shape, ORDINAL, stream) if is_on_device(batch) else None
+
+    def _precision_of(self, name: str) -> Precision:
+        return self._precision if self._modules else self._engines[name].sidecar.spec.precision
 
     def _source(self, name: str) -> Source:
         if self._modules:

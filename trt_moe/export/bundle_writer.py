@@ -27,7 +27,6 @@ from trt_moe.bundle import (
     SeverityEvaluation,
     Training,
     sha256_file,
-    write_golden,
     write_manifest,
 )
 from trt_moe.bundle.manifest import VerifyBy
@@ -35,14 +34,13 @@ from trt_moe.data import EVALUATION_SEED, SEVERITIES, Dataset, corrupt
 from trt_moe.errors import DataError
 from trt_moe.export.destination import new_bundle
 from trt_moe.export.measure import Timing, available_threads, cpu_name, load_onnx
-from trt_moe.export.torch_export import run_onnx
+from trt_moe.export.reference import record_golden
 from trt_moe.second_look import asked_last
 from trt_moe.softmax import softmax
 from trt_moe.training.routing import route, unsure
 
 GATER = "gater"
 _ON = " on "
-TOLERANCE = {"fp32": 5e-3, "fp16": 5e-2, "bf16": 2e-1}
 PACKAGES = ("numpy", "onnx", "onnxscript", "openvino", "safetensors", "timm", "torch", "torchvision")
 
 Log = Callable[[str], None]
@@ -262,17 +260,11 @@ def _corrupted(source: BundleSource, indices: NDArray[np.int64], severity: int) 
 
 
 def _write_golden(source: BundleSource, models: Sequence[ModelSource], work: Path) -> Golden:
-    """Golden images spread over the severities; logits by ONNX Runtime in float32."""
+    """Golden images spread over the severities."""
     severities = np.arange(source.golden_images) % SEVERITIES
     chosen = _choose(source.test, source.golden_images)
     images = np.concatenate([_corrupted(source, chosen[i : i + 1], int(s)) for i, s in enumerate(severities)])
-    logits = {m.name: run_onnx(work / f"{m.name}.onnx", images) for m in models}
-    write_golden(work / "golden.npz", images, logits)
-    return Golden(
-        file="golden.npz",
-        sha256=sha256_file(work / "golden.npz"),
-        tolerance=TOLERANCE,  # type: ignore[arg-type]
-    )
+    return record_golden(work, [model.name for model in models], images)
 
 
 def _write_samples(source: BundleSource, work: Path) -> Samples:

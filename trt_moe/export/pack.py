@@ -20,7 +20,6 @@ from trt_moe.bundle import (
     ModelEntry,
     Samples,
     sha256_file,
-    write_golden,
     write_manifest,
 )
 from trt_moe.bundle.manifest import ModelName, VerifyBy, describe_errors
@@ -31,15 +30,13 @@ from trt_moe.export.destination import check_destination, new_bundle
 try:
     import onnx
 
-    from trt_moe.export.trial import check_runs, noise_images, run_onnx, time_models
+    from trt_moe.export.reference import TOLERANCE, record_golden
+    from trt_moe.export.trial import check_runs, noise_images, time_models
     from trt_moe.export.wrap import Preprocessing, Wrapped, read_model, wrap
 except ImportError as error:
     raise MissingDependencyError(
         f"packing needs the packages onnx and onnxruntime ({error}); in the checkout: pip install '.[train]'"
     ) from error
-
-TOLERANCE = {"fp32": 5e-3, "fp16": 5e-2, "bf16": 2e-1}
-"""Golden tolerances written to the bundle, by precision."""
 
 
 @dataclass(frozen=True)
@@ -209,11 +206,7 @@ class _Draft:
         """Record inputs and the logits that ONNX Runtime gives for them in float32."""
         if count < 1:
             return
-        images = self._golden_images(count)
-        logits = {name: run_onnx(self.work / f"{name}.onnx", images) for name in self.entries}
-        write_golden(self.work / "golden.npz", images, logits)
-        digest = sha256_file(self.work / "golden.npz")
-        self.golden = Golden(file="golden.npz", sha256=digest, tolerance=TOLERANCE)  # type: ignore[arg-type]
+        self.golden = record_golden(self.work, self.entries, self._golden_images(count))
 
     def check_precision(self, threads: int | None) -> None:
         """Note the models that the device's own precision takes past the golden tolerance."""

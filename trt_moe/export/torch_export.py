@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
 from trt_moe.errors import ModelOutputError
+from trt_moe.export.reference import run_onnx
+from trt_moe.golden import relative_error
 from trt_moe.models import ImageModel
 
 OPSET = 20
@@ -63,18 +64,6 @@ def export_onnx(model: ImageModel, path: Path, input_shape: tuple[int, int, int]
     return error
 
 
-def logit_error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Return max |found - expected| / max(1, max |expected|), the measure of every tolerance in a bundle."""
-    return float(np.abs(found - expected).max() / max(1.0, float(np.abs(expected).max())))
-
-
-def run_onnx(path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Logits float32 [N, K] of an ONNX file by ONNX Runtime on the CPU."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    logits: NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
-    return logits
-
-
 def _strip_traces(path: Path) -> None:
     """Leave out what torch notes at every node: stack traces with this machine's paths, a twentieth of a small file."""
     model = onnx.load(path)
@@ -89,7 +78,7 @@ def _strip_traces(path: Path) -> None:
 def _error(model: ImageModel, path: Path, images: NDArray[np.uint8]) -> float:
     with torch.no_grad():
         expected = model(torch.from_numpy(images)).numpy()
-    return logit_error(run_onnx(path, images), expected)
+    return relative_error(run_onnx(path, images), expected)
 
 
 def _noise(count: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:

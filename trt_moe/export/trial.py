@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from trt_moe.bundle import Bundle, Latency, LatencyTable
 from trt_moe.console import ProgressCallback
 from trt_moe.errors import EngineBuildError, InputError, ModelOutputError
+from trt_moe.export.reference import run_onnx
+from trt_moe.golden import relative_error
 
 BATCH_TOLERANCE = 1e-3
 """Largest accepted relative difference between the logits of an image alone and in a batch."""
@@ -57,15 +58,6 @@ def time_models(
     return table, {name: float(values.mean()) for name, values in times.items()}
 
 
-def run_onnx(file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Logits float32 [N, K] of a model of a bundle by ONNX Runtime on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    logits: NDArray[np.float32] = session.run(["logits"], {"images": images})[0]
-    return logits
-
-
 def check_runs(file: Path, shape: tuple[int, int, int], batch: int | None, what: str) -> tuple[str, ...]:
     """Run a wrapped model on single images and on a batch; gives what is odd about its answers, for people.
 
@@ -97,8 +89,7 @@ def check_runs(file: Path, shape: tuple[int, int, int], batch: int | None, what:
         )
     try:
         together = run_onnx(file, images)
-        scale = max(1.0, float(np.abs(alone).max()))
-        agrees = together.shape == alone.shape and float(np.abs(together - alone).max()) / scale < BATCH_TOLERANCE
+        agrees = together.shape == alone.shape and relative_error(together, alone) < BATCH_TOLERANCE
     except Exception:
         agrees = False
     if not agrees and batch is None:

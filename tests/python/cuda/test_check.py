@@ -24,15 +24,16 @@ from trt_moe.errors import DeviceError, EngineBuildError
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """`error` is added to the logits of the engines; `captured` has the names of those that ran."""
-    gpu = SimpleNamespace(error=0.0, captured=[])
+    """The engines' logits are off by `error`, absolute, and by `scale`; `captured` has those that ran."""
+    gpu = SimpleNamespace(error=0.0, scale=1.0, captured=[])
 
     def capture(source: Any, device: Any, *, name: str, input_shape: Any, **options: Any) -> Any:
-        gpu.captured.append((name, options["buckets"]))
+        gpu.captured.append((name, options["buckets"], options["precision"]))
 
         def run(images: Any) -> Any:
             found = logits(onnx.load(str(gpu.bundle.file(gpu.bundle.entry(name)))), images)
-            return found + gpu.error * np.random.default_rng(0).standard_normal(found.shape).astype(np.float32)
+            noise = np.random.default_rng(0).standard_normal(found.shape).astype(np.float32)
+            return gpu.scale * found + gpu.error * noise
 
         return SimpleNamespace(input_shape=input_shape, logits=run)
 
@@ -61,7 +62,7 @@ def report(bundle: Bundle, built: bool = True, **changes: Any) -> BuildReport:
 def test_engines_that_were_built_are_judged_on_the_gpu(bundle: Bundle, gpu: SimpleNamespace) -> None:
     checked = check.check_engines(report(bundle))
     names = [entry.name for entry in bundle.models()]
-    assert gpu.captured == [(name, (1, 2)) for name in names]
+    assert gpu.captured == [(name, (1, 2), "fp16") for name in names]
     assert list(checked.reports) == names
     for judged in checked.reports.values():
         assert (judged.method, judged.passed, judged.top1_agreement) == ("engine", True, 1.0)
@@ -75,6 +76,19 @@ def test_an_engine_that_computes_otherwise_is_refused(bundle: Bundle, gpu: Simpl
         EngineBuildError, match=r"gater: its engine is not accurate enough on Fake GPU: .*--precision fp32"
     ):
         check.check_engines(report(bundle))
+
+
+def test_int8_is_judged_by_its_own_thresholds(bundle: Bundle, gpu: SimpleNamespace) -> None:
+    gpu.scale = 1.07
+    with pytest.raises(EngineBuildError, match=r"the largest logit error is 0.07.*, at most 0.05 is allowed"):
+        check.check_engines(report(bundle))
+    gpu.captured.clear()
+    checked = check.check_engines(report(bundle, precision="int8"))
+    assert [(judged.passed, judged.thresholds.logit_error) for judged in checked.reports.values()] == [(True, 0.1)] * 3
+    assert [precision for _, _, precision in gpu.captured] == ["int8"] * 3
+    gpu.scale = 1.2
+    with pytest.raises(EngineBuildError, match=r"at most 0.1 is allowed.*Build it with --precision fp16"):
+        check.check_engines(report(bundle, precision="int8"))
 
 
 @pytest.mark.parametrize(

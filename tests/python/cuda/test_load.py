@@ -38,6 +38,12 @@ def bundle(tmp_path: Path) -> Bundle:
     return Bundle.load(write_tiny_bundle(tmp_path / "tiny").path)
 
 
+def precisions(bundle: Bundle, options: BuildOptions) -> dict[str, str]:
+    """By model, as `build_bundle` has them."""
+    experts = {entry.name: options.precision for entry in bundle.experts}
+    return {bundle.gater.name: "fp16" if options.precision == "int8" else options.precision, **experts}
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, core: list[FakeCapture]) -> SimpleNamespace:
     """Engines are always in the cache; `asked` is what was asked for."""
@@ -48,8 +54,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, core: list[FakeCapture]) -> SimpleN
         progress(Step("gater", "converting", 0.0, None, None))
         progress(Step("gater", "building", 0.0, 1, None))
         engines = [
-            Engine(Path("x"), b"plan", sidecar_for(b"plan", SPEC.model_copy(update={"model": entry.name})))
-            for entry in bundle.models()
+            Engine(Path("x"), b"plan", sidecar_for(b"plan", SPEC.model_copy(update={"model": name, "precision": each})))
+            for name, each in precisions(bundle, options).items()
         ]
         return SimpleNamespace(engines=[SimpleNamespace(engine=engine) for engine in engines])
 
@@ -94,6 +100,18 @@ def test_models_are_captured_for_what_the_bundle_says(machine: Any, bundle: Bund
             "buckets": list(BUCKETS),
             "precision": "fp32",
         }
+
+
+def test_int8_is_of_the_experts(machine: Any, bundle: Bundle) -> None:
+    models = CudaModels(bundle, "int8", {})
+    assert machine.asked[0].precision == "int8"
+    assert [models.load(name).precision for name in ("gater", "expert-0", "expert-1")] == ["fp16", "int8", "int8"]
+    assert models.load("expert-0").core.owner.advice.endswith(  # type: ignore[attr-defined]
+        "--precision int8 --compute-capability 8.6"
+    )
+    modules = {entry.name: None for entry in bundle.models()}
+    with pytest.raises(InputError, match="precision is 'int8', which TensorRT's engines have, and modules have not"):
+        CudaModels(bundle, "int8", modules)
 
 
 def test_a_build_is_announced_with_the_command_that_spares_it(
@@ -142,7 +160,7 @@ def test_modules_take_the_place_of_engines(machine: Any, bundle: Bundle, monkeyp
 
 
 def test_what_is_refused(machine: Any, bundle: Bundle) -> None:
-    with pytest.raises(InputError, match="precision is 'bf16'; on the GPU expected auto, fp16, fp32"):
+    with pytest.raises(InputError, match="precision is 'bf16'; on the GPU expected auto, fp16, fp32, int8"):
         CudaModels(bundle, "bf16", {})
     with pytest.raises(InputError, match=r"modules are of \['gater'\]; expected one for each of \['gater', 'expert-0'"):
         CudaModels(bundle, "auto", {"gater": None})

@@ -15,7 +15,7 @@ from trt_moe.bundle import Bundle  # noqa: E402
 from trt_moe.cli import app  # noqa: E402
 from trt_moe.errors import EngineBuildError, InputError, ModelOutputError  # noqa: E402
 from trt_moe.export.pack import Source, pack  # noqa: E402
-from trt_moe.export.trial import run_onnx  # noqa: E402
+from trt_moe.export.reference import run_onnx  # noqa: E402
 from trt_moe.export.wrap import Preprocessing, read_model, wrap  # noqa: E402
 from trt_moe.router import Router  # noqa: E402
 

@@ -436,6 +436,7 @@ def test_stats_count_every_image_once(tiny: TinyBundle) -> None:
         {"max_batch": True},
         {"precision": "int3"},
         {"precision": None},
+        {"precision": "int8"},
         {"threads": 0},
         {"threads": 1.5},
         {"threads": "2"},

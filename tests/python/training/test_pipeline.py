@@ -17,7 +17,9 @@ from trt_moe.bundle import Bundle  # noqa: E402
 from trt_moe.data import EVALUATION_SEED, corrupt, load_dataset  # noqa: E402
 from trt_moe.errors import DataError, DeviceError, InputError, ModelOutputError  # noqa: E402
 from trt_moe.export.measure import Timing, load_onnx  # noqa: E402
-from trt_moe.export.torch_export import export_onnx, logit_error, run_onnx  # noqa: E402
+from trt_moe.export.reference import run_onnx  # noqa: E402
+from trt_moe.export.torch_export import export_onnx  # noqa: E402
+from trt_moe.golden import relative_error  # noqa: E402
 from trt_moe.models import ImageModel  # noqa: E402
 from trt_moe.softmax import softmax  # noqa: E402
 from trt_moe.sweep.finished import open_run  # noqa: E402
@@ -45,7 +47,7 @@ def test_train_writes_a_bundle_that_loads_and_answers(finished, data_folder):
 
     golden = bundle.golden()
     for entry in manifest.all_models():
-        assert logit_error(load_onnx(bundle.file(entry))(golden["images"]), golden[entry.name]) < 1e-3
+        assert relative_error(load_onnx(bundle.file(entry))(golden["images"]), golden[entry.name]) < 1e-3
 
     images, labels, severities = bundle.samples()
     assert images.shape == (60, 16, 16, 1)
@@ -81,7 +83,7 @@ def test_a_second_run_trains_and_exports_nothing(finished, finished_config, data
     gaters = run.gaters(manifest.training.method, config.latency_weight, config.gater.seeds, None, lines.append)
     images = load_dataset(data_folder, "test").images
     found = load_onnx(again / "gater.onnx")(images)
-    assert min(logit_error(found, predict(gater.model, images)) for gater in gaters.values()) < 1e-4
+    assert min(relative_error(found, predict(gater.model, images)) for gater in gaters.values()) < 1e-4
     operators = {node.op_type for node in onnx.load(again / "gater.onnx").graph.node}
     assert "Conv" in operators and not operators & {"BatchNormalization", "Concat"}
 
@@ -126,7 +128,7 @@ def test_a_bundle_holds_calibrated_experts(finished, finished_config, data_folde
     images = load_dataset(data_folder, "test").images
     for name, temperature in run.temperatures.items():
         expected = predict(run.models[name], images) / np.float32(temperature)
-        assert logit_error(load_onnx(bundle.file(bundle.entry(name)))(images), expected) < 1e-3
+        assert relative_error(load_onnx(bundle.file(bundle.entry(name)))(images), expected) < 1e-3
 
     kept = load_file(run.folder / "logits-validation-light.safetensors")["logits"]
     column = [entry.name for entry in run.config.experts].index("light")
