@@ -9,16 +9,10 @@ from numpy.typing import NDArray
 
 from trt_moe.bundle import Bundle
 from trt_moe.errors import ModelOutputError
+from trt_moe.logit_error import relative_error
 from trt_moe.model import Model
 
 _COARSE = "Try precision='fp32' (--precision fp32). "
-
-
-def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Largest absolute logit error over max(1, largest absolute expected logit); inf where not finite."""
-    if not np.isfinite(found).all():
-        return float("inf")
-    return float(np.abs(found - expected).max() / max(1.0, float(np.abs(expected).max())))
 
 
 def check_golden(bundle: Bundle, golden: dict[str, NDArray[Any]], models: list[Model]) -> None:

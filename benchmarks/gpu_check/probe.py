@@ -16,7 +16,7 @@ from trt_moe.cuda.capture import capture_model
 from trt_moe.cuda.device import open_device
 from trt_moe.cuda.tensorrt_source import TensorRt, TensorRtSource
 from trt_moe.errors import TrtMoeError
-from trt_moe.golden import relative_error
+from trt_moe.logit_error import relative_error
 
 _BUCKETS = (1, 2)
 

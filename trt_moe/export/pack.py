@@ -26,6 +26,7 @@ from trt_moe.bundle.manifest import ModelName, VerifyBy, describe_errors
 from trt_moe.console import ProgressCallback
 from trt_moe.errors import InputError, MissingDependencyError
 from trt_moe.export.destination import check_destination, new_bundle
+from trt_moe.logit_error import relative_error
 
 try:
     import onnx
@@ -210,7 +211,6 @@ class _Draft:
 
     def check_precision(self, threads: int | None) -> None:
         """Note the models that the device's own precision takes past the golden tolerance."""
-        from trt_moe.golden import relative_error
         from trt_moe.model import Model
 
         bundle = Bundle.load(self.work)

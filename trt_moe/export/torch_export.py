@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trt_moe.errors import ModelOutputError
 from trt_moe.export.reference import run_onnx
-from trt_moe.golden import relative_error
+from trt_moe.logit_error import relative_error
 from trt_moe.models import ImageModel
 
 OPSET = 20

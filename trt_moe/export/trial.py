@@ -11,7 +11,7 @@ from trt_moe.bundle import Bundle, Latency, LatencyTable
 from trt_moe.console import ProgressCallback
 from trt_moe.errors import EngineBuildError, InputError, ModelOutputError
 from trt_moe.export.reference import run_onnx
-from trt_moe.golden import relative_error
+from trt_moe.logit_error import relative_error
 
 BATCH_TOLERANCE = 1e-3
 """Largest accepted relative difference between the logits of an image alone and in a batch."""

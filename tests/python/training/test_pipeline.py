@@ -19,7 +19,7 @@ from trt_moe.errors import DataError, DeviceError, InputError, ModelOutputError 
 from trt_moe.export.measure import Timing, load_onnx  # noqa: E402
 from trt_moe.export.reference import run_onnx  # noqa: E402
 from trt_moe.export.torch_export import export_onnx  # noqa: E402
-from trt_moe.golden import relative_error  # noqa: E402
+from trt_moe.logit_error import relative_error  # noqa: E402
 from trt_moe.models import ImageModel  # noqa: E402
 from trt_moe.softmax import softmax  # noqa: E402
 from trt_moe.sweep.finished import open_run  # noqa: E402
