@@ -123,8 +123,7 @@ def load_images(
     if on_error == "raise":
         if failures:
             raise DataError(f"{len(failures)} of {len(files)} images cannot be read: {_listed(failures)}")
-        if remarks:
-            _log.warning("not all of the images is read: %s", _listed(remarks))
+        warn_of(remarks)
         return np.stack(images)
     stacked = np.stack(images) if images else np.empty((0, *shape), np.uint8)
     return LoadedImages(stacked, tuple(good), tuple(failures), tuple(remarks))
@@ -168,6 +167,12 @@ def decode_image(
     if pixels.size != (width, height):
         pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(pixels, dtype=np.uint8).reshape(height, width, channels)
+
+
+def warn_of(remarks: list[LoadFailure]) -> None:
+    """Log what is not read of images; the first few by name."""
+    if remarks:
+        _log.warning("not all of the images is read: %s", _listed(remarks))
 
 
 def find_images(paths: Iterable[PathLike]) -> tuple[list[Path], list[LoadFailure]]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from trt_moe import _core
 from trt_moe.arguments import flag, real, whole, word
 from trt_moe.bundle import Bundle
-from trt_moe.bundle.manifest import VerifyBy
+from trt_moe.bundle.manifest import MAX_LATENCY_WEIGHT, VerifyBy
 from trt_moe.completions import Completions
 from trt_moe.errors import DeviceError, EngineBuildError, InputError, MissingDependencyError
 from trt_moe.golden import check_golden, noise_images, same_in_any_batch
@@ -42,7 +42,6 @@ VERIFY_BY: tuple[VerifyBy, ...] = get_args(VerifyBy)
 MAX_BATCH = 1 << 16
 MAX_WAIT_US = 10_000_000
 MAX_QUEUE = 1 << 20
-MAX_LATENCY_WEIGHT = 1e6
 
 
 class Router:

@@ -18,3 +18,11 @@ def asked_last(
 ) -> NDArray[np.int64]:
     """Int64 [N], who looks last at each image: the last of `experts` where it is passed on, unless by mirror."""
     return routes if by == "mirror" else np.where(passed_on, experts - 1, routes)
+
+
+def split_points(confidence: NDArray[np.floating]) -> NDArray[np.int64]:
+    """How many of the least sure images some threshold passes on, and stops before the next: int64 [M], from 0 on.
+
+    `confidence` [N], ascending. No threshold comes between images that are equally sure.
+    """
+    return np.concatenate([[0], np.flatnonzero(np.diff(confidence) > 0) + 1])

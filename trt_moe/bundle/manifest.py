@@ -20,7 +20,8 @@ MIXTURE = "mixture"
 MAX_EXPERTS = 256
 MAX_CLASSES = 100_000
 MAX_SIDE = 8192
-_RESERVED = frozenset({GOLDEN_IMAGES_KEY, MIXTURE, "file"})
+MAX_LATENCY_WEIGHT = 1e6
+RESERVED_MODEL_NAMES = frozenset({GOLDEN_IMAGES_KEY, MIXTURE, "file"})
 _DEAREST_TOLERANCE = 1e-6
 
 
@@ -48,7 +49,7 @@ def _class_name(text: str) -> str:
 
 
 def _model_name(text: str) -> str:
-    if text in _RESERVED:
+    if text in RESERVED_MODEL_NAMES:
         raise ValueError("is reserved; rename the model")
     return text
 
@@ -194,7 +195,7 @@ class Manifest(_Section):
     name: BundleName
     class_names: Annotated[list[ClassName], Field(min_length=2, max_length=MAX_CLASSES)]
     input: InputSpec
-    latency_weight: Annotated[float, Field(ge=0.0, le=1e6)]
+    latency_weight: Annotated[float, Field(ge=0.0, le=MAX_LATENCY_WEIGHT)]
     verify_below: Fraction = 0.0
     verify_by: VerifyBy = "dearest"
     gater: ModelEntry

@@ -109,6 +109,7 @@ def pack(
     ] = None,
     samples: Annotated[Path | None, typer.Option(help="Folder of test images to ship with the bundle.")] = None,
     max_samples: Annotated[int, typer.Option(min=1, help="At most so many of them.")] = 600,
+    skip_broken: options.SkipBroken = False,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; default: the folder's.")] = None,
     latency_weight: Annotated[float, typer.Option("--latency-weight", "-w", min=0.0, help="Default of routers.")] = 0.0,
     verify_below: Annotated[
@@ -126,7 +127,7 @@ def pack(
 
     Checks inputs and outputs, puts the preprocessing into the graphs, measures the costs.
     """
-    from trt_moe.console import milliseconds, print_json, print_table, progress
+    from trt_moe.console import milliseconds, note, print_json, print_table, progress
     from trt_moe.export.pack import Source
     from trt_moe.export.pack import pack as pack_bundle
 
@@ -150,11 +151,14 @@ def pack(
             verify_by=verify_by.value,
             samples=samples,
             max_samples=max_samples,
+            skip_broken=skip_broken,
             iterations=iterations,
             threads=threads,
             overwrite=force,
             progress=callback,
         )
+    for left_out in packed.left_out:
+        note(f"left out: {left_out}")
     bundle = packed.bundle
     if as_json:
         costs = {entry.name: entry.relative_cost for entry in [*bundle.models(), *bundle.baselines]}

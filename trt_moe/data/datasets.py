@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trt_moe.data.corruptions import SEVERITIES
 from trt_moe.errors import DataError, InputError
-from trt_moe.images import SUFFIXES, decode_image
+from trt_moe.images import SUFFIXES, LoadFailure, decode_image, warn_of
 
 FASHION_CLASSES = (
     "T-shirt-top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle-boot",
@@ -47,6 +47,8 @@ class Dataset:
         class_names: in label order.
         name: what tables call the data set.
         severities: int64 [N] where the images were corrupted before they were stored, else None.
+        pictures: with `severities`: int64 [N], which picture each shows, the same for files of one path in several
+            severities; None: they are ordered alike in each.
         broken: what was left out, with the reason (only with `skip_broken`).
     """
 
@@ -55,6 +57,7 @@ class Dataset:
     class_names: tuple[str, ...]
     name: str
     severities: NDArray[np.int64] | None = None
+    pictures: NDArray[np.int64] | None = None
     broken: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -89,12 +92,12 @@ def load_dataset(
         raise DataError(f"{root} is not a folder; give the folder that holds the data set")
     if _find_idx(root, split, "images-idx3-ubyte") is not None:
         return _checked(_load_idx(root, split, shape), skip_broken)
-    for name in _SPLIT_FOLDERS[split]:
-        if (root / name).is_dir():
-            inner = root / name
-            # The published archive nests the folder once more: seg_train/seg_train/<class>.
-            inner = inner / name if (inner / name).is_dir() else inner
-            return _checked(_load_folder(inner, root.name, shape), skip_broken)
+    name, apart = root.resolve().name, _split_folders(root)
+    if split in apart:
+        inner = apart[split]
+        # The published archive nests the folder once more: seg_train/seg_train/<class>.
+        inner = inner / inner.name if _folders(inner) == [inner / inner.name] else inner
+        return _checked(_load_folder(inner, name, shape), skip_broken)
     if split == "train" or has_splits(root):
         # Without splits the images to train on would be those to test on.
         raise DataError(
@@ -103,8 +106,8 @@ def load_dataset(
             "Of class folders alone a config may keep some for the test, held_out: 0.2"
         )
     if _has_severities(root):
-        return _checked(_load_severities(root, shape), skip_broken)
-    return _checked(_load_folder(root, root.name, shape), skip_broken)
+        return _checked(_load_severities(root, name, shape), skip_broken)
+    return _checked(_load_folder(root, name, shape), skip_broken)
 
 
 def hold_out(data: Dataset, share: float) -> tuple[Dataset, Dataset]:
@@ -179,13 +182,26 @@ def _find_idx(root: Path, split: Split, kind: str) -> Path | None:
 
 def has_splits(root: Path) -> bool:
     """Whether a data set keeps images to train on and images to test on apart."""
-    folders = any((root / name).is_dir() for names in _SPLIT_FOLDERS.values() for name in names)
-    return folders or any(_find_idx(root, split, "images-idx3-ubyte") is not None for split in ("train", "test"))
+    idx = any(_find_idx(root, split, "images-idx3-ubyte") is not None for split in ("train", "test"))
+    return idx or bool(_split_folders(root))
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != ".")
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders of the splits: of both, or of one with no other beside it, since a class may be called train too."""
+    there = {
+        split: [root / name for name in names if (root / name).is_dir()] for split, names in _SPLIT_FOLDERS.items()
+    }
+    found = {split: folders[0] for split, folders in there.items() if folders}
+    return found if len(found) == len(_SPLIT_FOLDERS) or _folders(root) == list(found.values()) else {}
 
 
 def _has_severities(root: Path) -> bool:
     """Whether all folders are severities that hold class folders; classes may be called 0 to 5 as well."""
-    folders = [entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."]
+    folders = _folders(root)
     named = {str(level) for level in range(SEVERITIES)} >= {folder.name for folder in folders}
     return named and any(entry.is_dir() for folder in folders for entry in folder.iterdir())
 
@@ -207,13 +223,14 @@ def _load_idx(root: Path, split: Split, shape: Shape | None) -> Dataset:
     return Dataset(images[known], labels[known].astype(np.int64), FASHION_CLASSES, "fashion-mnist", broken=tuple(wrong))
 
 
-def _load_severities(root: Path, shape: Shape | None) -> Dataset:
+def _load_severities(root: Path, name: str, shape: Shape | None) -> Dataset:
     parts: list[tuple[int, Dataset]] = []
+    paths: list[str] = []
     broken: list[str] = []
     for level in range(SEVERITIES):
         folder = root / str(level)
         if folder.is_dir():
-            part = _load_folder(folder, root.name, shape)
+            part, files = _read_folder(folder, name, shape)
             if parts and part.class_names != parts[0][1].class_names:
                 raise DataError(
                     f"{folder} has classes {list(part.class_names)}, "
@@ -224,21 +241,27 @@ def _load_severities(root: Path, shape: Shape | None) -> Dataset:
             broken += part.broken
             if len(part):
                 parts.append((level, part))
+                paths += (file.relative_to(folder).with_suffix("").as_posix() for file in files)
     if not parts:
-        return Dataset(np.zeros((0, 0, 0, 0), np.uint8), np.zeros(0, np.int64), (), root.name, broken=tuple(broken))
+        return Dataset(np.zeros((0, 0, 0, 0), np.uint8), np.zeros(0, np.int64), (), name, broken=tuple(broken))
     return Dataset(
         np.concatenate([part.images for _, part in parts]),
         np.concatenate([part.labels for _, part in parts]),
         parts[0][1].class_names,
-        root.name,
+        name,
         np.concatenate([np.full(len(part), level, dtype=np.int64) for level, part in parts]),
+        np.unique(paths, return_inverse=True)[1],
         tuple(broken),
     )
 
 
 def _load_folder(folder: Path, name: str, shape: Shape | None) -> Dataset:
-    """Read <class>/**/<image>; whatever cannot be used is left out and listed."""
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    return _read_folder(folder, name, shape)[0]
+
+
+def _read_folder(folder: Path, name: str, shape: Shape | None) -> tuple[Dataset, list[Path]]:
+    """Read <class>/**/<image>, and say which files these are; whatever cannot be used is left out and listed."""
+    classes = [entry.name for entry in _folders(folder)]
     if not classes:
         raise DataError(f"{folder} has no class folders; expected <class>/<image>.png inside it")
     stray = sorted(entry for entry in folder.iterdir() if _looks_like_image(entry) and not entry.is_dir())
@@ -248,23 +271,26 @@ def _load_folder(folder: Path, name: str, shape: Shape | None) -> Dataset:
     if empty:
         raise DataError(f"{', '.join(empty)}: holds no images; remove the folder or fill it")
     decoded: list[tuple[Path, int, NDArray[np.uint8]]] = []
+    remarks: list[LoadFailure] = []
     for label, class_name in enumerate(classes):
         for file in files[class_name]:
             try:
-                decoded.append((file, label, _decode(file, shape)))
+                said: list[str] = []
+                decoded.append((file, label, _decode(file, shape, said.append)))
+                remarks += (LoadFailure(file, remark) for remark in said)
             except DataError as error:
                 broken.append(f"{file} ({str(error).removeprefix(f'{file}: ')})")
+    warn_of(remarks)
     usual = Counter(image.shape for _, _, image in decoded).most_common(1)[0][0] if decoded else (0, 0, 0)
     broken += [
         f"{file} (is {_size(image.shape)}, most are {_size(usual)}: a shape, image_shape in a config, converts them)"
         for file, _, image in decoded
         if image.shape != usual
     ]
-    fitting = [(label, image) for _, label, image in decoded if image.shape == usual]
-    images = np.stack([image for _, image in fitting]) if fitting else np.zeros((0, *usual), np.uint8)
-    return Dataset(
-        images, np.asarray([label for label, _ in fitting], np.int64), tuple(classes), name, broken=tuple(broken)
-    )
+    fitting = [each for each in decoded if each[2].shape == usual]
+    images = np.stack([image for _, _, image in fitting]) if fitting else np.zeros((0, *usual), np.uint8)
+    labels = np.asarray([label for _, label, _ in fitting], np.int64)
+    return Dataset(images, labels, tuple(classes), name, broken=tuple(broken)), [file for file, _, _ in fitting]
 
 
 def _size(shape: tuple[int, ...]) -> str:
@@ -299,8 +325,8 @@ def _looks_like_image(path: Path) -> bool:
     return suffix in SUFFIXES or suffix in UNREAD_SUFFIXES
 
 
-def _decode(file: Path, shape: Shape | None) -> NDArray[np.uint8]:
+def _decode(file: Path, shape: Shape | None, remark: Callable[[str], None]) -> NDArray[np.uint8]:
     """One image as uint8 [H, W, C], as `trt-moe predict` decodes it; without a shape as the file is."""
     if file.suffix.lower() not in SUFFIXES:
         raise DataError(f"{file.suffix} files are not read: convert it to PNG or JPEG")
-    return decode_image(file, shape)
+    return decode_image(file, shape, remark)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from trt_moe.bundle import Bundle
 from trt_moe.bundle.manifest import MIXTURE
 from trt_moe.console import ProgressCallback
 from trt_moe.data import EVALUATION_SEED, SEVERITIES, Dataset, corrupt
+from trt_moe.data.choose import evenly
 from trt_moe.data.corruptions import Kind
 from trt_moe.errors import DataError, InputError
 from trt_moe.evaluation import latency
@@ -51,7 +52,9 @@ class TestSet:
         severity: 0 to 5.
         images: uint8 [N, H, W, C].
         labels: int64 [N], indices into the bundle's classes.
-        kind: what corrupted them.
+        kind: what corrupted them; "own": they were corrupted before they were stored.
+        pictures: int64 [N], which picture each image shows, counted from 0 over all sets of an evaluation; None: as
+            they are ordered, the same pictures in every set.
     """
 
     __test__ = False  # pytest would take it for a test
@@ -59,7 +62,13 @@ class TestSet:
     severity: int
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
-    kind: Kind = "both"
+    kind: Kind | Literal["own"] = "both"
+    pictures: NDArray[np.int64] | None = None
+
+    @property
+    def picture(self) -> NDArray[np.int64]:
+        """Which picture each image shows, int64 [N]: one at several severities is one observation."""
+        return np.arange(len(self.labels)) if self.pictures is None else self.pictures
 
 
 @dataclass(frozen=True)
@@ -136,20 +145,28 @@ def make_test_sets(
         raise DataError(f"{dataset.name} has images of {dataset.images.shape[1:]}, the bundle {bundle.input_shape}")
     index_of = np.array([bundle.class_names.index(name) for name in dataset.class_names], np.int64)
     labels = index_of[dataset.labels]
-    sets = []
+    sets: list[TestSet] = []
     for severity in severities:
         chosen = np.flatnonzero(dataset.severities == severity) if own else np.arange(len(dataset))
-        if images is not None and images < len(chosen):
-            chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, images).round().astype(int))]
+        if images is not None:
+            chosen = chosen[evenly(len(chosen), images)]
         if len(chosen) == 0:
             continue
         pixels = dataset.images[chosen]
         if not own:
             pixels = corrupt(pixels, severity, seed, chosen, kind=kind, **bundle.corruption)
-        sets.append(TestSet(severity, pixels, labels[chosen], kind))
+        shown = np.arange(len(chosen)) if dataset.pictures is None else dataset.pictures[chosen]
+        sets.append(TestSet(severity, pixels, labels[chosen], "own" if own else kind, shown))
     if not sets:
         raise DataError(f"{dataset.name} has no images of severity {', '.join(map(str, severities))}")
-    return sets
+    return _renumbered(sets)
+
+
+def _renumbered(sets: Sequence[TestSet]) -> list[TestSet]:
+    """The same with pictures counted without gaps, of which every second one may be taken."""
+    numbers = np.unique(np.concatenate([part.picture for part in sets]), return_inverse=True)[1]
+    ends = np.cumsum([len(part.labels) for part in sets])[:-1]
+    return [replace(part, pictures=own) for part, own in zip(sets, np.split(numbers, ends), strict=True)]
 
 
 def evaluate(
@@ -212,7 +229,7 @@ class _Evaluation:
         self.rule = VerifyRule(router.latency_weight, router.verify_below)
         self.answers = [collect(router, s.images, s.labels, s.severity, progress) for s in sets]
         self.all = join(self.answers)
-        self.subsets = [_spread(len(s.labels), latency_images) for s in sets]
+        self.subsets = [evenly(len(s.labels), latency_images or len(s.labels)) for s in sets]
         models = [self.bundle.gater.name, *self.experts, *self.baselines]
         self.timed = [
             latency.measure(router, s.images[rows], models, progress, f"latencies, severity {s.severity}")
@@ -310,7 +327,9 @@ class _Evaluation:
             best_blend(self.costs.expert_ms, accuracy, budget).weights,
             {key: best_cascade(self.all, ms, dearest_ms, budget) for key, ms in cheaper_ms.items()},
             *best_cue(self.all, cheaper_ms[CASCADE], self.dearest, dearest_ms, budget),
-            self.verifier.cross_check(self.answers, budget, self.rule.latency_weight),
+            self.verifier.cross_check(
+                self.answers, [part.picture % 2 == 1 for part in self.sets], budget, self.rule.latency_weight
+            ),
         )
 
     def _severity(
@@ -430,9 +449,3 @@ class _Evaluation:
             predicted = self._predicted(part)
             count += int(((timed.routes != decision.last[rows]) | (timed.labels != predicted[rows])).sum())
         return count
-
-
-def _spread(count: int, most: int | None) -> NDArray[np.int64]:
-    if most is None or most >= count:
-        return np.arange(count)
-    return np.unique(np.linspace(0, count - 1, most).round().astype(np.int64))

@@ -30,7 +30,7 @@ def print_report(data: dict[str, Any]) -> None:
 def corruption(data: dict[str, Any]) -> str:
     """What the images were corrupted by, in words."""
     kind = data["corruption"]
-    return "blur and noise" if kind == "both" else f"{kind} alone"
+    return {"both": "blur and noise", "own": "their own corruption"}.get(kind, f"{kind} alone")
 
 
 def print_shares(data: dict[str, Any]) -> None:

@@ -9,10 +9,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from trt_moe.data.choose import evenly
 from trt_moe.evaluation.answers import Answers, join
 from trt_moe.evaluation.frontier import Costs
 from trt_moe.evaluation.strategies import Floats, routed, routes, shares, switch_weights
-from trt_moe.second_look import asked_last, second_costs
+from trt_moe.second_look import asked_last, second_costs, split_points
 
 _T = TypeVar("_T", bound=np.generic)
 
@@ -82,13 +83,14 @@ class Verifier:
         self._relative = relative_costs
         self._costs = costs
 
-    def cross_check(self, parts: Sequence[Answers], budget_ms: float, latency_weight: float) -> list[Verified]:
+    def cross_check(
+        self, parts: Sequence[Answers], odd: Sequence[NDArray[np.bool_]], budget_ms: float, latency_weight: float
+    ) -> list[Verified]:
         """Verify every image by a rule that was picked on other images.
 
-        The images are halved by their position in their part, so that one image at several severities never
-        is in both halves; each half is judged by the rule that the other half picked, see `pick`.
+        Each half is judged by the rule that the other half picked, see `pick`. Which half each image of each part is
+        in, `odd` says: a picture at several severities is to be in one.
         """
-        odd = [np.arange(len(part)) % 2 == 1 for part in parts]
         by_even, by_odd = (
             self.pick(
                 join([part.take(rows == half) for part, rows in zip(parts, odd, strict=True)]),
@@ -123,8 +125,9 @@ class Verifier:
             order, spent = self._doubtful(answers, chosen, confidence)
             gained = np.concatenate([[0], np.cumsum((verified - right)[order])])
             base_ms = self._costs.mixture_ms(shares(chosen, len(self._experts)))
-            # The surest image stays: no threshold up to 1 passes on one with a probability of 1.
-            for passed_on in np.unique(np.linspace(0, max(0, len(order) - 1), points).round().astype(int)):
+            # The surest image stays: its confidence is the last threshold.
+            possible = split_points(confidence[order])
+            for passed_on in possible[evenly(len(possible), points)]:
                 # The next image's confidence, so that those before it are below.
                 rule = VerifyRule(float(weight), float(confidence[order[passed_on]]) if passed_on else 0.0)
                 accuracy = (right.sum() + gained[passed_on]) / len(answers)

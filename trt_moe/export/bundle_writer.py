@@ -31,6 +31,7 @@ from trt_moe.bundle import (
 )
 from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.data import EVALUATION_SEED, SEVERITIES, Dataset, corrupt
+from trt_moe.data.choose import evenly
 from trt_moe.errors import DataError
 from trt_moe.export.destination import new_bundle
 from trt_moe.export.measure import Timing, available_threads, cpu_name, load_onnx
@@ -203,14 +204,14 @@ def _evaluate(
     source: BundleSource, experts: Sequence[ModelSource], costs: Mapping[str, float], work: Path, log: Log
 ) -> Evaluation:
     """Accuracies on the test images, from the very files that are shipped."""
-    count = min(source.evaluation_images, len(source.test))
-    labels = source.test.labels[:count]
+    chosen = evenly(len(source.test), source.evaluation_images)
+    count, labels = len(chosen), source.test.labels[chosen]
     weights = np.asarray([costs[e.name] for e in experts])
     names = [GATER, *(model.name for model in (*experts, *source.baselines))]
     models = {name: load_onnx(work / f"{name}.onnx") for name in names}
     rows = {}
     for severity in range(SEVERITIES):
-        images = _corrupted(source, np.arange(count), severity)
+        images = _corrupted(source, chosen, severity)
         scores = models[GATER](images)
         logits = np.stack([models[e.name](images) for e in experts], axis=1)
         right = logits.argmax(2) == labels[:, None]

@@ -24,6 +24,7 @@ from trt_moe.bundle import (
 )
 from trt_moe.bundle.manifest import ModelName, VerifyBy, describe_errors
 from trt_moe.console import ProgressCallback
+from trt_moe.data.choose import evenly
 from trt_moe.errors import InputError, MissingDependencyError
 from trt_moe.export.destination import check_destination, new_bundle
 from trt_moe.logit_error import relative_error
@@ -59,11 +60,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Packed:
-    """The new bundle, the mean latency of every model in milliseconds, and what was changed in each."""
+    """The new bundle, the mean latency of every model in milliseconds, what was changed in each, and unused samples."""
 
     bundle: Bundle
     mean_ms: dict[str, float]
     notes: dict[str, tuple[str, ...]]
+    left_out: tuple[str, ...]
 
 
 def pack(
@@ -80,6 +82,7 @@ def pack(
     verify_by: VerifyBy = "dearest",
     samples: Path | None = None,
     max_samples: int = 600,
+    skip_broken: bool = False,
     golden_images: int = 12,
     iterations: int = 400,
     threads: int | None = None,
@@ -101,6 +104,7 @@ def pack(
         verify_by: default of the router: whose that look is, "dearest" or "mirror".
         samples: folder of test images, <class>/<file> or <severity>/<class>/<file>, to put into the bundle.
         max_samples: at most so many of them, evenly chosen.
+        skip_broken: leave out samples that cannot be used; `Packed.left_out` lists them.
         golden_images: recorded with the logits of each model.
         iterations: timed runs of each model.
         threads: for the measurement; None: all usable CPUs.
@@ -123,7 +127,7 @@ def pack(
             defaults = {"latency_weight": latency_weight, "verify_below": verify_below, "verify_by": verify_by}
             draft = _Draft(work, tuple(class_names), input_shape, name or target.name, defaults)
             draft.wrap_all(gater, experts, baselines, progress)
-            draft.add_samples(samples, max_samples)
+            draft.add_samples(samples, max_samples, skip_broken)
             draft.measure(iterations, threads, progress)
             draft.sort_experts(gater)
             draft.add_golden(golden_images)
@@ -131,7 +135,7 @@ def pack(
             draft.check_precision(threads)
     except ValidationError as error:
         raise InputError(f"{target}: {describe_errors(error)}") from None
-    return Packed(Bundle.load(target), draft.mean_ms, draft.notes)
+    return Packed(Bundle.load(target), draft.mean_ms, draft.notes, draft.left_out)
 
 
 class _Draft:
@@ -159,6 +163,7 @@ class _Draft:
         self.tables: list[LatencyTable] = []
         self.golden: Golden | None = None
         self.samples: Samples | None = None
+        self.left_out: tuple[str, ...] = ()
         self._listed: list[str] = []
 
     def wrap_all(
@@ -224,7 +229,7 @@ class _Draft:
                 note = f"its logits are {error:.2g} off in {model.precision}: route it with precision fp32"
                 self.notes[entry.name] = (*self.notes[entry.name], note)
 
-    def add_samples(self, folder: Path | None, most: int) -> None:
+    def add_samples(self, folder: Path | None, most: int, skip_broken: bool) -> None:
         """Copy test images, resized to the bundle's input."""
         if folder is None:
             return
@@ -232,11 +237,12 @@ class _Draft:
 
         from trt_moe.data import load_dataset
 
-        data = load_dataset(folder, "test", shape=self.shape)
+        data = load_dataset(folder, "test", self.shape, skip_broken)
+        self.left_out = data.broken
         unknown = sorted(set(data.class_names) - set(self.class_names))
         if unknown:
             raise InputError(f"{folder} has classes that the experts do not: {', '.join(unknown[:5])}")
-        chosen = np.unique(np.linspace(0, len(data) - 1, min(most, len(data))).round().astype(int))
+        chosen = evenly(len(data), most)
         for index in chosen:
             severity = 0 if data.severities is None else int(data.severities[index])
             place = self.work / "samples" / str(severity) / data.class_names[data.labels[index]]
@@ -277,8 +283,7 @@ class _Draft:
         if self.samples is not None:
             bundle = Bundle(self.work, self.manifest())
             images, _, _ = bundle.samples()
-            chosen = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
-            return np.ascontiguousarray(images[chosen])
+            return np.ascontiguousarray(images[evenly(len(images), count)])
         return noise_images(count, self.shape)
 
 

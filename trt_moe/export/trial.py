@@ -19,7 +19,7 @@ BATCH_TOLERANCE = 1e-3
 _EXPORT_AGAIN = (
     "export it again with a dynamic batch dimension (torch.onnx.export(..., dynamic_shapes={...: {0: Dim('N')}}))"
 )
-_ROUNDS = 20
+_WARMUP = 20
 _SEED = 0
 
 
@@ -40,12 +40,14 @@ def time_models(
         name: Model.load(bundle, name, precision=precision, threads=threads) for name, precision in precisions.items()
     }
     image = noise_images(1, bundle.input_shape)[0]
-    per_round = max(1, iterations // _ROUNDS)
     rows: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
-    for done in range(_ROUNDS):
+    for model in models.values():
+        model.time(image, iterations=1, warmup=_WARMUP)
+    for done in range(iterations):
+        # One run each: in a mixture, too, other models have used the caches since a model's last image.
         for name, model in models.items():
-            rows[name].append(model.time(image, iterations=per_round, warmup=5 if done == 0 else 1))
-        progress(f"timing models in {precision}", done + 1, _ROUNDS)
+            rows[name].append(model.time(image, iterations=1, warmup=0))
+        progress(f"timing models in {precision}", done + 1, iterations)
     times = {name: np.concatenate(row) for name, row in rows.items()}
     expert = models[bundle.experts[-1].name]
     table = LatencyTable(

@@ -99,14 +99,13 @@ def study(
         [collect(router, part.images, part.labels, part.severity, progress, second_looks=False) for part in sets]
     )
     severities = np.concatenate([np.full(len(part.labels), part.severity) for part in sets])
-    # An image has the same position in all severities.
-    position = np.concatenate([np.arange(len(part.labels)) for part in sets])
-    tests = position % 2 == 1
+    picture = np.concatenate([part.picture for part in sets])
+    tests = picture % 2 == 1
     benefit = benefits(answers, cheapest, dearest)
     if np.ptp(benefit[tests]) == 0:
         raise DataError(f"{dearest} is exactly as good as {cheapest} on every image; there is nothing to explain")
     cues = _measure(image_cues, sets, progress)
-    cues[DIFFICULTY] = _difficulty(sets, clipped(answers, cheapest), position)
+    cues[DIFFICULTY] = _difficulty(sets, clipped(answers, cheapest), picture)
     gater = answers.gater_logits[:, -1].astype(np.float64) - answers.gater_logits[:, 0]
     variables = {
         **{name: cue[:, None] for name, cue in cues.items()},
@@ -114,7 +113,7 @@ def study(
         SEVERITY: severities[:, None].astype(np.float64),
         GATER: gater[:, None],
     }
-    rows = _explain(variables, benefit, tests, Bootstrap(position[tests] // 2, seed), progress)
+    rows = _explain(variables, benefit, tests, Bootstrap(picture[tests] // 2, seed), progress)
     data = {
         "bundle": router.bundle.name,
         "dataset": dataset,
@@ -167,10 +166,10 @@ def _measure(cues: Mapping[str, Cue], sets: Sequence[TestSet], progress: Progres
     return values
 
 
-def _difficulty(sets: Sequence[TestSet], loss: Floats, position: Ints) -> Floats:
+def _difficulty(sets: Sequence[TestSet], loss: Floats, picture: Ints) -> Floats:
     """Predict the cheapest expert's loss from entropies, for no image by what was fitted on itself."""
     entropies = np.concatenate([tile_entropies(part.images) for part in sets])
-    quarter = position % 4
+    quarter = picture % 4
     predicted = np.empty(len(loss))
     for judged, fitted in (([1, 3], [0, 2]), ([0], [2]), ([2], [0])):
         here, there = np.isin(quarter, judged), np.isin(quarter, fitted)

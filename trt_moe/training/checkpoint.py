@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from trt_moe.bundle.writer import write_bytes
 from trt_moe.errors import DataError
 
 _MODEL = "model."
@@ -39,18 +38,16 @@ def save_checkpoint(
         for parameter, state in optimizer.state.items():
             for key, value in state.items():
                 tensors[f"{_OPTIMIZER}{names[id(parameter)]}.{key}"] = torch.as_tensor(value).contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    os.close(handle)
+    # Tensors that share storage would be refused by safetensors.
+    data = save({name: value.clone() for name, value in tensors.items()}, {"config": config_hash, "epoch": str(epoch)})
     try:
-        # Tensors that share storage would be refused by safetensors.
-        copies = {name: value.clone() for name, value in tensors.items()}
-        save_file(copies, temporary, {"config": config_hash, "epoch": str(epoch)})
-        Path(temporary).replace(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot write checkpoint {path}: {error}; the previous one is kept") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, data)
+    except OSError as error:
+        raise DataError(
+            f"cannot write checkpoint {path}: {error}; the previous one is kept. Free some space, or give another "
+            "folder (--checkpoints)"
+        ) from error
 
 
 def load_checkpoint(
@@ -104,6 +101,13 @@ def checkpoint_hash(path: Path) -> str:
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
+    try:
+        path.open("rb").close()
+    except OSError as reason:
+        return DataError(
+            f"checkpoint {path} cannot be read ({reason.strerror}); it needs your permission to, or give this run "
+            "another folder (--checkpoints)"
+        )
     return DataError(f"checkpoint {path} is damaged ({error}); delete it to train again")
 
 

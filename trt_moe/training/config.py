@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from trt_moe.bundle.manifest import VerifyBy
+from trt_moe.bundle.manifest import MAX_LATENCY_WEIGHT, RESERVED_MODEL_NAMES, VerifyBy
+from trt_moe.bundle.safety import sha256_file
 from trt_moe.data.corruptions import BLUR_SIGMA, NOISE_SIGMA, REFERENCE_SIDE, SEVERITIES
 from trt_moe.errors import InputError
 from trt_moe.training.config_errors import describe
+from trt_moe.training.run_files import read_json
 from trt_moe.training.yaml_file import read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -23,7 +26,10 @@ COST_FREE: tuple[Method, ...] = ("regret", "benefit")
 """Gaters trained by these know no latency weight: one training serves every weight."""
 Side = Annotated[int, Field(ge=8, le=4096)]
 
-RESERVED_NAMES = frozenset({"gater", "images", "joint", "mixture"})
+RESERVED_NAMES = RESERVED_MODEL_NAMES | {"gater", "joint"}
+
+
+WEIGHTS_FILE = "weights.json"
 
 
 class Section(BaseModel):
@@ -158,7 +164,7 @@ class TrainConfig(Section):
     )
     skip_broken: bool = Field(default=False, description="leave out unreadable files instead of stopping")
     checkpoints: Path = Path("runs")
-    latency_weight: float = Field(default=0.7, ge=0)
+    latency_weight: float = Field(default=0.7, ge=0, le=MAX_LATENCY_WEIGHT)
     verify_below: float = Field(default=0.0, ge=0, le=1, description="of the bundle; training does not use it")
     verify_by: VerifyBy = Field(default="dearest", description="of the bundle; training does not use it")
     seed: int = Field(default=0, ge=0)
@@ -239,11 +245,27 @@ class TrainConfig(Section):
         }
         if self.image_shape is not None:
             parts["image_shape"] = list(self.image_shape)
+        if (weights := self._weights_sha256(expert)) is not None:
+            parts["weights_sha256"] = weights
         if expert.teacher is not None:
             parts["teacher"] = self.expert_hash(self.classifier(expert.teacher))
         if expert.start_from is not None:
             parts["start_from"] = self.expert_hash(self.classifier(expert.start_from))
         return digest(parts)
+
+    def _weights_sha256(self, expert: ExpertConfig) -> str | None:
+        """Of the file that it starts from; once trained it can do without the file, so the run remembers."""
+        if expert.weights is None:
+            return None
+        if expert.weights.is_file():
+            return _sha256(expert.weights, expert.weights.stat().st_mtime_ns)
+        kept = read_json(self.checkpoints / self.name / WEIGHTS_FILE)
+        return kept.get(expert.name) if isinstance(kept, dict) else None
+
+    def weights_sha256(self) -> dict[str, str]:
+        """By classifier, of the files that some start from: what a run keeps as `WEIGHTS_FILE`."""
+        found = {expert.name: self._weights_sha256(expert) for expert in self.classifiers()}
+        return {name: value for name, value in found.items() if value is not None}
 
     def gater_hashes(self, method: Method) -> tuple[str, ...]:
         """Identify everything that decides a gater's weights, except the measured costs and the experts' logits.
@@ -265,6 +287,12 @@ class TrainConfig(Section):
 def digest(value: Any) -> str:
     """Return the sha256 of a JSON-able value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def _sha256(file: Path, changed: int) -> str:
+    """Of the file as it was `changed`: a run asks for it many times."""
+    return sha256_file(file)
 
 
 def load_config(path: str | Path) -> TrainConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 from timm.layers.patch_dropout import PatchDropout
 from torch import Tensor, nn
 
+from trt_moe.bundle.writer import write_bytes
 from trt_moe.data.corruptions import EVALUATION_SEED
 from trt_moe.errors import InputError
 from trt_moe.models import ImageModel, create_expert
 from trt_moe.training.checkpoint import config_hash_of, load_checkpoint
-from trt_moe.training.config import ExpertConfig, TrainConfig
+from trt_moe.training.config import WEIGHTS_FILE, ExpertConfig, TrainConfig
 from trt_moe.training.loop import (
     Progress,
     epoch_order,
@@ -30,6 +32,7 @@ from trt_moe.training.loop import (
 )
 from trt_moe.training.losses import distillation_loss, soft_loss
 from trt_moe.training.processes import check_batch, connect, has_batch_norm, share_network
+from trt_moe.training.run_files import writing
 from trt_moe.training.splits import Corrupted, Part, Parts, derived_seed, draw, every_severity
 
 PREDICT_BATCH = 500
@@ -107,6 +110,10 @@ def train_experts(
     for expert in config.classifiers():
         if expert.start_from is not None:
             check_start(models[expert.name], models[expert.start_from], expert)
+    if processes.is_main_process and (kept := config.weights_sha256()):
+        with writing(folder / WEIGHTS_FILE):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_bytes(folder / WEIGHTS_FILE, json.dumps(kept).encode())
     for expert in config.classifiers():
         model, file = models[expert.name], checkpoint_path(folder, expert.name)
         if load_checkpoint(file, model, config.expert_hash(expert)) is not None:

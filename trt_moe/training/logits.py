@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,10 +121,20 @@ def judge(
     """
     columns = []
     for classifier in classifiers:
-        identity = digest([config.expert_hash(classifier), what, config.seed, len(images.labels)])
+        model = models[classifier.name]
+        # Weights that were trained again by the same settings are others all the same.
+        settings = [config.expert_hash(classifier), _weights_hash(model)]
+        identity = digest([settings, what, config.seed, len(images.labels)])
         file = folder / f"logits-{what}-{classifier.name}.safetensors"
-        columns.append(_cached(file, identity, models[classifier.name], images, config.precision, log))
+        columns.append(_cached(file, identity, model, images, config.precision, log))
     return Judged(images, np.stack(columns, axis=1))
+
+
+def _weights_hash(model: ImageModel) -> str:
+    found = hashlib.sha256()
+    for value in model.state_dict().values():
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _cached(

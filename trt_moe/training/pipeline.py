@@ -11,7 +11,9 @@ from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 
+from trt_moe.bundle.manifest import ClassName, describe_errors
 from trt_moe.bundle.writer import write_bytes
 from trt_moe.data import Dataset, load_dataset
 from trt_moe.data.datasets import has_splits, hold_out
@@ -39,7 +41,7 @@ from trt_moe.training.gater import TrainedGater, build_gater, gater_path, train_
 from trt_moe.training.joint import train_joint
 from trt_moe.training.logits import Judged, judge_parts
 from trt_moe.training.loop import Progress
-from trt_moe.training.processes import connect
+from trt_moe.training.processes import check_batch, connect
 from trt_moe.training.report import report
 from trt_moe.training.run_files import read_json, writing
 from trt_moe.training.splits import split
@@ -90,6 +92,9 @@ def train(
     check_test_images(test, max(config.sample_images, config.golden_images))
     build_gater(config, shape)
     gpu_for(config.latency_device)
+    _check_class_names(training_data)
+    if config.joint is not None:
+        check_batch(processes, "joint", config.joint.batch, config.joint.accumulate)
     folder = config.checkpoints / config.name
     check_data(folder, training_data, processes.is_main_process)
     parts = split(training_data, config.splits)
@@ -195,6 +200,18 @@ def _load(config: TrainConfig, part: Literal["train", "test"]) -> Dataset:
 
 def _silent(_: str) -> None:
     """Log nothing: only the first process talks."""
+
+
+def _check_class_names(data: Dataset) -> None:
+    """Refuse classes that a bundle could not have.
+
+    Raises:
+        InputError: names the class.
+    """
+    try:
+        TypeAdapter(list[ClassName]).validate_python(list(data.class_names))
+    except ValidationError as error:
+        raise InputError(f"{data.name}: class {describe_errors(error)}; rename its folder") from None
 
 
 def _shape(training: Dataset, test: Dataset, config: TrainConfig) -> Shape:

@@ -57,12 +57,16 @@ def report(
         "confidence cascade": cascade_frontier(judged.confidence[:, 0], right[:, 0], both_right, costs[0]),
         "random": random_frontier(right, costs),
     }
+    # From where all are there to be had.
+    shared = np.array([max(frontier.costs[0] for frontier in frontiers.values()), costs[-1]])
     lines += ["", "## Accuracy at equal mean cost", ""]
     lines += ["| routing | " + " | ".join(f"{c:.1f}" for c in _COSTS) + " | frontier |"]
     lines += ["| --- |" + " --- |" * (len(_COSTS) + 1)]
     for name, frontier in frontiers.items():
-        cells = " | ".join(f"{a:.4f}" for a in frontier.accuracy_at(np.asarray(_COSTS)))
-        lines.append(f"| {name} | {cells} | {frontier_score(frontier, costs):.4f} |")
+        reached = [cost >= frontier.costs[0] for cost in _COSTS]
+        accuracies = frontier.accuracy_at(np.asarray(_COSTS))
+        cells = " | ".join(f"{a:.4f}" if there else "-" for a, there in zip(accuracies, reached, strict=True))
+        lines.append(f"| {name} | {cells} | {frontier_score(frontier, shared):.4f} |")
     best_cost, best_accuracy = oracle(right, costs)
     lines += ["", "## Without a choice, and with the best one", ""]
     lines += ["| routing | accuracy | cost |", "| --- | --- | --- |"]

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_moe.bundle.manifest import VerifyBy
-from trt_moe.second_look import second_costs
+from trt_moe.data.choose import evenly
+from trt_moe.second_look import second_costs, split_points
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
@@ -135,7 +136,11 @@ def verify_frontier(
     first = right[np.arange(total), routes]
     gains = right_verified[rows, routes[rows]].astype(np.int64) - first[rows]
     hits = np.concatenate([[0], np.cumsum(gains)]) + first.sum()
-    counts = np.unique(np.linspace(0, len(rows), _FRONTIER_POINTS).round().astype(np.int64))
+    sorted_confidence = confidences[rows, routes[rows]]
+    possible = split_points(sorted_confidence)
+    if len(rows) and sorted_confidence[-1] < 1:  # the highest threshold is 1
+        possible = np.append(possible, len(rows))
+    counts = possible[evenly(len(possible), _FRONTIER_POINTS)]
     start = float(costs[routes].mean()) + gater_cost
     spent = np.concatenate([[0.0], np.cumsum(second_costs(costs, by)[routes[rows]])]) / total
     return _frontier([(start + float(spent[c]), hits[c] / total) for c in counts])
@@ -143,7 +148,14 @@ def verify_frontier(
 
 def random_frontier(right: Bools, costs: Floats) -> Frontier:
     """Each image to an expert at random; mixing the experts on the upper hull of (cost, accuracy)."""
-    return _frontier([(float(c), float(a)) for c, a in zip(costs, right.mean(0), strict=True)])
+    every = _frontier([(float(c), float(a)) for c, a in zip(costs, right.mean(0), strict=True)])
+    hull: list[tuple[float, float]] = []
+    for cost, accuracy in zip(every.costs, every.accuracies, strict=True):
+        # One under the line from its neighbour to the next is worse than a mix of these two.
+        while len(hull) > 1 and _under(hull[-1], hull[-2], (cost, accuracy)):
+            hull.pop()
+        hull.append((cost, accuracy))
+    return _frontier(hull)
 
 
 def oracle(right: Bools, costs: Floats) -> tuple[float, float]:
@@ -212,6 +224,12 @@ def routing_lines(
         f"validation accuracy {accuracy:.4f} cost {cost:.3f}",
         *tabulate(routes, right, costs, severities).lines(names),
     ]
+
+
+def _under(point: tuple[float, float], start: tuple[float, float], end: tuple[float, float]) -> bool:
+    """Whether a point lies under or on the line between two others."""
+    rise, run = end[1] - start[1], end[0] - start[0]
+    return (point[1] - start[1]) * run <= rise * (point[0] - start[0])
 
 
 def _frontier(points: Sequence[tuple[float, float]]) -> Frontier:

@@ -202,6 +202,43 @@ def test_a_data_set_without_its_test_split_is_not_taken_for_classes(tmp_path):
         load_dataset(tmp_path / "idx", "test")
 
 
+def test_a_class_may_be_called_as_a_split_is(tmp_path):
+    for folder in (
+        "flat/bus",
+        "flat/train",
+        "apart/train/bus",
+        "apart/train/train",
+        "apart/test/bus",
+        "apart/test/train",
+    ):
+        _png(tmp_path / folder / "deeper" / "1.png")
+    assert load_dataset(tmp_path / "flat").class_names == ("bus", "train")
+    for split in ("train", "test"):
+        assert load_dataset(tmp_path / "apart", split).class_names == ("bus", "train")
+
+
+def test_one_picture_is_the_same_in_every_severity_that_has_it(tmp_path):
+    for level, names in (("0", ["a/1", "a/2", "b/1"]), ("3", ["a/2", "b/1"])):
+        for name in names:
+            _png(tmp_path / level / f"{name}.png")
+    data = load_dataset(tmp_path)
+    assert data.severities.tolist() == [0, 0, 0, 3, 3]
+    assert data.pictures.tolist() == [0, 1, 2, 1, 2]
+    assert load_dataset(tmp_path / "0").pictures is None
+
+
+def test_what_is_not_read_of_images_is_said(tmp_path, caplog):
+    _png(tmp_path / "sea" / "1.png", value=700, mode="I;16")
+    assert load_dataset(tmp_path).images.max() == 2
+    assert "1.png: has 16-bit values of at most 700" in caplog.text
+
+
+def test_a_data_set_is_called_as_its_folder_is(tmp_path, monkeypatch):
+    _png(tmp_path / "coast" / "sea" / "1.png")
+    monkeypatch.chdir(tmp_path / "coast")
+    assert load_dataset(".").name == "coast"
+
+
 def test_severity_folders(tmp_path):
     for level in (0, 5):
         for name in ("bag", "shoe"):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -251,6 +252,16 @@ def test_own_severities_are_kept(tiny):
         make_test_sets(dataset(tiny, severities=severities), Bundle.load(tiny.path), (2, 3))
     with pytest.raises(InputError, match="severities already, which cannot be made noise alone"):
         make_test_sets(dataset(tiny, severities=severities), Bundle.load(tiny.path), kind="noise")
+
+
+def test_a_picture_is_one_at_all_severities(tiny):
+    bundle, missing = Bundle.load(tiny.path), dataset(tiny, severities=np.repeat([1, 5], [11, 9]))
+    # The second picture has no image at severity 5, where all later ones come a place earlier.
+    numbers = np.array([*range(11), 0, *range(2, 10)])
+    made = make_test_sets(replace(missing, pictures=10 * numbers), bundle)
+    assert [one.picture.tolist() for one in made] == [list(range(11)), [0, *range(2, 10)]]
+    assert [one.kind for one in made] == ["own", "own"]
+    assert [one.picture.tolist() for one in make_test_sets(dataset(tiny), bundle, (0, 2), images=3)] == [[0, 1, 2]] * 2
 
 
 def test_samples_folder_is_a_data_set(tiny):

@@ -106,7 +106,8 @@ def test_each_half_is_judged_by_the_rule_of_the_other():
     even, odd = scene(100, 1), scene(100, 2, honest=False)
     order = np.argsort(np.concatenate([np.arange(0, 200, 2), np.arange(1, 200, 2)]))
     part = join([even, odd]).take(order)
-    done = VERIFIER.cross_check([part, part], 7.0, 0.5)
+    second_half = np.arange(200) % 2 == 1
+    done = VERIFIER.cross_check([part, part], [second_half, second_half], 7.0, 0.5)
     assert len(done) == 2
     for result in done:
         for rows, fitted in ((slice(0, None, 2), odd), (slice(1, None, 2), even)):
@@ -118,7 +119,7 @@ def test_each_half_is_judged_by_the_rule_of_the_other():
 
 
 def test_one_image_falls_back_to_the_mixture():
-    (done,) = VERIFIER.cross_check([scene(1)], 7.0, 0.5)
+    (done,) = VERIFIER.cross_check([scene(1)], [np.array([False])], 7.0, 0.5)
     assert done.passed_on.tolist() == [False]
 
 

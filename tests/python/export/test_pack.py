@@ -13,7 +13,7 @@ from typer.testing import CliRunner  # noqa: E402
 from support.tiny_bundle import write_tiny_bundle  # noqa: E402
 from trt_moe.bundle import Bundle  # noqa: E402
 from trt_moe.cli import app  # noqa: E402
-from trt_moe.errors import EngineBuildError, InputError, ModelOutputError  # noqa: E402
+from trt_moe.errors import DataError, EngineBuildError, InputError, ModelOutputError  # noqa: E402
 from trt_moe.export.pack import Source, pack  # noqa: E402
 from trt_moe.export.reference import run_onnx  # noqa: E402
 from trt_moe.export.wrap import Preprocessing, read_model, wrap  # noqa: E402
@@ -293,6 +293,13 @@ def test_pack_with_samples_and_baseline(models, tmp_path):
     assert [entry.name for entry in packed.bundle.baselines] == ["base"]
     with pytest.raises(InputError, match="classes that the experts do not"):
         pack(tmp_path / "other", **sources(models), samples=tiny.path / "samples")
+    broken = tiny.path / "samples" / "0" / "class-0" / "broken.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(DataError, match="leave them out with --skip-broken"):
+        pack(tmp_path / "other", **arguments, samples=tiny.path / "samples")
+    without = pack(tmp_path / "other", **arguments, samples=tiny.path / "samples", skip_broken=True)
+    assert [str(broken) in left_out for left_out in without.left_out] == [True]
+    assert packed.left_out == ()
 
 
 def test_existing_folders(models, tmp_path):

@@ -1,6 +1,8 @@
 """Checkpoints: a cut run ends in the same weights, and a failed write keeps the old file."""
 
+import os
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,7 +78,7 @@ def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(module, "write_bytes", full)
     with pytest.raises(DataError, match=r"No space left.*previous one is kept"):
         save_checkpoint(tmp_path / "c", model, "hash", 2)
     assert load_checkpoint(tmp_path / "c", model, "hash") == 1
@@ -142,18 +144,54 @@ def test_weights_to_start_from_are_needed_only_until_there_is_a_checkpoint(raw_c
     source = create_expert("test_resnet", num_classes=10, in_chans=1)
     save_file({name: value.contiguous() for name, value in source.state_dict().items()}, weights)
     raw_config["experts"][0]["weights"] = weights
+    runs = raw_config["checkpoints"] / raw_config["name"]
 
     def cut(name, done, total):
         if name == "light" and done == total - 1:
             raise _StopError
 
     with pytest.raises(_StopError):
-        _run(raw_config, data, tmp_path / "runs", cut)
+        _run(raw_config, data, runs, cut)
     weights.unlink()
-    _run(raw_config, data, tmp_path / "runs")  # unfinished: goes on
-    _run(raw_config, data, tmp_path / "runs")  # finished: is skipped
+    steps = []
+    _run(raw_config, data, runs, lambda *step: steps.append(step))  # unfinished: goes on
+    assert [done for name, done, _ in steps if name == "light"] == list(range(8, 15))
+    _run(raw_config, data, runs, lambda *step: steps.append(("again", *step)))  # finished: is skipped
+    assert not [step for step in steps if step[0] == "again"]
     with pytest.raises(BundleError, match=r"w\.safetensors"):
         _run(raw_config, data, tmp_path / "elsewhere")
+
+
+def test_other_weights_in_the_same_file_are_started_from_anew(raw_config, data_folder, tmp_path):
+    data, weights = load_dataset(data_folder, "train"), tmp_path / "w.safetensors"
+    raw_config["experts"][0] |= {"weights": weights, "epochs": 0}
+    runs, found = raw_config["checkpoints"] / raw_config["name"], []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        source = create_expert("test_resnet", num_classes=10, in_chans=1).state_dict()
+        save_file({name: value.contiguous() for name, value in source.items()}, weights)
+        trained = _run(raw_config, data, runs)["light"].network.state_dict()
+        found.append([torch.equal(trained[name], value) for name, value in source.items()])
+    assert found == [[True] * len(source)] * 2
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "c", nn.Linear(2, 3), "hash", 1)
+    assert (tmp_path / "c").stat().st_mode & 0o777 == 0o666 & ~umask()
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(module, "safe_open", refused)
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(DataError, match=r"c cannot be read \(Permission denied\); it needs your permission to"):
+        load_checkpoint(tmp_path / "c", nn.Linear(2, 3), "hash")
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def test_bf16_trains_float32_weights_to_nearly_the_same(raw_config, data_folder, tmp_path):

@@ -145,6 +145,14 @@ def test_terms_that_no_method_has_are_refused(raw_config):
         TrainConfig.model_validate({**raw_config, "gater": {"methods": ["regret", "gumbel"], term: 0.5}})
 
 
+def test_what_no_bundle_could_have_is_refused(raw_config):
+    with pytest.raises(ValidationError, match="less than or equal to 1000000"):
+        TrainConfig.model_validate({**raw_config, "latency_weight": 2e6})
+    raw_config["experts"][0]["name"] = "file"
+    with pytest.raises(ValidationError, match="'file' is reserved; give the expert another name"):
+        TrainConfig.model_validate(raw_config)
+
+
 def test_names_must_be_unique(raw_config):
     raw_config["baselines"][0]["name"] = "light"
     with pytest.raises(ValidationError, match="twice: \\['light'\\]"):

@@ -119,6 +119,18 @@ def test_second_looks_are_part_of_the_evaluation(finished_config, data_folder, t
     assert row.share[cheapest.name] == pytest.approx((first == 0).mean())
 
 
+def test_fewer_images_than_there_are_stand_for_all_of_them(finished_config, data_folder, tmp_path, quiet):
+    test = load_dataset(data_folder, "test")
+    few = TrainConfig.model_validate({**finished_config, "evaluation_images": 20})
+    bundle = Bundle.load(train(few, tmp_path / "few", log=quiet))
+    chosen = [0, 3, 6, 9, 12, 16, 19, 22, 25, 28, 31, 34, 37, 40, 43, 47, 50, 53, 56, 59]
+    evaluation = bundle.manifest.evaluation
+    assert evaluation is not None and evaluation.images == 20
+    for entry in bundle.experts:
+        right = load_onnx(bundle.file(entry))(test.images[chosen]).argmax(1) == test.labels[chosen]
+        assert evaluation.severities["0"].experts[entry.name] == pytest.approx(right.mean())
+
+
 def test_a_bundle_holds_calibrated_experts(finished, finished_config, data_folder, tmp_path, quiet):
     config = TrainConfig.model_validate(finished_config)
     bundle = Bundle.load(finished / "bundle")
@@ -198,6 +210,18 @@ def test_one_class_is_refused(raw_config, tmp_path, quiet):
         train(TrainConfig.model_validate({**raw_config, "data": tmp_path / "data"}), tmp_path / "b", log=quiet)
 
 
+def test_a_class_that_no_bundle_could_have_is_refused_before_the_first_phase(raw_config, tmp_path, quiet):
+    for split in ("train", "test"):
+        for name in ("cat ", "dog"):
+            (tmp_path / "d" / split / name).mkdir(parents=True)
+            for number in range(220):
+                Image.new("L", (16, 16)).save(tmp_path / "d" / split / name / f"{number}.png")
+    steps = []
+    with pytest.raises(InputError, match=r"d: class .*no outer blanks.*\(found 'cat '\); rename its folder"):
+        train(TrainConfig.model_validate({**raw_config, "data": tmp_path / "d"}), tmp_path / "b", steps.append, quiet)
+    assert steps == []
+
+
 def test_the_normalisation_must_have_the_images_channels(raw_config, tmp_path, quiet):
     raw = {**raw_config, "mean": [0.5] * 3, "std": [0.5] * 3}
     with pytest.raises(InputError, match="1 channels, mean and std 3"):
@@ -210,6 +234,7 @@ def test_the_normalisation_must_have_the_images_channels(raw_config, tmp_path, q
         ({"sample_images": 61}, "has 60 test images, the bundle ships 61; lower sample_images"),
         ({"golden_images": 61}, "ships 61; lower sample_images or golden_images"),
         ({"gater": {"width": 7}}, "an even width"),
+        ({"joint": {"accumulate": 3}}, "joint: batch 64 cannot be divided"),
     ],
 )
 def test_what_the_last_phases_cannot_do_is_refused_before_the_first(raw_config, tmp_path, quiet, changes, message):

@@ -52,6 +52,21 @@ def test_random_routing_is_the_line_between_the_experts():
     assert float(random_frontier(right, COSTS).accuracy_at(0.6)) == pytest.approx(0.75)
 
 
+def test_an_expert_that_a_mix_of_others_beats_is_in_no_random_routing():
+    right = np.repeat([[0.80, 0.81, 0.90]], 100, axis=0) > (np.arange(100)[:, None] + 0.5) / 100
+    frontier = random_frontier(right, np.array([0.3, 0.6, 1.0]))
+    assert frontier.costs.tolist() == [0.3, 1.0]
+    assert float(frontier.accuracy_at(0.6)) == pytest.approx(0.8 + 0.1 * 3 / 7)
+    assert random_frontier(right[:, [0, 2]], np.array([0.3, 1.0])).costs.tolist() == [0.3, 1.0]
+
+
+def test_no_threshold_parts_images_that_are_equally_sure():
+    right, right_verified = np.array([True, False, True, False]), np.array([True] * 4)
+    frontier = cascade_frontier(np.array([0.5, 1.0, 1.0, 0.5], np.float32), right, right_verified, 0.2)
+    assert frontier.costs == pytest.approx([0.2, 0.7])
+    assert frontier.accuracies == pytest.approx([0.5, 0.75])
+
+
 def test_a_cascade_pays_for_the_cheap_expert_always():
     right, right_verified = np.array([False, True, True, True]), np.array([True, True, False, True])
     frontier = cascade_frontier(np.array([0.3, 0.9, 0.8, 0.95]), right, right_verified, 0.2)
