@@ -55,7 +55,7 @@ class Router:
         device: "auto" (the GPU where the CUDA core, a device and TensorRT are there and the models can be captured,
             else the CPU; the log says why), "cpu" or "cuda".
         max_batch: most images that run through a model together; larger batches are answered in turns.
-        max_wait_us: microseconds that a submitted image may wait for company in its batch.
+        max_wait_us: microseconds that a submitted image may wait for company in its batch; those of `predict` do not.
         max_queue: most unfinished images; past that `QueueFullError`.
         precision: of the experts: "auto" (the fastest the device has natively), "fp32", "fp16", on the CPU "bf16", or
             on the GPU "int8" for TensorRT's engines. The gater runs in fp32, since coarser scores tie; on the GPU one

@@ -31,7 +31,10 @@ JobQueue::Batch JobQueue::pop(std::span<Job> batch) {
     const std::size_t sharers = policy.max_wait.count() == 0 ? policy.sharers : 1;
     taken.line = static_cast<std::size_t>(line - lines_.data());
     taken.jobs = next_chunk(line->size, sharers, policy.max_batch, policy.buckets);
-    for (std::size_t i = 0; i < taken.jobs; ++i) batch[i] = line->ring[(line->head + i) % line->ring.size()];
+    for (std::size_t i = 0; i < taken.jobs; ++i) {
+      batch[i] = line->ring[(line->head + i) % line->ring.size()];
+      if (!batch[i].patient) --line->impatient;
+    }
     line->head = (line->head + taken.jobs) % line->ring.size();
     line->size -= taken.jobs;
     more = std::any_of(lines_.begin(), lines_.end(), [](const Line& each) { return each.size > 0; });
@@ -46,7 +49,7 @@ JobQueue::Line* JobQueue::first_ready(std::optional<Clock::time_point>& next_dea
     if (line.size == 0) continue;
     const BatchPolicy& policy = line.policy;
     const bool full = line.size >= policy.buckets.largest() || line.size >= policy.max_batch;
-    if (!closed_ && policy.max_wait.count() > 0 && !full) {
+    if (!closed_ && policy.max_wait.count() > 0 && !full && line.impatient == 0) {
       const Clock::time_point deadline = line.first().request->submitted() + policy.max_wait;
       if (Clock::now() < deadline) {
         next_deadline = std::min(next_deadline.value_or(deadline), deadline);

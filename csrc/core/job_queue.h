@@ -21,6 +21,7 @@ struct Job {
   Clock::time_point entered;  // when it entered the first line; a large request hands in its images bit by bit
   Clock::time_point queued;   // when it entered the line it is in
   bool verifies = false;      // an expert was unsure, and has left its probabilities in the request's rows
+  bool patient = false;       // may wait for company: nobody is blocked by it
   // In earlier lines, and with an expert that was unsure:
   std::uint64_t waited_ns = 0;
   std::uint64_t gather_ns = 0;
@@ -33,7 +34,7 @@ struct BatchPolicy {
   Buckets buckets{{1}};
   std::size_t sharers = 1;  // batches that run well side by side
   std::size_t max_batch = 64;
-  std::chrono::microseconds max_wait{0};  // for a fuller batch, counted from the image's submission
+  std::chrono::microseconds max_wait{0};  // of patient jobs for a fuller batch, from the image's submission
 };
 
 // What waits for one set of workers: a line for each model that they run. A line is first in, first out, with room for
@@ -71,6 +72,7 @@ class JobQueue {
     std::vector<Job> ring;
     std::size_t head = 0;
     std::size_t size = 0;
+    std::size_t impatient = 0;  // of them
 
     const Job& first() const { return ring[head]; }
   };
@@ -81,7 +83,11 @@ class JobQueue {
       const std::lock_guard lock(mutex_);
       if (closed_ && !even_if_closed) return false;
       Line& into = lines_[line];
-      for (std::size_t i = 0; i < jobs; ++i) into.ring[(into.head + into.size + i) % into.ring.size()] = make(i);
+      for (std::size_t i = 0; i < jobs; ++i) {
+        Job& job = into.ring[(into.head + into.size + i) % into.ring.size()];
+        job = make(i);
+        if (!job.patient) ++into.impatient;
+      }
       into.size += jobs;
     }
     if (jobs == 1) {

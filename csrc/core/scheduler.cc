@@ -244,7 +244,9 @@ void Scheduler::submit(std::uint64_t ticket, const std::uint8_t* image) {
     }
   }
   request->start(ticket, image, completed_);
-  if (!push(kGater, 1, [&](std::size_t) { return Job{request, 0, request->submitted(), request->submitted()}; })) {
+  const Clock::time_point submitted = request->submitted();
+  const Job job{.request = request, .entered = submitted, .queued = submitted, .patient = true};
+  if (!push(kGater, 1, [&](std::size_t) { return job; })) {
     const std::lock_guard lock(spare_mutex_);
     spare_.push_back(request);
     throw error_of(closed_failure());

@@ -6,7 +6,11 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 
+#include "backends/cuda/cuda_check.h"
+#include "backends/cuda/node_histogram.h"
+#include "backends/cuda/primary_context.h"
 #include "gpu_support.h"
 
 using namespace trt_moe;
@@ -195,6 +199,71 @@ TEST_CASE("memory, streams and graphs are made and go beside a capture of somebo
   CHECK(cudaStreamEndCapture(theirs, &captured) == cudaSuccess);
   if (captured != nullptr) cudaGraphDestroy(captured);
   cudaStreamDestroy(theirs);
+}
+
+TEST_CASE("an error of ours is not left for whoever asks the runtime next") {
+  cudaGetLastError();
+  message_of([] { the_gpu()->allocate(MemoryKind::kDevice, std::size_t{1} << 50); });
+  CHECK(cudaGetLastError() == cudaSuccess);
+}
+
+TEST_CASE("a capture of ours lets other threads allocate") {
+  const auto stream = the_gpu()->open_stream();
+  const auto device = the_gpu()->allocate(MemoryKind::kDevice, sizeof(float));
+  const HostArray<float> host(1);
+  stream->begin_capture();
+  stream->copy(device->device(), host.at(), sizeof(float));
+  on_a_thread([] {
+    void* memory = nullptr;
+    CHECK(cudaMalloc(&memory, 100) == cudaSuccess);
+    cudaFree(memory);
+  });
+  CHECK(stream->end_capture()->nodes().at("memcpy") == 1);
+}
+
+TEST_CASE("some errors leave a context unusable, others do not") {
+  for (const cudaError_t lost :
+       {cudaErrorIllegalAddress, cudaErrorLaunchFailure, cudaErrorLaunchTimeout, cudaErrorAssert,
+        cudaErrorMisalignedAddress, cudaErrorIllegalInstruction, cudaErrorInvalidPc, cudaErrorInvalidAddressSpace,
+        cudaErrorHardwareStackError, cudaErrorECCUncorrectable, static_cast<cudaError_t>(721)}) {
+    CAPTURE(static_cast<int>(lost));
+    CHECK(cuda::is_sticky(lost));
+  }
+  for (const cudaError_t passes : {cudaErrorMemoryAllocation, cudaErrorInvalidValue, cudaErrorStreamCaptureInvalidated,
+                                   cudaErrorNotSupported, cudaErrorInvalidResourceHandle}) {
+    CAPTURE(static_cast<int>(passes));
+    CHECK_FALSE(cuda::is_sticky(passes));
+  }
+}
+
+TEST_CASE("the nodes of child graphs count, and copies of pageable memory in either direction") {
+  cuda::PrimaryContext context(0);
+  const cuda::ContextScope scope(context);
+  cudaGraph_t inner = nullptr;
+  cudaGraph_t outer = nullptr;
+  cudaGraphNode_t node = nullptr;
+  void* device = nullptr;
+  float pageable = 0.0F;
+  const HostArray<float> pinned(1);
+  void* const host = reinterpret_cast<void*>(pinned.at());
+  REQUIRE(cudaMalloc(&device, sizeof(float)) == cudaSuccess);
+  REQUIRE(cudaGraphCreate(&inner, 0) == cudaSuccess);
+  REQUIRE(cudaGraphCreate(&outer, 0) == cudaSuccess);
+  for (const auto& [to, from] : {std::pair<void*, void*>{device, &pageable}, {&pageable, device}, {host, device}}) {
+    REQUIRE(cudaGraphAddMemcpyNode1D(&node, inner, nullptr, 0, to, from, sizeof(float), cudaMemcpyDefault) ==
+            cudaSuccess);
+  }
+  REQUIRE(cudaGraphAddChildGraphNode(&node, outer, nullptr, 0, inner) == cudaSuccess);
+  const cuda::NodeHistogram nodes = cuda::node_histogram(scope, outer);
+  CHECK(nodes.at("graph") == 1);
+  REQUIRE(nodes.count("memcpy") == 1);
+  CHECK(nodes.at("memcpy") == 3);
+  CHECK(nodes.at("memcpyPageable") == 2);
+  CHECK(nodes.at("memcpyDeviceToHost") == 2);
+  CHECK(nodes.at("memcpyHostToDevice") == 1);
+  cudaGraphDestroy(outer);
+  cudaGraphDestroy(inner);
+  cudaFree(device);
 }
 
 // It ends the context, so it runs in a process of its own: see CMakeLists.txt.

@@ -211,3 +211,11 @@ TEST_CASE("a gater's kernels refuse what they would count wrongly") {
   CHECK(refusal({{8192, 8192, 4}, 8192, 8192, true, 3}, 64).find("too large") != std::string::npos);
   CHECK(refusal({{28, 28, 1}, 28, 28, false, 3}, 65536).find("too large") != std::string::npos);
 }
+
+TEST_CASE("a gater's counters of finished blocks lie before the output of its stem") {
+  for (const std::size_t most : {1U, 65U, 300U}) {
+    const cuda::GaterRun run = cuda::gater_run({{28, 28, 1}, 28, 28, false, 3}, most, 1U << 20, 0, 0, most);
+    const auto at = [](const auto* pointer) { return reinterpret_cast<std::uintptr_t>(pointer); };
+    CHECK(at(run.head.finished) + sizeof(std::uint32_t) * most <= at(run.stem.out));
+  }
+}

@@ -469,3 +469,25 @@ TEST_CASE("device-routed answers are host-routed answers, alone, in batches and 
     }
   }
 }
+
+TEST_CASE("what a routed graph has no room for is refused, and a gater that reads elsewhere") {
+  const auto gater = capture_toy("g", {kShape, 64, 40.0, {1}});
+  const auto expert = capture_toy("e", {kShape, kClasses, 20.0, {1, 2, 3, 4, 5, 6, 8}});
+  constexpr std::size_t kMany = 64;
+  constexpr std::size_t kSizes = 7;
+  cuda::RoutedGraph routed;
+  routed.layout = cuda::routed_layout(1, kMany, kClasses, kShape.bytes());
+  routed.gater = gater->captured(0);
+  routed.device_in = gater->memory().control();
+  for (std::size_t i = 0; i < kMany; ++i) {
+    auto& buckets = routed.experts.emplace_back();
+    for (std::size_t bucket = 0; bucket < kSizes; ++bucket) buckets.push_back(expert->captured(bucket));
+  }
+  routed.topology = cuda::graph_topology(std::vector<std::size_t>(kMany, kSizes), 1, Conditionals::kIf);
+  routed.classes = kClasses;
+  routed.image_bytes = kShape.bytes();
+  CHECK(message_of([&] { the_gpu()->instantiate(routed); }).find("384 buckets of all experts") != std::string::npos);
+  routed.experts.resize(2);
+  routed.device_in += 256;
+  CHECK(message_of([&] { the_gpu()->instantiate(routed); }).find("needs the gater to read") != std::string::npos);
+}

@@ -295,3 +295,35 @@ TEST_CASE("memory for answers that is not there is named") {
   CHECK(failure.kind == ErrorKind::kDevice);
   CHECK(failure.message.find("answers on the device: needs") != std::string::npos);
 }
+
+TEST_CASE("a pipeline has what it was asked for: speculation, input blocks, what its models hold") {
+  std::atomic<int> runs_of_cheap{0};
+  testing::FakeModel cheap = testing::expert_model(kShape, kClasses, 0);
+  cheap.compute = [&, compute = cheap.compute](auto image, auto logits) {
+    ++runs_of_cheap;
+    compute(image, logits);
+  };
+  const Rig rig(FakeStreamDevice::some_gpu(), {}, testing::gater_model(kShape, kExperts), cheap);
+  SchedulerOptions options;
+  options.speculate = true;
+  Pipeline pipeline(rig.gater, rig.scheduled(), options, true);
+  const auto block = pipeline.input_block(3);
+  REQUIRE(block);
+  CHECK(block->host() != nullptr);
+  CHECK(block->size() == 3 * kShape.bytes());
+  const int before = runs_of_cheap;
+  const auto waited = pipeline.waited();
+  Answers answers(1);
+  const std::vector<std::uint8_t> bright(kShape.bytes(), 250);
+  pipeline.predict({bright.data(), 1, kShape.bytes()}, answers.rows(), nullptr);
+  CHECK(runs_of_cheap == before + 1);
+  CHECK(pipeline.waited() > waited);
+  CHECK(pipeline.memory_use().at("cheap").pinned > 0);
+
+  pipeline.set_verify_below(0.9F);
+  const auto there = rig.device->allocate(cuda::MemoryKind::kDevice, kShape.bytes());
+  const auto kept = pipeline.device_rows(1);
+  const DeviceImages images{there->device(), 1, kShape.bytes()};
+  CHECK(failure_of([&] { pipeline.predict_there(images, answers.rows(), nullptr, &kept.rows); }).kind ==
+        ErrorKind::kInput);
+}

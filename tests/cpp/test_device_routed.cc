@@ -18,6 +18,7 @@ using testing::gater_model;
 using testing::kClasses;
 using testing::kExperts;
 using testing::kShape;
+using testing::predict_levels;
 using testing::Rig;
 using testing::some_levels;
 
@@ -317,4 +318,61 @@ TEST_CASE("closing lets a device-routed predict of many parts finish, or refuses
     CHECK(refused);
     CHECK(rig.scheduler.stats().in_flight == 0);
   }
+}
+
+TEST_CASE("a device-routed predict takes max_batch at a time") {
+  SchedulerOptions options;
+  options.max_batch = 2;
+  Rig rig(FakeStreamDevice::some_gpu(), options);
+  rig.route_on_device();
+  rig.predict(std::vector<std::uint8_t>(6, 5));
+  CHECK(rig.scheduler.stats().batches[0] == 3);
+}
+
+TEST_CASE("between its parts a device-routed predict is polled for, and cancelled") {
+  SchedulerOptions options;
+  options.max_batch = 1;
+  FakeModel slow = expert_model(kShape, kClasses, 0);
+  slow.compute = [compute = slow.compute](auto image, auto logits) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    compute(image, logits);
+  };
+  Rig rig(FakeStreamDevice::some_gpu(), options, gater_model(kShape, kExperts), slow);
+  rig.route_on_device();
+  const std::vector<std::uint8_t> levels(600, 5);
+  CHECK_THROWS_WITH(rig.predict(levels, [] { throw std::runtime_error("interrupted"); }), "interrupted");
+  const std::uint64_t before = rig.scheduler.stats().images[0];
+  CHECK(before < 600);
+  std::thread closer([&] {
+    while (rig.scheduler.stats().images[0] == before) std::this_thread::yield();
+    rig.scheduler.close(true);
+  });
+  CHECK(failure_of([&] { rig.predict(levels); }).kind == ErrorKind::kRouterClosed);
+  closer.join();
+  CHECK(rig.scheduler.stats().images[0] < before + 600);
+}
+
+TEST_CASE("the lists of a large batch of several experts lie apart") {
+  const auto with_large_batches = [](FakeModel model) {
+    model.buckets = {1, 64};
+    return model;
+  };
+  const auto device = std::make_shared<FakeStreamDevice>(FakeStreamDevice::some_gpu());
+  const auto gater = capture_model(device, "gater", with_large_batches(gater_model(kShape, kExperts)));
+  std::vector<Expert> experts;
+  std::vector<std::shared_ptr<Engine>> engines;
+  for (std::size_t expert = 0; expert < kExperts; ++expert) {
+    const FakeModel model = with_large_batches(expert_model(kShape, kClasses, expert));
+    engines.push_back(capture_model(device, "e" + std::to_string(expert), model));
+    experts.push_back({"e" + std::to_string(expert), engines.back(), 0.25F * static_cast<float>(expert + 1)});
+  }
+  Scheduler host(gater, experts, {});
+  Scheduler routed(gater, experts, {});
+  const auto routing = cuda::choose_routing(gater, engines);
+  REQUIRE(routing.plan);
+  CHECK(routing.plan->capacity() == 64);
+  routed.use(routing.plan);
+  const std::vector<std::uint8_t> levels = some_levels(64, 21);
+  check_same(predict_levels<Answers>(routed, kShape, levels, nullptr),
+             predict_levels<Answers>(host, kShape, levels, nullptr));
 }

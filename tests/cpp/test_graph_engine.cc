@@ -342,3 +342,58 @@ TEST_CASE("a driver older than the runtime is refused with both versions") {
   CHECK(message.find("12.4") != std::string::npos);
   CHECK(message.find("13.0") != std::string::npos);
 }
+
+TEST_CASE("a session that goes gives its page-locked memory back") {
+  const auto engine = capture_model(fake_gpu(), "m", expert_model(kShape, 3, 0));
+  engine->open(Lane::kLatency);
+  CHECK(engine->memory_use().pinned == 0);
+  CHECK(engine->info().buckets.filled_by(3) == 3);  // batches are padded
+}
+
+TEST_CASE("of a start that failed nothing is left to run on") {
+  const auto device = fake_gpu();
+  const auto engine = capture_model(device, "m", expert_model(kShape, 3, 0));
+  const auto session = engine->open(Lane::kLatency);
+  std::fill_n(session->input().data(), kShape.bytes(), std::uint8_t{7});
+  device->faults().launches = 0;
+  message_of([&] { session->run(1); }, ErrorKind::kDevice);
+  // The copy is done: a pending one would read the memory that the session gives back.
+  CHECK(*reinterpret_cast<const std::uint8_t*>(engine->memory().input()) == 7);
+}
+
+TEST_CASE("of a lost device every session says so") {
+  const auto device = fake_gpu();
+  const auto engine = capture_model(device, "m", expert_model(kShape, 3, 0));
+  const auto one = engine->open(Lane::kThroughput);
+  const auto other = engine->open(Lane::kThroughput);
+  device->faults().launches_before_loss = 0;
+  message_of([&] { one->run(1); }, ErrorKind::kDeviceLost);
+  message_of([&] { other->run(1); }, ErrorKind::kDeviceLost);
+}
+
+TEST_CASE("a lone image that loses the device closes the router") {
+  Rig rig;
+  rig.device->faults().launches_before_loss = 0;
+  message_of([&] { rig.predict(kDark); }, ErrorKind::kDeviceLost);
+  CHECK(rig.scheduler->closing());
+}
+
+TEST_CASE("a bucket whose second capture was discarded is missing") {
+  ModelCapture capture(fake_gpu(), {"m", kShape, 3, {1}, "fp32"});
+  capture.begin(1);
+  enqueue_model(capture, expert_model(kShape, 3, 0), 1);
+  capture.end();
+  capture.begin(1);
+  capture.discard();
+  const std::string said = message_of([&] { capture.finish(nullptr); }, ErrorKind::kInput);
+  CHECK(said.find("not captured at batch size 1") != std::string::npos);
+}
+
+TEST_CASE("a model with nodes that no conditional body may hold is not for the device to route") {
+  for (const char* kind : {"host", "eventRecord", "waitEvent", "extSemSignal", "extSemWait", "memAlloc", "memFree",
+                           "batchMemOp", "conditional", "memcpyPageable", "other"}) {
+    const std::string why = capture_model(fake_gpu(), "m", expert_model(kShape, 3, 0), kind)->unroutable();
+    CHECK(why.find(kind) != std::string::npos);
+  }
+  CHECK(capture_model(fake_gpu(), "m", expert_model(kShape, 3, 0), "memset")->unroutable().empty());
+}

@@ -45,6 +45,20 @@ TEST_CASE("merging adds counts and keeps extremes") {
   CHECK(sum.max_ns == 1'000'000);
 }
 
+TEST_CASE("quantiles of few values, and of merged ones") {
+  Histogram some;
+  Histogram others;
+  for (const std::uint64_t ns : {10, 20, 30}) some.record(ns);
+  CHECK(some.snapshot().quantile_ns(0.5) == 20);
+  for (int i = 0; i < 5; ++i) others.record(31);
+  others.record(500);
+  HistogramSnapshot sum = some.snapshot();
+  sum.merge(others.snapshot());
+  CHECK(sum.mean_ns() == doctest::Approx((60 + 155 + 500) / 9.0));
+  CHECK(sum.quantile_ns(0.22) == 20);
+  CHECK(sum.quantile_ns(0.75) == 31);
+}
+
 TEST_CASE("values past the last bin are counted in it") {
   Histogram histogram;
   histogram.record(~0ULL);

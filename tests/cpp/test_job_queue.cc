@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <thread>
 #include <vector>
 
@@ -13,7 +14,10 @@ BatchPolicy policy(std::size_t sharers, std::chrono::microseconds max_wait = {})
   return {Buckets({1, 4}), sharers, 64, max_wait};
 }
 
-Job job_of(Request& request, std::uint32_t index) { return {&request, index, request.submitted(), Clock::now()}; }
+Job job_of(Request& request, std::uint32_t index) {
+  const Clock::time_point submitted = request.submitted();
+  return {.request = &request, .index = index, .entered = submitted, .queued = Clock::now(), .patient = true};
+}
 
 }  // namespace
 
@@ -72,6 +76,68 @@ TEST_CASE("with max_wait, an image that waited long enough goes alone") {
   std::vector<Job> batch(4);
   REQUIRE(queue.push(0, 1, [&](std::size_t) { return job_of(request, 0); }));
   CHECK(queue.pop(batch).jobs == 1);
+}
+
+TEST_CASE("with max_wait, an image whose caller is blocked waits for nobody, and takes along who waits") {
+  BlockingRequest request({nullptr, 3, 0}, {}, Clock::now());
+  JobQueue queue(8, {policy(1, std::chrono::hours(1))});
+  std::vector<Job> batch(4);
+  const auto blocked = [&](std::size_t) {
+    Job job = job_of(request, 1);
+    job.patient = false;
+    return job;
+  };
+  REQUIRE(queue.push(0, 1, [&](std::size_t) { return job_of(request, 0); }));
+  REQUIRE(queue.push(0, 1, blocked));
+  CHECK(queue.pop(batch).jobs == 1);  // two fill no bucket of four
+  CHECK(batch[0].index == 0);
+  CHECK(queue.pop(batch).jobs == 1);
+  CHECK(batch[0].index == 1);
+  // When it is gone, others wait again.
+  REQUIRE(queue.push(0, 1, [&](std::size_t) { return job_of(request, 2); }));
+  std::atomic<bool> taken{false};
+  std::thread worker([&] {
+    queue.pop(batch);
+    taken = true;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  CHECK_FALSE(taken);
+  queue.close();
+  worker.join();
+}
+
+TEST_CASE("with max_wait, a line that holds max_batch waits for no more company") {
+  BlockingRequest request({nullptr, 2, 0}, {}, Clock::now());
+  JobQueue queue(8, {{Buckets({1, 2, 16}), 1, 2, std::chrono::hours(1)}});
+  std::vector<Job> batch(16);
+  REQUIRE(queue.push(0, 2, [&](std::size_t i) { return job_of(request, static_cast<std::uint32_t>(i)); }));
+  CHECK(queue.pop(batch).jobs == 2);
+}
+
+TEST_CASE("closing ends the wait for company") {
+  BlockingRequest request({nullptr, 1, 0}, {}, Clock::now());
+  JobQueue queue(8, {policy(1, std::chrono::hours(1))});
+  std::vector<Job> batch(4);
+  REQUIRE(queue.push(0, 1, [&](std::size_t) { return job_of(request, 0); }));
+  std::size_t got = 0;
+  std::thread worker([&] { got = queue.pop(batch).jobs; });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  queue.close();
+  worker.join();
+  CHECK(got == 1);
+}
+
+TEST_CASE("a worker wakes for the line that is due first") {
+  const Clock::time_point now = Clock::now();
+  BlockingRequest soon({nullptr, 1, 0}, {}, now - std::chrono::hours(1) + std::chrono::milliseconds(100));
+  BlockingRequest late({nullptr, 1, 0}, {}, now);
+  for (const std::size_t line : {0U, 1U}) {
+    JobQueue queue(8, {policy(1, std::chrono::hours(1)), policy(1, std::chrono::hours(1))});
+    REQUIRE(queue.push(line, 1, [&](std::size_t) { return job_of(soon, 0); }));
+    REQUIRE(queue.push(1 - line, 1, [&](std::size_t) { return job_of(late, 0); }));
+    std::vector<Job> batch(4);
+    CHECK(queue.pop(batch).line == line);
+  }
 }
 
 TEST_CASE("without max_wait, two workers share what is there") {

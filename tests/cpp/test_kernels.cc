@@ -210,6 +210,21 @@ TEST_CASE("the scatter kernel writes each image's softmax, or NaN where a logit 
   }
 }
 
+TEST_CASE("the scatter kernel's softmax bears one logit that is far above all others, in any of a thread's places") {
+  constexpr std::size_t kWide = 600;
+  for (const std::size_t place : {0U, 299U, 599U}) {
+    std::vector<float> logits(kWide);
+    logits[place] = 200.0F;
+    std::vector<float> probabilities(kWide, kUntouched);
+    const std::int32_t row = 0;
+    const std::int32_t count = 1;
+    const ScatterArguments arguments{logits.data(), probabilities.data(), &row, &count, kWide};
+    run(scatter_kernel(arguments, 1), arguments);
+    CHECK(probabilities[place] == 1.0F);
+    CHECK(probabilities[place == 0 ? 1 : 0] == doctest::Approx(0.0));
+  }
+}
+
 TEST_CASE("every kernel is among those that a device loads beforehand") {
   const auto all = all_kernels();
   const auto known = [&](const void* function) { return std::find(all.begin(), all.end(), function) != all.end(); };

@@ -69,6 +69,13 @@ TEST_CASE("rows are mirrored pixel by pixel") {
   CHECK(found == image);
 }
 
+TEST_CASE("images of four channels are mirrored pixel by pixel") {
+  std::vector<std::uint8_t> found(8);
+  const std::vector<std::uint8_t> image{1, 2, 3, 4, 5, 6, 7, 8};
+  copy_mirrored(image.data(), {1, 2, 4}, found.data());
+  CHECK(found == std::vector<std::uint8_t>{5, 6, 7, 8, 1, 2, 3, 4});
+}
+
 TEST_CASE("an unsure expert's answer is the mean of its looks at the image and at its mirror image, on every way") {
   // Dark images, which are the cheap expert's: of the middle of a class, and of the border between two.
   const std::vector<std::uint8_t> images = images_of({{25, 70}, {51, 0}, {25, 51}, {51, 25}});

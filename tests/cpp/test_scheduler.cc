@@ -1,103 +1,20 @@
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <cmath>
 #include <future>
-#include <map>
 #include <random>
 #include <thread>
 #include <vector>
 
-#include "answers.h"
-#include "core/error.h"
-#include "core/scheduler.h"
-#include "fake_backend.h"
+#include "two_experts.h"
 
 using namespace trt_moe;
+using namespace trt_moe::testing::two_experts;
 using trt_moe::testing::fake_expert;
 using trt_moe::testing::fake_gater;
 using trt_moe::testing::FakeEngine;
 using trt_moe::testing::FakeModel;
-
-namespace {
-
-constexpr ImageShape kShape{2, 2, 1};
-constexpr std::uint8_t kDark = 20;     // goes to expert 0
-constexpr std::uint8_t kBright = 230;  // goes to expert 1
-
-using Answers = testing::AnswersOf<2, 3>;
-
-struct Rig {
-  explicit Rig(SchedulerOptions options = {}) : Rig(options, fake_gater(kShape, 2), fake_expert(kShape, 3, 0)) {}
-  Rig(SchedulerOptions options, std::shared_ptr<FakeEngine> gater_engine, std::shared_ptr<FakeEngine> cheap_engine)
-      : Rig(options, std::move(gater_engine), std::move(cheap_engine), fake_expert(kShape, 3, 1)) {}
-  // With models on the host, which share workers: two for each of `parallel`.
-  Rig(SchedulerOptions options, std::size_t parallel)
-      : Rig(options, on_host(testing::gater_model(kShape, 2), parallel),
-            on_host(testing::expert_model(kShape, 3, 0), parallel),
-            on_host(testing::expert_model(kShape, 3, 1), parallel)) {}
-  Rig(SchedulerOptions options, std::shared_ptr<FakeEngine> gater_engine, std::shared_ptr<FakeEngine> cheap_engine,
-      std::shared_ptr<FakeEngine> dear_engine)
-      : gater(std::move(gater_engine)),
-        cheap(std::move(cheap_engine)),
-        dear(std::move(dear_engine)),
-        scheduler(gater, {{"cheap", cheap, 0.5F}, {"dear", dear, 1.0F}}, without_warmup(options)) {}
-
-  static Rig of(bool shared_workers, SchedulerOptions options = {}) {
-    if (shared_workers) return Rig(options, 1);
-    return Rig(options);
-  }
-
-  static std::shared_ptr<FakeEngine> on_host(FakeModel model, std::size_t parallel) {
-    model.parallel = parallel;
-    model.on_host = true;
-    return std::make_shared<FakeEngine>(std::move(model));
-  }
-
-  static SchedulerOptions without_warmup(SchedulerOptions options) {
-    options.warmup = false;
-    return options;
-  }
-
-  Answers predict(const std::vector<std::uint8_t>& levels, void (*poll)() = nullptr) {
-    return testing::predict_levels<Answers>(scheduler, kShape, levels, poll);
-  }
-
-  void submit(std::uint64_t ticket, std::uint8_t level) {
-    scheduler.submit(ticket, testing::pixels_of(kShape, {level}).data());
-  }
-
-  // Outcomes of `count` submissions by ticket: "" or the error's text.
-  std::map<std::uint64_t, std::string> collect(std::size_t count) {
-    std::map<std::uint64_t, std::string> outcomes;
-    std::vector<SubmittedRequest*> done;
-    while (outcomes.size() < count) {
-      scheduler.take_completed(done);
-      if (done.empty()) break;
-      for (SubmittedRequest* request : done) {
-        outcomes[request->ticket()] = request->failure() ? request->failure()->message : "";
-        scheduler.recycle(request);
-      }
-    }
-    return outcomes;
-  }
-
-  std::shared_ptr<FakeEngine> gater;
-  std::shared_ptr<FakeEngine> cheap;
-  std::shared_ptr<FakeEngine> dear;
-  Scheduler scheduler;
-};
-
-ErrorKind kind_of(const std::function<void()>& act) {
-  try {
-    act();
-  } catch (const Error& error) {
-    return error.kind();
-  }
-  FAIL("nothing was thrown");
-  return ErrorKind::kInput;
-}
-
-}  // namespace
 
 TEST_CASE("every image is answered by its own expert, in input order") {
   Rig rig;
@@ -452,6 +369,77 @@ TEST_CASE("a poll that throws cancels the request, waits for what runs and passe
                     "interrupted");
   CHECK(rig.scheduler.stats().in_flight == 0);
   CHECK(rig.predict({kBright, kBright}).routes == std::vector<std::int64_t>{1, 1});
+}
+
+TEST_CASE("what a poll has cancelled is not run any more, and the poll is not called again") {
+  static std::atomic<int> polls;
+  polls = 0;
+  Rig rig;
+  rig.dear->gate.shut();
+  std::thread opener([&] {
+    while (polls == 0) std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    rig.dear->gate.open();
+  });
+  CHECK_THROWS(rig.predict(std::vector<std::uint8_t>(60, kBright), [] {
+    ++polls;
+    throw std::runtime_error("interrupted");
+  }));
+  opener.join();
+  CHECK(polls == 1);
+  std::size_t ran = 0;
+  for (const std::size_t size : rig.dear->sizes) ran += size;
+  CHECK(ran <= 32);  // the two batches that were under way
+}
+
+TEST_CASE("a poll may close the scheduler that calls it") {
+  static Rig* closes = nullptr;
+  static bool waited = true;
+  Rig rig;
+  closes = &rig;
+  rig.dear->gate.shut();
+  const auto act = [&] {
+    rig.predict(std::vector<std::uint8_t>(40, kBright), [] {
+      waited = closes->scheduler.close(true);
+      closes->dear->gate.open();
+    });
+  };
+  CHECK(kind_of(act) == ErrorKind::kRouterClosed);
+  CHECK_FALSE(waited);
+  CHECK(rig.scheduler.close(true));
+}
+
+TEST_CASE("a close that cancels goes past one that waits") {
+  Rig rig;
+  rig.dear->gate.shut();
+  for (std::uint64_t ticket = 0; ticket < 40; ++ticket) rig.submit(ticket, kBright);
+  rig.dear->gate.wait_for_arrivals(2);
+  std::thread waits([&] { rig.scheduler.close(false); });
+  while (!rig.scheduler.closing()) std::this_thread::yield();
+  std::thread cancels([&] { rig.scheduler.close(true); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  rig.dear->gate.open();
+  waits.join();
+  cancels.join();
+  std::size_t refused = 0;
+  for (const auto& [ticket, error] : rig.collect(40)) refused += error.empty() ? 0 : 1;
+  CHECK(refused > 0);
+}
+
+TEST_CASE("of several errors in a request the first one counts") {
+  struct Plain final : Request {
+    using Request::failure;
+    using Request::Request;
+    void finish() override { ++finished; }
+    int finished = 0;
+  } request({nullptr, 3, 0}, {}, Clock::now());
+  request.fail_one({ErrorKind::kDevice, "first"});
+  request.fail_one({ErrorKind::kModelOutput, "second"});
+  CHECK(request.finished == 0);
+  request.complete_one();
+  CHECK(request.finished == 1);
+  CHECK(request.failure()->message == "first");
+  CHECK(request.failure()->kind == ErrorKind::kDevice);
 }
 
 TEST_CASE("every stage is counted once an image") {
