@@ -9,7 +9,7 @@ import typer
 
 from trt_moe.cli import options
 from trt_moe.cli.app import FAILED, app
-from trt_moe.errors import EngineBuildError, InputError
+from trt_moe.errors import DeviceError, EngineBuildError, InputError
 
 if TYPE_CHECKING:
     from trt_moe.compile.cache import EngineCache
@@ -108,16 +108,15 @@ def build(
     with build_progress(not as_json) as progress:
         report = build_bundle(loaded, found, engines, chosen, progress)
     checked = None
-    if any(each.built for each in report.engines):
+    # An earlier call may have ended before it judged what it built.
+    if any(each.built for each in report.engines) or (report.unjudged() and _has_gpu()):
         from trt_moe.cuda.check import check_engines
 
         try:
             checked = check_engines(report)
         except EngineBuildError:
-            # The next call would find them, and take them for sound.
-            for each in report.engines:
-                if each.built:
-                    engines.remove(each.engine.path)
+            for engine in report.unjudged():
+                engines.remove(engine.path)
             raise
         report = report.judged(engines, checked.reports)
     if as_json:
@@ -126,6 +125,16 @@ def build(
     print_build(report)
     if checked is not None:
         note(str(checked))
+
+
+def _has_gpu() -> bool:
+    from trt_moe.cuda.device import open_device
+
+    try:
+        open_device()
+    except DeviceError:
+        return False
+    return True
 
 
 @cache.command(name="list")

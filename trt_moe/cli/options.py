@@ -97,9 +97,9 @@ def severities(text: str) -> tuple[int, ...]:
         if match is None:
             raise InputError(f"severities are {text!r}; expected numbers 0 to 5 such as 0-5 or 0,3,5")
         first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise InputError(f"severities are {text!r}; the range {first}-{last} is empty")
         found += range(first, last + 1)
-    if not found:
-        raise InputError(f"severities are {text!r}; the range is empty")
     return tuple(sorted(set(found)))
 
 
@@ -111,9 +111,9 @@ def numbers(text: str, what: str) -> tuple[float, ...]:
     """
     values = []
     for part in text.split(","):
-        top, _, bottom = part.partition("/")
+        top, slash, bottom = part.partition("/")
         try:
-            values.append(float(top) / float(bottom) if bottom else float(top))
+            values.append(float(top) / float(bottom) if slash else float(top))
         except (ValueError, ZeroDivisionError):
             raise InputError(f"{what} is {text!r}; expected numbers separated by commas") from None
     return tuple(values)

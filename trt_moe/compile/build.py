@@ -87,6 +87,11 @@ class BuildReport:
     engines: list[BuiltEngine]
     seconds: float
 
+    def unjudged(self) -> list[Engine]:
+        """Engines that are less precise than float32 and have not been compared with it on the GPU."""
+        found = [each.engine for each in self.engines]
+        return [each for each in found if each.sidecar.spec.precision != "fp32" and each.sidecar.engine_report is None]
+
     def judged(self, cache: EngineCache, reports: Mapping[str, BaseModel]) -> BuildReport:
         """The same with what engines did on the GPU, by model, which the cache keeps with them."""
         engines = []

@@ -48,13 +48,13 @@ class EngineCheck:
 
 
 def check_engines(report: BuildReport) -> EngineCheck:
-    """Run what was built in less than float32 on the bundle's samples, and compare it with the float32 model.
+    """Run what is not judged yet on the bundle's samples, and compare it with the float32 model.
 
     Raises:
         EngineBuildError: an engine misses the accuracy gate's thresholds, or TensorRT cannot open it.
         DeviceError: the GPU fails.
     """
-    engines = [each.engine for each in report.engines if each.built and each.engine.sidecar.spec.precision != "fp32"]
+    engines = report.unjudged()
     if not engines:
         return EngineCheck({}, "nothing was built that is less precise than float32")
     try:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trt_moe.bundle.manifest import VerifyBy
+from trt_moe.bundle.manifest import MAX_LATENCY_WEIGHT, VerifyBy
 from trt_moe.evaluation.answers import Answers
 from trt_moe.second_look import second_costs
 
@@ -46,7 +46,8 @@ def switch_weights(gater_logits: NDArray[np.float32], costs: Floats, points: int
         return np.zeros(1)
     falls = (gains[:, usable] / extra[usable]).max(axis=1)
     weights = np.quantile(np.maximum(falls, 0), np.linspace(0, 1, points))
-    return np.unique(np.concatenate([[0.0], weights, [weights[-1] * 1.001 + 1e-6]]))
+    found = np.concatenate([[0.0], weights, [weights[-1] * 1.001 + 1e-6]])
+    return np.unique(np.minimum(found, MAX_LATENCY_WEIGHT))
 
 
 @dataclass(frozen=True)

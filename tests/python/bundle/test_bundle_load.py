@@ -9,6 +9,7 @@ import pytest
 
 from support.tiny_bundle import TinyBundle, edit_manifest, write_tiny_bundle
 from trt_moe.bundle import Bundle, sha256_file, shipped_bundles
+from trt_moe.bundle.onnx_scan import scan
 from trt_moe.errors import BundleError, InputError
 
 
@@ -382,3 +383,36 @@ def test_a_golden_file_that_is_too_large_is_not_even_hashed(tmp_path: Path) -> N
         file.truncate(1 << 40)
     with pytest.raises(BundleError, match="at most"):
         Bundle.load(path)
+
+
+def test_weights_elsewhere_are_found_in_lists_of_graphs_and_without_a_file_name():
+    node = onnx.helper.make_node("X", [], ["y"])
+    graph = node.attribute.add(name="graphs", type=onnx.AttributeProto.GRAPHS).graphs.add()
+    tensor = graph.initializer.add(name="w", data_type=1)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []))
+    with pytest.raises(BundleError, match="keeps its weights in other files"):
+        scan(memoryview(model.SerializeToString()), "m")
+
+
+def test_a_model_that_changed_in_place_is_hashed_again(tiny):
+    bundle = Bundle.load(tiny.path)
+    file = bundle.file(bundle.entry("expert-0"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    with file.open("r+b") as stream:
+        stream.write(data)
+    os.utime(file, ns=(0, 0))
+    with pytest.raises(BundleError, match="sha256"):
+        bundle.file(bundle.entry("expert-0"))
+
+
+def test_more_samples_than_are_told_of_are_refused(tiny):
+    folder = next((tiny.path / "samples" / "3").iterdir())
+    shutil.copyfile(next(folder.iterdir()), folder / "one-more.png")
+    assert "says 24 sample images, samples has 25" in refused(tiny.path)
+
+
+def test_no_model_is_called_file(tiny):
+    edit_manifest(tiny.path, lambda data: data["experts"][0].update(name="file"))
+    assert "is reserved; rename the model" in refused(tiny.path)

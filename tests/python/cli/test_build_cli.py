@@ -87,14 +87,14 @@ def test_the_cache_of_models_for_the_cpu_is_shown_and_cleared(cache: Path) -> No
 
 
 @pytest.fixture
-def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
+def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None], None]:
     """Puts a GPU's verdict in the place of the check, which has tests of its own."""
 
-    def set_verdict(failure: str | None) -> None:
+    def set_verdict(failure: BaseException | None) -> None:
         def check_engines(report: BuildReport) -> EngineCheck:
             if failure:
-                raise EngineBuildError(failure)
-            judged = [each.engine.sidecar for each in report.engines if each.built]
+                raise failure
+            judged = [engine.sidecar for engine in report.unjudged()]
             reports = [GateReport.model_validate({**(it.gate_report or {}), "method": "engine"}) for it in judged]
             return EngineCheck({it.spec.model: found for it, found in zip(judged, reports, strict=True)})
 
@@ -104,17 +104,21 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
 
 
 def test_an_engine_that_fails_on_the_gpu_is_not_found_by_the_next_call(
-    tiny: TinyBundle, judge: Callable[[str | None], None]
+    tiny: TinyBundle, judge: Callable[[BaseException | None], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx")
     build = ("build", tiny.path, "--buckets", "1", "--flavour", "tensorrt_rtx")
-    judge("expert-0: its engine is not accurate enough")
+    judge(EngineBuildError("expert-0: its engine is not accurate enough"))
     for _ in range(2):
         assert "not accurate enough" in run(*build, code=1).stderr
         assert run_json("cache", "list")["engines"] == []
-    judge(None)
+    monkeypatch.setattr("trt_moe.cuda.device.open_device", lambda: None)
+    judge(KeyboardInterrupt())
+    assert "interrupted" in run(*build, code=130).stderr.lower()
+    assert len(run_json("cache", "list")["engines"]) == 3
+    judge(None)  # what the interrupt left is judged now
     first = run_json(*build)
-    assert first["built"] == 3
+    assert [engine["built"] for engine in first["engines"]] == [False] * 3
     assert run_json(*build)["engines"] == [{**engine, "built": False} for engine in first["engines"]]
     assert {engine["engine_report"]["method"] for engine in first["engines"]} == {"engine"}
     assert run(*build).stdout.count("accuracy of the engine") == 3
@@ -130,6 +134,7 @@ def test_an_engine_that_fails_on_the_gpu_is_not_found_by_the_next_call(
         (["--device", "cpu"], 2, "cpu"),
         (["--trust", "nobody"], 2, "no model is called 'nobody'"),
         (["--version-compatible"], 1, "builds no version-compatible"),
+        (["--hardware-compatible"], 1, "hardware-compatible"),
     ],
 )
 def test_wrong_usage(arguments: list[str], code: int, message: str, tiny: TinyBundle, cache: Path) -> None:

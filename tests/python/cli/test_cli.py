@@ -477,3 +477,34 @@ def test_scenes_are_drawn_and_told(tmp_path: Path) -> None:
     assert found["folder"] == str(tmp_path / "data")
     assert (found["train"], found["test"]) == (1, 1)
     assert sorted(folder.name for folder in (tmp_path / "data" / "seg_test").iterdir()) == sorted(found["classes"])
+
+
+def test_options_of_eval_are_heeded(tiny, tmp_path, monkeypatch):
+    given = {}
+
+    def spy(bundle, **options):
+        given.update(options)
+        return Router(bundle, **options)
+
+    monkeypatch.setattr("trt_moe.router.Router", spy)
+    for split, count in (("train", 3), ("test", 2)):
+        for name in ("class-0", "class-1"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8), (90 * number, 9, 9)).save(tmp_path / split / name / f"{number}.png")
+    common = ("eval", tmp_path, "-b", tiny.path, "--severities", "0,3", "--json", "-p", "fp32", "-t", 1)
+    assert json.loads(run(*common, "--split", "train").stdout)["images"] == 12
+    report = json.loads(run(*common, "--images", 3, "--latency-images", 1).stdout)
+    assert (report["images"], report["latency_images"]) == (6, 2)
+    assert (given["precision"], given["threads"]) == ("fp32", 1)
+
+
+@pytest.mark.parametrize("text", ["5-3", "0,5-3", "0-"])
+def test_severities_with_a_range_that_is_none(text):
+    with pytest.raises(InputError, match="severities are"):
+        options.severities(text)
+
+
+def test_half_a_fraction_is_no_number():
+    with pytest.raises(InputError, match="scale is '1/'; expected numbers"):
+        options.numbers("1/", "scale")

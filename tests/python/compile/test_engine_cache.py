@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import signal
 import struct
@@ -16,8 +17,11 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.engine_specs import SPEC
+from trt_moe.compile.builder import read_timing_cache
 from trt_moe.compile.cache import LIMIT_VARIABLE, EngineCache
 from trt_moe.compile.host_code import has_host_code
+from trt_moe.compile.prepare import conversion_digest
 from trt_moe.compile.sidecar import EngineSpec, Sidecar
 from trt_moe.engine_folder import CACHE_VARIABLE
 from trt_moe.errors import EngineBuildError, InputError
@@ -252,6 +256,7 @@ def test_what_an_engine_did_on_the_gpu_is_kept_with_it(
     assert notes == [f"{engine.path.name}: its report cannot be kept (No space left on device)"]
     assert cache.find(spec) == judged  # the old sidecar is whole
     assert cache.remove(engine.path)
+    monkeypatch.undo()
     cache.judge(engine, {"method": "other"})
     assert files(cache) == []
 
@@ -443,3 +448,30 @@ def test_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv(CACHE_VARIABLE, "")
     with pytest.raises(InputError, match="TRT_MOE_CACHE_DIR is ''; set it to a folder"):
         EngineCache.of_user()
+
+
+@pytest.mark.parametrize("key", ["source_sha256", "samples_sha256", "conversion", "precision", "gate"])
+def test_a_conversion_of_anything_else_is_not_taken_over(key: str) -> None:
+    other = {"precision": "fp32", "gate": "fail"}.get(key, "f" * 64)
+    assert SPEC.converts_like(SPEC.model_copy(update={"device": "9.0", "buckets": (8,)}))
+    assert not SPEC.converts_like(SPEC.model_copy(update={key: other}))
+
+
+@pytest.mark.parametrize("file", ["builder.py", "gate.py", "half.py", "int8.py", "opset.py", "prepare.py"])
+def test_the_code_of_the_conversion_has_a_digest(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_bytes
+
+    def changed(path: Path) -> bytes:
+        return read(path) + (b"# changed" if path.name == file else b"")
+
+    before = conversion_digest()
+    monkeypatch.setattr(Path, "read_bytes", changed)
+    assert conversion_digest() != before
+
+
+def test_a_damaged_timing_cache_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "t"
+    file.write_bytes(bytes(32) + b"damaged")
+    assert read_timing_cache(file) == b""
+    file.write_bytes(hashlib.sha256(b"whole").digest() + b"whole")
+    assert read_timing_cache(file) == b"whole"

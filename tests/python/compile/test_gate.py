@@ -38,6 +38,14 @@ def test_equal_logits_pass():
     assert report.accuracy_difference == {"0": 0, "5": 0}
 
 
+def test_one_image_that_is_far_off_fails():
+    found = EXPECTED.copy()
+    found[0] += 0.08 * np.abs(EXPECTED).max()
+    report = compare(EXPECTED, found, four(), "emulated", Thresholds(logit_error=0.05))
+    assert report.failures == ["the largest logit error is 0.08, at most 0.05 is allowed"]
+    assert report.mean_logit_error == pytest.approx(0.02)
+
+
 def test_figures_by_hand():
     found = logits([2, 0], [4, 0.4], [1.2, 1], [0, 3])
     report = compare(EXPECTED, found, four(), "emulated", Thresholds(top1_agreement=0, logit_error=1, accuracy_drop=1))

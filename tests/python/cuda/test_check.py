@@ -17,6 +17,7 @@ from trt_moe.bundle import Bundle
 from trt_moe.compile.build import BuildReport, BuiltEngine
 from trt_moe.compile.cache import Engine
 from trt_moe.compile.flavour import Flavour
+from trt_moe.compile.gate import Samples
 from trt_moe.compile.gate_runtime import logits
 from trt_moe.cuda import check
 from trt_moe.errors import DeviceError, EngineBuildError
@@ -31,6 +32,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         gpu.captured.append((name, options["buckets"], options["precision"]))
 
         def run(images: Any) -> Any:
+            gpu.seen = images
             found = logits(onnx.load(str(gpu.bundle.file(gpu.bundle.entry(name)))), images)
             noise = np.random.default_rng(0).standard_normal(found.shape).astype(np.float32)
             return gpu.scale * found + gpu.error * noise
@@ -51,11 +53,13 @@ def bundle(tmp_path: Path, gpu: SimpleNamespace) -> Bundle:
     return gpu.bundle
 
 
-def report(bundle: Bundle, built: bool = True, **changes: Any) -> BuildReport:
+def report(bundle: Bundle, judged: bool = False, **changes: Any) -> BuildReport:
     engines = []
     for entry in bundle.models():
         spec = SPEC.model_copy(update={"model": entry.name, **changes})
-        engines.append(BuiltEngine(Engine(Path("x"), b"plan", sidecar_for(b"plan", spec)), built))
+        sidecar = sidecar_for(b"plan", spec).model_copy(update={"engine_report": {"passed": True} if judged else None})
+        # From the cache: an earlier build may have ended before they were judged.
+        engines.append(BuiltEngine(Engine(Path("x"), b"plan", sidecar), False))
     return BuildReport(bundle, Flavour("tensorrt_rtx", version="1.7.1"), engines, 1.0)
 
 
@@ -86,6 +90,8 @@ def test_int8_is_judged_by_its_own_thresholds(bundle: Bundle, gpu: SimpleNamespa
     checked = check.check_engines(report(bundle, precision="int8"))
     assert [(judged.passed, judged.thresholds.logit_error) for judged in checked.reports.values()] == [(True, 0.1)] * 3
     assert [precision for _, _, precision in gpu.captured] == ["int8"] * 3
+    _, others = Samples.of(bundle, bundle.experts[-1]).halves()  # the first half calibrated it
+    np.testing.assert_array_equal(gpu.seen, others.images)
     gpu.scale = 1.2
     with pytest.raises(EngineBuildError, match=r"at most 0.1 is allowed.*Build it with --precision fp16"):
         check.check_engines(report(bundle, precision="int8"))
@@ -97,7 +103,7 @@ def test_int8_is_judged_by_its_own_thresholds(bundle: Bundle, gpu: SimpleNamespa
         ({"device": "8.9 12.0"}, "the engines are for 8.9 12.0, and the GPU here has 8.6"),
         ({"buckets": (2, 4)}, "the smallest batch size is 2; add 1 to --buckets"),
         ({"precision": "fp32"}, "nothing was built that is less precise"),
-        ({"built": False}, "nothing was built that is less precise"),
+        ({"judged": True}, "nothing was built that is less precise"),
     ],
 )
 def test_what_cannot_run_here_is_not_said_to_have(

@@ -408,3 +408,12 @@ def test_images_that_were_corrupted_before_are_not_trained_on(tmp_path):
             _png(tmp_path / level / "a" / f"{index}.png", index)
     with pytest.raises(DataError, match="holds images of several severities"):
         hold_out(load_dataset(tmp_path, "test"), 0.5)
+
+
+def test_what_was_left_out_is_told_of_once(tmp_path):
+    for number in range(5):
+        _png(tmp_path / "sea" / f"{number}.png")
+        _png(tmp_path / "forest" / f"{number}.png")
+    (tmp_path / "sea" / "broken.png").write_bytes(b"no")
+    training, test = hold_out(load_dataset(tmp_path, skip_broken=True), 0.2)
+    assert (len(training.broken), test.broken) == (1, ())

@@ -257,3 +257,20 @@ def test_far_too_large_images_are_refused_in_the_same_words(tmp_path, monkeypatc
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4_000)
     with pytest.raises(DataError, match="has far too many pixels; at most 100,000,000 are decoded"):
         decode_image(tmp_path / "a.png", RGB)
+
+
+def test_formats_that_start_other_programs_or_are_not_listed_are_not_read(tmp_path):
+    postscript = tmp_path / "x.png"
+    postscript.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    Image.new("RGB", (4, 4)).save(tmp_path / "y.tga")
+    for file in (postscript, tmp_path / "y.tga"):
+        with pytest.raises(DataError, match="not an image, or of a format that is not read"):
+            decode_image(file, (4, 4, 3))
+
+
+def test_the_pictures_behind_the_first_of_a_phones_jpeg_are_no_frames(tmp_path):
+    first, preview = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (4, 4))
+    first.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[preview])
+    said = []
+    assert decode_image(tmp_path / "phone.jpg", (8, 8, 3), said.append)[0, 0, 0] > 200
+    assert said == []

@@ -235,8 +235,11 @@ def test_a_bundle_says_from_where_on_to_verify(tmp_path) -> None:
         assert router.verify_by == "mirror"
         assert router.predict(tiny.grey(10)).experts.tolist() == [0]
         assert router.stats()["experts"]["expert-0"]["passed_on"] == 1
-    with trt_moe.Router(tiny.path, verify_below=0.0) as router:
+    edit_manifest(tiny.path, lambda data: data.update(verify_by="dearest", latency_weight=5.0))
+    with trt_moe.Router(tiny.path, verify_below=0.0, latency_weight=0.0) as router:
+        assert (router.verify_below, router.latency_weight) == (0.0, 0.0)
         assert router.predict(tiny.grey(10)).experts.tolist() == [0]
+        assert router.predict(tiny.grey(250)).experts.tolist() == [1]
 
 
 @pytest.mark.parametrize("probability", [-0.1, 1.1, float("nan"), "much"])
@@ -307,6 +310,7 @@ def test_a_full_queue_is_said_and_nothing_is_lost(tmp_path) -> None:
                 futures.append(router.submit(slow.grey(20)[0]))
         assert len(futures) >= 3
         assert [future.result(timeout=60).expert for future in futures] == [0] * len(futures)
+        assert not router._completions._futures, "a refused one is forgotten"
 
 
 @pytest.mark.parametrize("model", ["gater", "expert-0"])
@@ -491,3 +495,57 @@ def test_max_wait_gathers_submissions_and_still_answers_one(tiny: TinyBundle) ->
         assert router.submit(tiny.grey(20)[0]).result(timeout=30).expert == 0
         futures = [router.submit(tiny.grey(20)[0]) for _ in range(64)]
         assert {future.result(timeout=30).expert for future in futures} == {0}
+
+
+def test_options_reach_the_core_and_the_models(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    pipeline = trt_moe.router._core.Pipeline
+
+    def spy(*models: object, **options: object) -> object:
+        given.update(options)
+        return pipeline(*models, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(trt_moe.router._core, "Pipeline", spy)
+    with trt_moe.Router(tiny.path, max_wait_us=2000, max_batch=7, max_queue=9, warmup=False, threads=1) as router:
+        assert [given[name] for name in ("max_wait_us", "max_batch", "max_queue", "warmup")] == [2000, 7, 9, False]
+        assert [router.model(name).core.threads for name in ("gater", "expert-0")] == [1, 1]
+        assert router.model("gater").precision == "fp32"
+
+
+def test_a_model_that_answers_otherwise_in_batches_runs_image_by_image(
+    tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[tuple[str, list[int] | None]] = []
+    load = trt_moe.Router._compile
+
+    def spy(self: trt_moe.Router, name: str, precision: str, buckets: list[int] | None) -> trt_moe.Model:
+        compiled.append((name, buckets))
+        return load(self, name, precision, buckets)
+
+    answers = iter([False, True, True, True, True])
+    monkeypatch.setattr(trt_moe.Router, "_compile", spy)
+    monkeypatch.setattr(trt_moe.router, "same_in_any_batch", lambda model, images: next(answers))
+    trt_moe.Router(tiny.path, precision="fp32").close()
+    experts = [(f"expert-{index}", None) for index in range(3)]
+    assert compiled == [("gater", None), ("gater", [1]), *experts]
+
+
+def test_a_router_that_answered_nothing_has_statistics(tiny: TinyBundle) -> None:
+    with trt_moe.Router(tiny.path) as router:
+        assert [expert["share"] for expert in router.stats()["experts"].values()] == [0.0, 0.0, 0.0]
+
+
+def test_a_submitted_image_is_not_cancelled_and_its_callback_may_close(
+    tiny: TinyBundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    with trt_moe.Router(tiny.path, max_wait_us=100_000) as router:
+        future = router.submit(tiny.grey(20)[0])
+        assert not future.cancel()
+        future.add_done_callback(lambda done: router.close())
+        assert future.result(timeout=30).expert == 0
+    assert caplog.text == ""
+
+
+def test_modules_on_the_cpu_are_refused(tiny: TinyBundle) -> None:
+    with pytest.raises(trt_moe.InputError, match="modules run on the GPU only"):
+        trt_moe.Router(tiny.path, device="cpu", modules={"gater": object()})
