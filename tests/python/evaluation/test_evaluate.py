@@ -9,9 +9,10 @@ from trt_moe.bundle import Bundle
 from trt_moe.data import Dataset, corrupt, load_dataset
 from trt_moe.demo import run_demo
 from trt_moe.errors import BundleError, DataError, InputError, ModelOutputError
-from trt_moe.evaluation import TestSet, evaluate, make_test_sets
+from trt_moe.evaluation import TestSet, evaluate, latency, make_test_sets
 from trt_moe.evaluation.answers import collect
 from trt_moe.evaluation.cues import log_laplacian_variance
+from trt_moe.evaluation.metrics import expected_calibration_error
 from trt_moe.evaluation.picture import draw
 from trt_moe.evaluation.tables import print_report
 from trt_moe.router import Router
@@ -300,3 +301,74 @@ def test_demo_without_samples(tmp_path):
     tiny = write_tiny_bundle(tmp_path / "b", samples_per_class=0)
     with pytest.raises(BundleError, match="has no samples"):
         run_demo(tiny.path)
+
+
+def made_up(monkeypatch, tiny, spoilt=()):
+    """Latencies of 1 ms for the gater and 2, 5 and 10 for the experts, and half a one lost between."""
+
+    def measure(router, images, models, progress, what="latencies"):
+        first, result = tiny.routes(images, WEIGHT), router.predict(images)
+        experts = np.array([2.0, 5.0, 10.0])
+        again = (first != 2) & (router.verify_below > 0)
+        times = {"gater": 1.0, "expert-0": 2.0, "expert-1": 5.0, "expert-2": 10.0, "robust-light": 3.0}
+        milliseconds = {name: np.full(len(images), times[name]) for name in models}
+        milliseconds["mixture"] = 1.0 + experts[first] + again * experts[result.experts] + 0.5
+        if "near dearest" in what:
+            milliseconds = {"mixture": np.full(len(images), 8.0), "expert-2": np.full(len(images), 20.0)}
+        labels = result.labels.copy()
+        for index in spoilt:
+            labels[index] = (labels[index] + 1) % 4
+        return latency.Latencies(milliseconds, result.experts, labels)
+
+    monkeypatch.setattr(latency, "measure", measure)
+
+
+@pytest.mark.parametrize(
+    "verify", [{}, {"verify_below": 1.0}, {"verify_below": 1.0, "verify_by": "mirror"}], ids=["once", "twice", "mirror"]
+)
+def test_overhead_is_what_gater_and_all_looks_leave_of_the_mixtures_time(tiny, sets, monkeypatch, verify):
+    made_up(monkeypatch, tiny)
+    with Router(tiny.path, precision="fp32", threads=1, **verify) as router:
+        mixture = evaluate(router, sets, "made", 30).data["overall"]["mixture"]
+    assert mixture["gater_ms"] == 1.0
+    assert mixture["overhead_ms"] == pytest.approx(0.5)
+
+
+def test_near_the_dearest_both_are_measured_again(tiny, sets, monkeypatch):
+    made_up(monkeypatch, tiny)
+    with Router(tiny.path, precision="fp32", threads=1) as router:
+        near = evaluate(router, sets, "made", 10).data["near_dearest"]
+    assert (near["measured_ms"], near["measured_dearest_ms"], near["of_dearest"]) == (8.0, 20.0, 0.4)
+
+
+def test_labels_that_the_router_gives_alone_must_be_those_of_the_batch(tiny, sets, monkeypatch):
+    made_up(monkeypatch, tiny, spoilt=(1, 4, 7))
+    with Router(tiny.path, precision="fp32", threads=1) as router:
+        assert evaluate(router, sets, "made", 10).data["disagreements"] == 2 * 3
+
+
+def test_the_oracles_gain_is_over_the_most_accurate_expert(tiny, sets, monkeypatch):
+    def answers(*arguments):
+        found, place = collect(*arguments), np.arange(60)
+        right = {"expert-0": place < 10, "expert-1": place < 50, "expert-2": place >= 30}
+        predicted = {name: np.where(row, found.labels, (found.labels + 1) % 4) for name, row in right.items()}
+        return replace(found, predicted={**found.predicted, **predicted})
+
+    monkeypatch.setitem(evaluate.__globals__, "collect", answers)
+    made_up(monkeypatch, tiny)
+    with Router(tiny.path, precision="fp32", threads=1) as router:
+        data = evaluate(router, sets, "made", 10).data
+    overall = data["overall"]
+    assert [round(60 * overall[f"expert-{index}"]["accuracy"]) for index in range(3)] == [10, 50, 30]
+    assert overall["oracle"]["accuracy"] == 1.0
+    assert data["oracle_gain"] == pytest.approx((60 * overall["mixture"]["accuracy"] - 50) / 10)
+
+
+def test_calibration_is_that_of_the_answers_after_the_second_look(tiny, sets):
+    with Router(tiny.path, precision="fp32", threads=1, verify_below=1.0) as router:
+        data = evaluate(router, sets, "made", 10).data
+        for test_set in sets:
+            result = router.predict(test_set.images)
+            likely = result.probabilities.max(axis=1)
+            error = expected_calibration_error(likely, result.labels == test_set.labels)
+            assert data["severities"][str(test_set.severity)]["ece"] == pytest.approx(error, abs=1e-5)

@@ -291,3 +291,49 @@ def test_points_of_a_frontier():
     assert np.isnan(most_accurate(frontier, 0.1)).all()
     assert lowest_cost(frontier, 0.8) == 0.5
     assert np.isnan(lowest_cost(frontier, 0.95))
+
+
+def on_these_points(monkeypatch, *points):
+    """The claims of a mixture with these points (cost, accuracy), a dearest expert of 0.8, a robust light of 0.7."""
+    monkeypatch.setattr("trt_moe.sweep.claims.gated", lambda *_: Frontier(*np.array(points).T))
+    return judge({0: GOOD}, Single("robust", 0.7, 0.4))
+
+
+def test_the_best_mixture_may_cost_seven_tenths_of_the_dearest(monkeypatch):
+    row = on_these_points(monkeypatch, (0.5, 0.6), (0.7, 0.804), (0.701, 0.9))["best"]
+    assert (row.value.mean, row.met) == (pytest.approx(0.004), False)
+    assert on_these_points(monkeypatch, (0.5, 0.6), (0.7, 0.806))["best"].met is True
+
+
+def test_equal_accuracy_allows_three_tenths_of_a_point_and_near_half_a_point(monkeypatch):
+    rows = on_these_points(monkeypatch, (0.3, 0.7949), (0.4, 0.7951), (0.5, 0.7969), (0.6, 0.7971), (0.8, 0.8))
+    assert (rows["equal"].value.mean, rows["equal"].met) == (0.6, True)
+    assert rows["near"].value.mean == 0.4
+    assert on_these_points(monkeypatch, (0.5, 0.7), (0.601, 0.8))["equal"].met is False
+
+
+def test_the_robust_light_is_to_be_beaten_by_a_point_at_one_and_a_half_times_its_cost(monkeypatch):
+    row = on_these_points(monkeypatch, (0.5, 0.6), (0.599, 0.709), (0.601, 0.9))["robust"]
+    assert (row.value.mean, row.met) == (pytest.approx(0.009), False)
+    assert on_these_points(monkeypatch, (0.599, 0.711), (0.601, 0.9))["robust"].met is True
+
+
+def test_who_deserves_the_dearest_is_up_to_the_rules_own_weight():
+    gains = np.array([0.0] * 5 + [2.5, 2.5, 0.0, 0.1, 0.1])
+    rows = judge({0: np.stack([np.zeros(10), gains], axis=1)}, used=Rule(0.1))
+    # A tenth of the weight makes the two images worth it that the dearest is only a little better on.
+    assert rows["blur"].value.mean == pytest.approx(2 / 3)
+    assert rows["used blur"].value.mean == pytest.approx(4 / 5)
+    assert rows["used blur"].remark.startswith("50.0% of the images deserve it")
+
+
+def test_a_gater_trained_for_a_weight_may_be_the_better_one():
+    of = outcomes()
+    worse = {0: np.stack([np.zeros(10), np.where(RIGHT[:, 0], 2.0, -2.0)], axis=1)}
+    every = Routed(of, worse)
+    rows = claims(
+        every, every, every, compare(of, worse, {0.7: {0: GOOD}, 0.1: worse}), rivals(of), CUES, LEARNED, PAPER
+    )
+    row = next(row for row in rows if row.name.startswith("one gater"))
+    assert (row.value.mean, row.met) == (pytest.approx(-0.2), False)
+    assert row.remark.startswith("at latency weight 0.7")
