@@ -87,6 +87,15 @@ def gpu_report() -> dict[str, Any]:
     }
 
 
+def has_cuda_driver() -> bool:
+    """Whether CUDA's driver can be loaded: where it cannot, no GPU can be used."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 def jetson_report() -> dict[str, str | None]:
     """Release of Jetson Linux and of JetPack, None on other machines."""
     text = _read("/etc/nv_tegra_release")

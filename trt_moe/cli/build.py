@@ -9,7 +9,7 @@ import typer
 
 from trt_moe.cli import options
 from trt_moe.cli.app import FAILED, app
-from trt_moe.errors import DeviceError, EngineBuildError, InputError
+from trt_moe.errors import EngineBuildError, InputError
 
 if TYPE_CHECKING:
     from trt_moe.compile.cache import EngineCache
@@ -89,6 +89,7 @@ def build(
     from trt_moe.compile.flavour import find_flavour
     from trt_moe.compile.tables import build_progress, print_build
     from trt_moe.console import note, print_json
+    from trt_moe.hardware import has_cuda_driver
 
     sizes = options.counts(buckets, "--buckets")
     if not sizes:
@@ -109,7 +110,7 @@ def build(
         report = build_bundle(loaded, found, engines, chosen, progress)
     checked = None
     # An earlier call may have ended before it judged what it built.
-    if any(each.built for each in report.engines) or (report.unjudged() and _has_gpu()):
+    if any(each.built for each in report.engines) or (report.unjudged() and has_cuda_driver()):
         from trt_moe.cuda.check import check_engines
 
         try:
@@ -125,16 +126,6 @@ def build(
     print_build(report)
     if checked is not None:
         note(str(checked))
-
-
-def _has_gpu() -> bool:
-    from trt_moe.cuda.device import open_device
-
-    try:
-        open_device()
-    except DeviceError:
-        return False
-    return True
 
 
 @cache.command(name="list")

@@ -372,3 +372,26 @@ def test_calibration_is_that_of_the_answers_after_the_second_look(tiny, sets):
             likely = result.probabilities.max(axis=1)
             error = expected_calibration_error(likely, result.labels == test_set.labels)
             assert data["severities"][str(test_set.severity)]["ece"] == pytest.approx(error, abs=1e-5)
+
+
+def test_contestants_take_turns_in_an_order_of_chance(tiny):
+    images = tiny.random(12)
+    asked = []
+
+    class Spy:
+        def __init__(self, name):
+            self.name = name
+
+        def time(self, image, iterations, warmup):
+            asked.append(self.name)
+            return np.ones(1)
+
+    with Router(tiny.path, threads=1) as router:
+        predict = router.predict
+        router.predict = lambda batch: asked.append("mixture") or predict(batch)
+        router.model = Spy
+        latency.measure(router, images, ["gater", "expert-0", "expert-1"], lambda *_: None)
+    timed = np.array(asked).reshape(24, 4)[12:]
+    assert {tuple(sorted(turn)) for turn in timed.tolist()} == {("expert-0", "expert-1", "gater", "mixture")}
+    assert all(len(set(place)) > 1 for place in timed.T.tolist())
+    assert len({tuple(turn) for turn in timed.tolist()}) > 5

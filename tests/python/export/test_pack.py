@@ -11,12 +11,13 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from support.tiny_bundle import write_tiny_bundle  # noqa: E402
-from trt_moe.bundle import Bundle  # noqa: E402
+from trt_moe.bundle import Bundle, Latency, LatencyTable  # noqa: E402
 from trt_moe.cli import app  # noqa: E402
 from trt_moe.errors import DataError, EngineBuildError, InputError, ModelOutputError  # noqa: E402
 from trt_moe.export.pack import Source, pack  # noqa: E402
 from trt_moe.export.reference import run_onnx  # noqa: E402
-from trt_moe.export.wrap import Preprocessing, read_model, wrap  # noqa: E402
+from trt_moe.export.wrap import Preprocessing, _scale, read_model, wrap  # noqa: E402
+from trt_moe.model import Model  # noqa: E402
 from trt_moe.router import Router  # noqa: E402
 
 CLASSES = ["a", "b", "c", "d"]
@@ -153,6 +154,31 @@ def test_resize_never_ends_one_short(tmp_path, given, size):
     assert run(images(2, (given, given, 3))).shape == (2, 4)
 
 
+def test_every_scale_ends_at_its_size_and_not_one_past_it():
+    sizes = np.arange(1, 301)
+    for given in range(1, 301):
+        scales = np.array([_scale(given, int(size)) for size in sizes], np.float32)
+        np.testing.assert_array_equal(np.floor(np.float32(given) * scales), sizes)
+        np.testing.assert_allclose(scales, sizes / given, rtol=3e-7)
+
+
+@pytest.mark.parametrize("given", [(5, 4), (17, 23)])
+def test_images_are_resized_as_torch_does(tmp_path, given):
+    torch = pytest.importorskip("torch")
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["pixels"], ["scores"], axis=1)],
+        "pixels as scores",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 3, 8, 11])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 3 * 8 * 11])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "m.onnx")
+    _, run = wrapped(tmp_path / "m.onnx", tmp_path, shape=(*given, 3))
+    batch = images(2, (*given, 3))
+    values = torch.from_numpy(batch).permute(0, 3, 1, 2) / 255
+    resized = torch.nn.functional.interpolate(values, size=(8, 11), mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(run(batch), resized.flatten(1).numpy(), atol=1e-5)
+
+
 def test_dynamic_size_takes_the_size_asked_for(tmp_path):
     foreign(tmp_path / "m.onnx", shape=("N", 3, "h", "w"))
     assert wrapped(tmp_path / "m.onnx", tmp_path)[0].graph_size == (16, 16)
@@ -191,6 +217,45 @@ def test_a_softmax_before_what_keeps_its_values_is_dropped(tmp_path, nodes):
     np.testing.assert_allclose(run(images()), expected(images(), weight), rtol=2e-3, atol=2e-3)
     assert any("Softmax" in note for note in result.notes)
     assert "Softmax" not in {node.op_type for node in result.model.graph.node}
+
+
+def branch(kind, tensor, shape):
+    """A graph for an If that turns a tensor from outside into its one output."""
+    output = helper.make_tensor_value_info(f"{kind} of it", TensorProto.FLOAT, shape)
+    return helper.make_graph([helper.make_node(kind, [tensor], [output.name])], kind, [], [output])
+
+
+def choice(tensor, output, shape):
+    """An If that always gives the tensor itself."""
+    branches = {"then_branch": branch("Identity", tensor, shape), "else_branch": branch("Neg", tensor, shape)}
+    return helper.make_node("If", ["always"], [output], **branches)
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [helper.make_node("Neg", ["scores"], ["unused"]), choice("scores", "unused", ["N", 4])],
+    ids=["node", "branch"],
+)
+def test_a_softmax_that_others_read_stays_for_them(tmp_path, reader):
+    weight = foreign(tmp_path / "m.onnx", softmax=True)
+    model = onnx.load(tmp_path / "m.onnx")
+    model.graph.node.append(reader)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))
+    onnx.save(model, tmp_path / "m.onnx")
+    result, run = wrapped(tmp_path / "m.onnx", tmp_path)
+    np.testing.assert_allclose(run(images()), expected(images(), weight), rtol=1e-4, atol=1e-5)
+    assert "Softmax" in {node.op_type for node in result.model.graph.node}
+
+
+def test_branches_see_the_preprocessed_pixels(tmp_path):
+    weight = foreign(tmp_path / "m.onnx", io=("chosen", "scores"))
+    model = onnx.load(tmp_path / "m.onnx")
+    model.graph.input[0].name = "pixels"
+    model.graph.node.insert(0, choice("pixels", "chosen", ["N", 3, 16, 16]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))
+    onnx.save(model, tmp_path / "m.onnx")
+    _, run = wrapped(tmp_path / "m.onnx", tmp_path, Preprocessing(mean=MEAN, std=STD))
+    np.testing.assert_allclose(run(images()), expected(images(), weight, MEAN, STD), rtol=1e-4, atol=1e-5)
 
 
 def test_names_that_clash_with_the_bundles(tmp_path):
@@ -385,6 +450,57 @@ def test_a_gater_that_is_no_cheaper_than_the_dearest_expert_is_told(models, tmp_
     assert "dearest" not in notes("cheap")
     foreign(models / "gate.onnx", outputs=2, work=60)
     assert "times the dearest expert: routing can save no time, take a smaller gater" in notes("dear")
+
+
+def test_the_gater_is_timed_in_fp32_and_all_on_the_threads_asked_for(models, tmp_path, monkeypatch):
+    load, loaded = Model.load, []
+
+    def spy(bundle, name, *, precision, threads):
+        loaded.append((name, precision, threads))
+        return load(bundle, name, precision=precision, threads=threads)
+
+    monkeypatch.setattr(Model, "load", spy)
+    arguments = [
+        "pack", str(tmp_path / "out"), "--gater", str(models / "gate.onnx"), "--expert", str(models / "quick.onnx"),
+        "--expert", str(models / "slow.onnx"), "--classes", ",".join(CLASSES), "--input", "16x16x3",
+        "--iterations", "40", "--threads", "1",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    (gater,) = {name for name, _, _ in loaded} - {"quick", "slow"}
+    timed = [
+        (gater, "fp32", 1), ("quick", "auto", 1), ("slow", "auto", 1),
+        (gater, "fp32", 1), ("quick", "fp32", 1), ("slow", "fp32", 1),
+    ]  # fmt: skip
+    assert loaded[:6] == timed
+    assert sorted(loaded[6:]) == [("quick", "auto", 1), ("slow", "auto", 1)]
+
+
+@pytest.mark.parametrize("automatic", ["bf16", "fp32"])
+def test_costs_are_those_of_the_precision_that_is_routed_by_default(models, tmp_path, monkeypatch, automatic):
+    means = {"auto": {"gater": 0.1, "quick": 1.0, "slow": 4.0}, "fp32": {"gater": 0.1, "quick": 5.0, "slow": 2.0}}
+
+    def time_models(bundle, precision, iterations, threads, progress):
+        row = {name: Latency(mean_ms=ms, p50_ms=ms, p90_ms=ms, p99_ms=ms) for name, ms in means[precision].items()}
+        computed = automatic if precision == "auto" else precision
+        table = LatencyTable(device="none", backend="openvino", precision=computed, threads=1, models=row)
+        return table, means[precision]
+
+    monkeypatch.setitem(pack.__globals__, "time_models", time_models)
+    packed = pack(tmp_path / "out", **sources(models))
+    assert [(entry.name, entry.relative_cost) for entry in packed.bundle.experts] == [("quick", 0.25), ("slow", 1.0)]
+    assert packed.mean_ms == means["auto"]
+    tables = packed.bundle.manifest.latency
+    assert [table.precision for table in tables] == list(dict.fromkeys([automatic, "fp32"]))
+    assert tables[0].models["slow"].mean_ms == 4.0
+
+
+@pytest.mark.parametrize(("error", "told"), [(1.0, True), (0.004, False)])
+def test_experts_whose_logits_are_far_off_are_told(models, tmp_path, monkeypatch, error, told):
+    monkeypatch.setitem(pack.__globals__, "relative_error", lambda *_: error)
+    notes = pack(tmp_path / "out", **sources(models)).notes
+    found = {name: any("route it with precision fp32" in note for note in notes[name]) for name in notes}
+    assert found == {"gater": False, "slow": told, "quick": told}
 
 
 def test_probabilities_are_no_logits(models, tmp_path):

@@ -56,7 +56,19 @@ def test_images_are_the_samples_or_noise(tiny, tmp_path):
     assert "noise" in what
 
 
+def test_samples_come_in_mixed_order(tiny):
+    bundle = Bundle.load(tiny.path)
+    by_severity, _, severities = bundle.samples()
+    images, _ = profile_images(bundle)
+    assert sorted(image.tobytes() for image in images) == sorted(image.tobytes() for image in by_severity)
+    came = [severities[(by_severity == image).all(axis=(1, 2, 3))][0] for image in images]
+    assert len(set(came[: len(came) // 3])) > 3
+
+
 def test_summary():
     row = summary(np.array([1.0, 2.0, 3.0]))
     assert row["mean_ms"] == 2.0
     assert row["images_per_s"] == 500.0
+    thousand = summary(np.arange(1001.0))
+    assert [thousand[f"p{part}_ms"] for part in ("50", "90", "99", "99_9")] == pytest.approx([500, 900, 990, 999])
+    assert (thousand["min_ms"], thousand["max_ms"]) == (0, 1000)

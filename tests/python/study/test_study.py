@@ -14,6 +14,7 @@ from trt_moe.evaluation import TestSet
 from trt_moe.evaluation.answers import collect
 from trt_moe.router import Router
 from trt_moe.study import study
+from trt_moe.study.fit import Bootstrap
 from trt_moe.study.picture import draw
 from trt_moe.study.study import (
     COMPLEXITY,
@@ -77,6 +78,20 @@ def test_a_gater_that_knows_comes_out_first(told):
         assert 0 < ahead["low"] < ahead["high"]
     assert rows[GATER]["gater_ahead"] == {"value": 0, "low": 0, "high": 0}
     assert told.data["best_cue"] in CUES
+
+
+def test_a_picture_at_several_severities_is_drawn_as_one(tiny, monkeypatch):
+    drawn = []
+
+    def spy(clusters, seed):
+        drawn.append((clusters, seed))
+        return Bootstrap(clusters, seed)
+
+    monkeypatch.setitem(study.__globals__, "Bootstrap", spy)
+    run(tiny, [scene(tiny, severity, True, count=40) for severity in (0, 2, 4)], seed=3)
+    ((clusters, seed),) = drawn
+    assert clusters.tolist() == 3 * list(range(20))
+    assert seed == 3
 
 
 def test_nothing_is_explained_where_nothing_can_be(tiny):
