@@ -11,10 +11,6 @@
 
 using namespace trt_moe;
 using namespace trt_moe::testing::two_experts;
-using trt_moe::testing::fake_expert;
-using trt_moe::testing::fake_gater;
-using trt_moe::testing::FakeEngine;
-using trt_moe::testing::FakeModel;
 
 TEST_CASE("every image is answered by its own expert, in input order") {
   Rig rig;

@@ -18,6 +18,11 @@
 
 namespace trt_moe::testing::two_experts {
 
+using testing::fake_expert;
+using testing::fake_gater;
+using testing::FakeEngine;
+using testing::FakeModel;
+
 constexpr ImageShape kShape{2, 2, 1};
 constexpr std::uint8_t kDark = 20;     // goes to expert 0
 constexpr std::uint8_t kBright = 230;  // goes to expert 1

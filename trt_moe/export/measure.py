@@ -52,10 +52,23 @@ def measure_latency(
     images = {
         name: generator.integers(0, 256, size=model.input_shape, dtype=np.uint8) for name, model in models.items()
     }
+    return time_in_turns(models, images, iterations)
+
+
+def time_in_turns(
+    models: Mapping[str, _core.Model],
+    images: Mapping[str, NDArray[np.uint8]],
+    iterations: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Timing]:
+    """Time each model on its image, uint8 [H, W, C], so often; progress(done, total) is told of the rounds."""
     for name, model in models.items():
-        model.time(images[name], _WARMUP)
-    # One run each in turn: in a mixture, too, other models have used the caches since a model's last image.
-    rounds = [{name: model.time(images[name], 1) for name, model in models.items()} for _ in range(iterations)]
+        model.time(images[name], _WARMUP, 0)
+    rounds = []
+    for done in range(iterations):
+        # One run each in turn: in a mixture, too, other models have used the caches since a model's last image.
+        rounds.append({name: model.time(images[name], 1, 0) for name, model in models.items()})
+        progress(done + 1, iterations)
     return {name: Timing(np.concatenate([times[name] for times in rounds])) for name in models}
 
 

@@ -15,10 +15,8 @@ from trt_moe.cuda.gater_source import GaterSource, weights_of_module
 from trt_moe.cuda.torch_source import HalfModel, TorchSource
 from trt_moe.errors import DeviceError
 from trt_moe.export.bundle_writer import GATER
-from trt_moe.export.measure import Timing
+from trt_moe.export.measure import Timing, time_in_turns
 from trt_moe.models import ImageModel, fused_gater
-
-_WARMUP = 20
 
 
 def gpu_for(wanted: Literal["cpu", "auto", "cuda"]) -> _core.CudaDevice | None:
@@ -63,10 +61,7 @@ def measure_latency_on_gpu(
     halves = {name: HalfModel(model) for name, model in classifiers.items()}
     captured = capture_alone(device, gater, experts, halves, input_shape, classes)
     image = np.random.Generator(np.random.PCG64(0)).integers(0, 256, input_shape, dtype=np.uint8)
-    for core in captured.values():
-        core.time(image, _WARMUP, 0)
-    rounds = [{name: core.time(image, 1, 0) for name, core in captured.items()} for _ in range(iterations)]
-    return {name: Timing(np.concatenate([times[name] for times in rounds])) for name in captured}
+    return time_in_turns(captured, dict.fromkeys(captured, image), iterations)
 
 
 def capture_alone(

@@ -19,7 +19,6 @@ BATCH_TOLERANCE = 1e-3
 _EXPORT_AGAIN = (
     "export it again with a dynamic batch dimension (torch.onnx.export(..., dynamic_shapes={...: {0: Dim('N')}}))"
 )
-_WARMUP = 20
 _SEED = 0
 
 
@@ -31,6 +30,7 @@ def time_models(
     Returns:
         The table for the manifest, and the mean of each model in milliseconds.
     """
+    from trt_moe.export.measure import time_in_turns
     from trt_moe.model import Model
 
     entries = [*bundle.models(), *bundle.baselines]
@@ -40,24 +40,21 @@ def time_models(
         name: Model.load(bundle, name, precision=precision, threads=threads) for name, precision in precisions.items()
     }
     image = noise_images(1, bundle.input_shape)[0]
-    rows: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
-    for model in models.values():
-        model.time(image, iterations=1, warmup=_WARMUP)
-    for done in range(iterations):
-        # One run each: in a mixture, too, other models have used the caches since a model's last image.
-        for name, model in models.items():
-            rows[name].append(model.time(image, iterations=1, warmup=0))
-        progress(f"timing models in {precision}", done + 1, iterations)
-    times = {name: np.concatenate(row) for name, row in rows.items()}
+    timings = time_in_turns(
+        {name: model.core for name, model in models.items()},
+        dict.fromkeys(models, image),
+        iterations,
+        lambda done, total: progress(f"timing models in {precision}", done, total),
+    )
     expert = models[bundle.experts[-1].name]
     table = LatencyTable(
         device=expert.device,
         backend="openvino",
         precision=expert.precision,
         threads=expert.core.threads,
-        models={name: _latency(values) for name, values in times.items()},
+        models={name: Latency(**timing.summary()) for name, timing in timings.items()},
     )
-    return table, {name: float(values.mean()) for name, values in times.items()}
+    return table, {name: float(timing.milliseconds.mean()) for name, timing in timings.items()}
 
 
 def check_runs(file: Path, shape: tuple[int, int, int], batch: int | None, what: str) -> tuple[str, ...]:
@@ -105,16 +102,6 @@ def check_runs(file: Path, shape: tuple[int, int, int], batch: int | None, what:
     if alone.min() >= 0 and alone.max() <= 1:
         return ("gives values from 0 to 1 only, as a sigmoid does: as logits they tell classes hardly apart",)
     return ()
-
-
-def _latency(values: NDArray[np.float64]) -> Latency:
-    p50, p90, p99 = np.percentile(values, [50, 90, 99])
-    return Latency(
-        mean_ms=round(float(values.mean()), 4),
-        p50_ms=round(float(p50), 4),
-        p90_ms=round(float(p90), 4),
-        p99_ms=round(float(p99), 4),
-    )
 
 
 def noise_images(count: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
