@@ -1,4 +1,4 @@
-"""Image data sets as arrays: Fashion-MNIST idx files, image folders, the Intel layout, severity folders."""
+"""Image data sets as arrays: idx files as of MNIST and Fashion-MNIST, image folders, the Intel layout, severity folders."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ Split = Literal["train", "test"]
 Shape = tuple[int, int, int]
 
 _IDX_PREFIX = {"train": "train", "test": "t10k"}
+_IDX_CLASSES = 10
+# Idx files hold no names, and MNIST's and others' are called the same; these are the labels that its own begin with.
+_FASHION_LABELS = {"train": [9, 0, 0, 3, 0, 2, 7, 2], "test": [9, 2, 1, 1, 6, 1, 4, 6]}
 _SPLIT_FOLDERS = {"train": ("seg_train", "train"), "test": ("seg_test", "test", "val")}
 
 
@@ -71,7 +74,7 @@ def load_dataset(
     """Recognise the layout under `path` and read one split of it.
 
     Args:
-        path: folder with idx files (.gz or not), with `seg_train`/`seg_test`, with `train`/`test` (or `val`), with
+        path: folder with idx files (.gz or not; classes are Fashion-MNIST's where the labels are, else 0 to 9), with `seg_train`/`seg_test`, with `train`/`test` (or `val`), with
             severity folders `0`..`5` alone that hold class folders, or with class folders. Images in subfolders of a
             class folder are the class's.
         split: of layouts without splits all is "test".
@@ -102,7 +105,7 @@ def load_dataset(
         # Without splits the images to train on would be those to test on.
         raise DataError(
             f"{root} has no {split} split apart; expected {_SPLIT_FOLDERS['train'][0]}/<class> and "
-            f"{_SPLIT_FOLDERS['test'][0]}/<class>, train/<class> and test/<class>, or the idx files of Fashion-MNIST. "
+            f"{_SPLIT_FOLDERS['test'][0]}/<class>, train/<class> and test/<class>, or idx files as Fashion-MNIST has. "
             "Of class folders alone a config may keep some for the test, held_out: 0.2"
         )
     if _has_severities(root):
@@ -216,11 +219,12 @@ def _load_idx(root: Path, split: Split, shape: Shape | None) -> Dataset:
         raise DataError(f"{image_file} has {len(images)} images, {label_file} {len(labels)} labels")
     if shape is not None and images.shape[1:] != shape:
         raise DataError(f"{image_file} has images of {images.shape[1:]}, expected {shape} (H, W, C)")
-    known = labels < len(FASHION_CLASSES)
-    wrong = [
-        f"{label_file}, image {i} (label {labels[i]}; Fashion-MNIST's go from 0 to 9)" for i in np.flatnonzero(~known)
-    ]
-    return Dataset(images[known], labels[known].astype(np.int64), FASHION_CLASSES, "fashion-mnist", broken=tuple(wrong))
+    known = labels < _IDX_CLASSES
+    wrong = tuple(f"{label_file}, image {i} (label {labels[i]}; expected 0 to 9)" for i in np.flatnonzero(~known))
+    names, name = tuple(map(str, range(_IDX_CLASSES))), root.resolve().name
+    if labels[: len(_FASHION_LABELS[split])].tolist() == _FASHION_LABELS[split]:
+        names, name = FASHION_CLASSES, "fashion-mnist"
+    return Dataset(images[known], labels[known].astype(np.int64), names, name, broken=wrong)
 
 
 def _load_severities(root: Path, name: str, shape: Shape | None) -> Dataset:

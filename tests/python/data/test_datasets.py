@@ -32,7 +32,7 @@ def _png(file, value=7, size=(5, 4), mode="L"):
 
 
 @pytest.mark.parametrize("compress", [False, True])
-def test_idx_files_are_read_with_labels_and_class_names(tmp_path, compress):
+def test_idx_files_are_read_with_labels(tmp_path, compress):
     images = np.arange(24).reshape(2, 3, 4)
     _write_idx(tmp_path, images, [9, 0], compress=compress)
     data = load_dataset(tmp_path, "test")
@@ -40,8 +40,21 @@ def test_idx_files_are_read_with_labels_and_class_names(tmp_path, compress):
     np.testing.assert_array_equal(data.images[..., 0], images)
     assert data.labels.tolist() == [9, 0]
     assert data.labels.dtype == np.int64
-    assert (data.class_names[9], data.name, data.severities) == ("Ankle-boot", "fashion-mnist", None)
+    assert (data.class_names, data.name, data.severities) == (tuple("0123456789"), tmp_path.name, None)
     assert len(data) == 2
+
+
+FASHION_MNIST = {"train": [9, 0, 0, 3, 0, 2, 7, 2, 5], "t10k": [9, 2, 1, 1, 6, 1, 4, 6, 5]}
+MNIST = {"train": [5, 0, 4, 1, 9, 2, 1, 3, 1], "t10k": [7, 2, 1, 0, 4, 1, 4, 9, 5]}
+
+
+@pytest.mark.parametrize(("labels", "ninth"), [(FASHION_MNIST, "Ankle-boot"), (MNIST, "9")])
+def test_idx_files_have_fashion_mnists_classes_only_if_the_labels_are_its_own(tmp_path, labels, ninth):
+    for prefix, values in labels.items():
+        _write_idx(tmp_path, np.zeros((9, 2, 2)), values, prefix=prefix)
+    for split in ("train", "test"):
+        data = load_dataset(tmp_path, split)
+        assert (data.class_names[9], data.name == "fashion-mnist") == (ninth, ninth == "Ankle-boot")
 
 
 def test_the_train_split_is_another_pair_of_files(tmp_path):
@@ -336,7 +349,7 @@ def test_broken_images_of_all_severities_are_listed_together(tmp_path):
 
 def test_idx_labels_out_of_range_are_all_listed_or_left_out(tmp_path):
     _write_idx(tmp_path, np.arange(4)[:, None, None] * np.ones((1, 2, 2)), [1, 10, 255, 9])
-    with pytest.raises(DataError, match=r"(?s)2 unusable.*image 1 \(label 10;.*image 2 \(label 255; .*0 to 9"):
+    with pytest.raises(DataError, match=r"(?s)2 unusable.*image 1 \(label 10;.*image 2 \(label 255; expected 0 to 9"):
         load_dataset(tmp_path)
     data = load_dataset(tmp_path, skip_broken=True)
     assert data.labels.tolist() == [1, 9]
