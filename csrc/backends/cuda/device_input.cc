@@ -9,17 +9,17 @@
 namespace trt_moe::cuda {
 
 namespace {
-constexpr const char* kName = "images on the device";
+constexpr const char* kImagesOnDevice = "images on the device";
 }
 
 DeviceInput::DeviceInput(std::shared_ptr<StreamDevice> device, std::size_t image_bytes, std::size_t capacity)
     : device_(std::move(device)),
       image_bytes_(image_bytes),
       capacity_(capacity),
-      stream_(on_device(*device_, kName, [&] { return device_->open_stream(); })) {}
+      stream_(on_device(*device_, kImagesOnDevice, [&] { return device_->open_stream(); })) {}
 
 void DeviceInput::expect_on_device(const DeviceImages& images) const {
-  if (on_device(*device_, kName, [&] { return device_->holds(images.address); })) return;
+  if (on_device(*device_, kImagesOnDevice, [&] { return device_->holds(images.address); })) return;
   throw Error(ErrorKind::kInput,
               "the images are at address " + std::to_string(images.address) + ", which is in no memory of " +
                   device_->info().name +
@@ -38,18 +38,18 @@ DeviceInput::OnHost::OnHost(DeviceInput& input) : input_(input) {
     }
   }
   StreamDevice& device = *input_.device_;
-  staging_.stream = on_device(device, kName, [&] { return device.open_stream(); });
-  staging_.buffer = allocate_for(device, kName, MemoryKind::kPinned, input_.capacity_ * input_.image_bytes_);
+  staging_.stream = on_device(device, kImagesOnDevice, [&] { return device.open_stream(); });
+  staging_.buffer = allocate_for(device, kImagesOnDevice, MemoryKind::kPinned, input_.capacity_ * input_.image_bytes_);
   input_.pinned_ += staging_.buffer->size();
 }
 
 DeviceInput::OnHost::OnHost(DeviceInput& input, const DeviceImages& images) : OnHost(input) {
   const std::byte* const host = staging_.buffer->host();
-  enqueue_on(*input_.device_, kName, *staging_.stream, [&] {
+  enqueue_on(*input_.device_, kImagesOnDevice, *staging_.stream, [&] {
     if (images.stream != 0) staging_.stream->wait_for(images.stream);
     staging_.stream->copy(reinterpret_cast<std::uintptr_t>(host), images.address, images.count * images.image_bytes);
   });
-  on_device(*input_.device_, kName, [&] { staging_.stream->synchronize(); });
+  on_device(*input_.device_, kImagesOnDevice, [&] { staging_.stream->synchronize(); });
   view_ = {reinterpret_cast<const std::uint8_t*>(host), images.count, images.image_bytes, true};
 }
 

@@ -11,7 +11,7 @@ namespace trt_moe::cuda {
 
 namespace {
 
-constexpr const char* kName = "answers on the device";
+constexpr const char* kAnswersOnDevice = "answers on the device";
 
 // Blocks that nobody holds are kept for so many answers; what a caller held at its peak would stay for ever otherwise.
 constexpr std::size_t kIdle = 8;
@@ -46,7 +46,7 @@ class DeviceOutputs::Pool {
       if (buffer) return buffer;
     }
     surplus.clear();
-    std::unique_ptr<Buffer> buffer = allocate_for(*device_, kName, MemoryKind::kDevice, bytes);
+    std::unique_ptr<Buffer> buffer = allocate_for(*device_, kAnswersOnDevice, MemoryKind::kDevice, bytes);
     const std::lock_guard lock(mutex_);
     bytes_ += buffer->size();
     return buffer;

@@ -14,7 +14,7 @@ namespace trt_moe::cuda {
 
 namespace {
 
-constexpr const char* kName = "the device-routed plan";
+constexpr const char* kRoutedPlan = "the device-routed plan";
 
 // The gater's batch sizes that every expert can take whole.
 std::vector<std::size_t> common_sizes(const GraphEngine& gater,
@@ -63,14 +63,16 @@ DeviceRoutedPlan::DeviceRoutedPlan(std::shared_ptr<GraphEngine> gater,
   for (const auto& expert : experts_) mutexes_.push_back(&expert->mutex());
   mutexes_.push_back(&gater_->mutex());
 
-  const auto allocate = [&](MemoryKind kind, std::size_t bytes) { return allocate_for(*device_, kName, kind, bytes); };
+  const auto allocate = [&](MemoryKind kind, std::size_t bytes) {
+    return allocate_for(*device_, kRoutedPlan, kind, bytes);
+  };
   const RoutedLayout largest = layout_of(capacity());
   lists_ = allocate(MemoryKind::kDevice, aligned(capacity() * experts_.size() * sizeof(std::int32_t)) +
                                              experts_.size() * sizeof(std::int32_t));
   host_in_ = allocate(MemoryKind::kPinned, largest.in_bytes);
   device_out_ = allocate(MemoryKind::kDevice, largest.out_bytes);
   host_out_ = allocate(MemoryKind::kPinned, largest.out_bytes);
-  stream_ = on_device(*device_, kName, [&] { return device_->open_stream(); });
+  stream_ = on_device(*device_, kRoutedPlan, [&] { return device_->open_stream(); });
   slots_ = make_slots(buckets_.sizes().size(), false);
   if (speculate) speculating_ = make_slots(1, true);
 }
@@ -96,7 +98,7 @@ RoutedLayout DeviceRoutedPlan::layout_of(std::size_t images) const {
 DeviceRoutedPlan::Slot DeviceRoutedPlan::make_slot(const RoutedLayout& layout, std::size_t bucket,
                                                    bool speculate) const {
   const RoutedGraph graph = graph_for(bucket, layout, speculate);
-  return {layout, on_device(*device_, kName, [&] { return device_->instantiate(graph); })};
+  return {layout, on_device(*device_, kRoutedPlan, [&] { return device_->instantiate(graph); })};
 }
 
 RoutedGraph DeviceRoutedPlan::graph_for(std::size_t bucket, const RoutedLayout& layout, bool speculate) const {
@@ -148,7 +150,7 @@ void DeviceRoutedPlan::launch(const Slot& slot, std::size_t images, const Device
 // Called by one thread at a time.
 RoutedRows DeviceRoutedPlan::finish(const RoutedLayout& layout, std::size_t images) {
   const auto start = std::chrono::steady_clock::now();
-  on_device(*device_, kName, [&] { stream_->synchronize(); });
+  on_device(*device_, kRoutedPlan, [&] { stream_->synchronize(); });
   waited_.store(waited() + (std::chrono::steady_clock::now() - start), std::memory_order_relaxed);
   const std::byte* const out = host_out_->host();
   return {part<std::int32_t>(out, 0, images), part<float>(out, layout.gater_logits, images * experts_.size()),
@@ -175,7 +177,7 @@ RoutedRows DeviceRoutedPlan::run(const DeviceImages& images, const RoutedCall& c
 
 RoutedRows DeviceRoutedPlan::answer(const Slot& slot, const DeviceImages& images, const RoutedCall& call) {
   write_control(slot.layout, images.count, call);
-  enqueue_on(*device_, kName, *stream_, [&] {
+  enqueue_on(*device_, kRoutedPlan, *stream_, [&] {
     if (images.stream != 0) stream_->wait_for(images.stream);
     if (images.address != 0) {
       stream_->copy(gater_->memory().input(), images.address, images.count * images.image_bytes);
