@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
@@ -116,8 +117,9 @@ def build(
         try:
             checked = check_engines(report)
         except EngineBuildError:
-            for engine in report.unjudged():
-                engines.remove(engine.path)
+            with suppress(InputError):  # of a folder that may only be read
+                for engine in report.unjudged():
+                    engines.remove(engine.path)
             raise
         report = report.judged(engines, checked.reports)
     if as_json:

@@ -11,11 +11,11 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 from pydantic import JsonValue, ValidationError
 
 from trt_moe.bundle.manifest import describe_errors
@@ -23,7 +23,7 @@ from trt_moe.bundle.safety import MAX_JSON_BYTES, read_bounded
 from trt_moe.bundle.writer import write_bytes
 from trt_moe.compile.host_code import has_host_code
 from trt_moe.compile.sidecar import EngineSpec, Sidecar
-from trt_moe.engine_folder import CACHE_VARIABLE, cache_root, engine_cache
+from trt_moe.engine_folder import CACHE_VARIABLE, cache_root
 from trt_moe.errors import BundleError, EngineBuildError, InputError
 
 LIMIT_VARIABLE = "TRT_MOE_CACHE_GIB"
@@ -62,7 +62,8 @@ class EngineCache:
     """Engines in one folder, shared by any number of processes.
 
     Args:
-        folder: where the files are.
+        folder: where the files are. Where it may only be read, as in a container's image, engines are found, and
+            nothing is built, judged or deleted.
         limit: most bytes of engines and sidecars together; engines that are built together always stay.
         note: gets one line for people whenever an engine is found wanting, waited for or evicted.
     """
@@ -75,20 +76,18 @@ class EngineCache:
 
     @classmethod
     def of_user(cls, note: Callable[[str], None] = lambda line: None) -> EngineCache:
-        """The user's cache, or the one that `TRT_MOE_CACHE_DIR` names.
+        """The user's cache, or the one that `TRT_MOE_CACHE_DIR` names; its folder is made if need be.
 
         Raises:
-            InputError: engines are not kept, their folder cannot be written, or `TRT_MOE_CACHE_GIB` is no size.
+            InputError: engines are not kept, their folder cannot be made, or `TRT_MOE_CACHE_GIB` is no size.
         """
-        folder, root = engine_cache(BACKEND), cache_root()
-        if folder is None:
-            found = (
-                f"{CACHE_VARIABLE} is ''; set it"
-                if root is None
-                else f"{root / BACKEND} cannot be written; set {CACHE_VARIABLE}"
-            )
-            raise InputError(f"there is no folder to keep engines in: {found} to a folder that you may write")
-        return cls(Path(folder), _limit(os.environ.get(LIMIT_VARIABLE)), note)
+        root = cache_root()
+        if root is None:
+            raise InputError(f"engines are not kept: {CACHE_VARIABLE} is ''; set it to a folder that you may write")
+        folder = root / BACKEND
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder, _limit(os.environ.get(LIMIT_VARIABLE)), note)
 
     def find(self, spec: EngineSpec, trusted: Collection[str] = ()) -> Engine | None:
         """The engine of a spec, checked from its first byte to its last; None, with a note why, where there is none.
@@ -127,6 +126,7 @@ class EngineCache:
 
         Raises:
             EngineBuildError: as `find`, or it cannot be written, as when the disk is full.
+            InputError: the folder may only be read.
         """
         with self._lock(spec.stem, f"another process builds {spec.model} for the same device; waiting for it"):
             built = False
@@ -154,28 +154,34 @@ class EngineCache:
         if entry.problem is None:
             return entry
         try:
-            with self._file_lock(entry.path.stem).acquire(timeout=0):
+            with self._held(entry.path.stem, timeout=0):
                 again = _entry(entry.path, check)
         except Timeout:
             return None
+        except InputError:
+            return entry
         return again if again.bytes else None
 
     def judge(self, engine: Engine, report: dict[str, JsonValue]) -> Engine:
-        """Keep with an engine what it did on the GPU."""
+        """Keep with an engine what it did on the GPU; a note says so where that cannot be."""
         sidecar = engine.sidecar.model_copy(update={"engine_report": report})
-        with self._file_lock(engine.path.stem):
-            # Evicted meanwhile: a sidecar alone would be damage.
-            if engine.path.exists():
-                try:
+        try:
+            with self._held(engine.path.stem), _writing(engine.path):
+                # Evicted meanwhile: a sidecar alone would be damage.
+                if engine.path.exists():
                     _write_sidecar(engine.path, sidecar)
-                except OSError as error:
-                    self._note(f"{engine.path.name}: its report cannot be kept ({error.strerror or error})")
+        except InputError as error:
+            self._note(f"what an engine did on the GPU is not kept: {error}")
         return replace(engine, sidecar=sidecar)
 
     def remove(self, path: Path) -> bool:
-        """Delete an engine; False where another process is at it."""
+        """Delete an engine; False where another process is at it.
+
+        Raises:
+            InputError: the folder may only be read.
+        """
         try:
-            with self._file_lock(path.stem).acquire(timeout=0):
+            with self._held(path.stem, timeout=0), _writing(path):
                 # The sidecar first: without it nobody takes the plan for whole.
                 path.with_suffix(_SIDECAR).unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
@@ -189,9 +195,14 @@ class EngineCache:
         return self.folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', device)}{_TIMING}"
 
     def clear(self) -> list[Entry]:
-        """Delete all engines and timing caches; returns what another process is at just now and so stays."""
-        for file in self.folder.glob(f"*{_TIMING}"):
-            file.unlink(missing_ok=True)
+        """Delete all engines and timing caches; returns what another process is at just now and so stays.
+
+        Raises:
+            InputError: the folder may only be read.
+        """
+        with _writing(self.folder):
+            for file in self.folder.glob(f"*{_TIMING}"):
+                file.unlink(missing_ok=True)
         return [entry for entry in self.entries() if not self.remove(entry.path)]
 
     def _read(self, spec: EngineSpec) -> Engine:
@@ -201,7 +212,7 @@ class EngineCache:
         engine = _read(path)
         if difference := engine.sidecar.spec.difference(spec):
             raise _UnusableError(difference)
-        with suppress(FileNotFoundError):  # evicted meanwhile; what was read is sound all the same
+        with suppress(OSError):  # evicted meanwhile, or another user's; what was read is sound all the same
             os.utime(path)
         return engine
 
@@ -227,21 +238,26 @@ class EngineCache:
 
     @contextmanager
     def _lock(self, stem: str, waiting: str) -> Iterator[None]:
-        lock = self._file_lock(stem)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self._note(waiting)
-            lock.acquire()
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._held(stem, timeout=0))
+            except Timeout:
+                self._note(waiting)
+                stack.enter_context(self._held(stem))
+            yield
+
+    @contextmanager
+    def _held(self, stem: str, timeout: float = -1) -> Iterator[None]:
+        """The lock of an engine; raises Timeout where another process has it, InputError where nobody can."""
+        folder = self.folder / "locks"
+        with _writing(self.folder / f"{stem}{_PLAN}"):
+            folder.mkdir(exist_ok=True)
+            lock = FileLock(folder / f"{stem}.lock")
+            lock.acquire(timeout)
         try:
             yield
         finally:
             lock.release()
-
-    def _file_lock(self, stem: str) -> BaseFileLock:
-        folder = self.folder / "locks"
-        folder.mkdir(exist_ok=True)
-        return FileLock(folder / f"{stem}.lock")
 
     def _sweep(self, stem: str) -> None:
         # What a killed builder left; called by whoever holds the lock, so nobody is writing them.
@@ -287,6 +303,18 @@ def refuse_host_code(engine: Engine, trusted: Collection[str]) -> None:
             f"{engine.path}: the engine of {model} embeds code that runs on the CPU with your rights, as "
             f"version-compatible engines do; if you trust it, say so: --trust {model}"
         )
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise InputError where what is written does not get there."""
+    try:
+        yield
+    except Timeout:  # an OSError too
+        raise
+    except OSError as error:
+        found = f"{path} cannot be written ({error.strerror or error})"
+        raise InputError(f"{found}; set {CACHE_VARIABLE} to a folder that you may write") from error
 
 
 class _UnusableError(Exception):

@@ -1,4 +1,4 @@
-"""Image data sets as arrays: idx files as of MNIST and Fashion-MNIST, image folders, the Intel layout, severity folders."""
+"""Image data sets as arrays: idx files (MNIST, Fashion-MNIST), image folders, the Intel layout, severity folders."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def load_dataset(
     """Recognise the layout under `path` and read one split of it.
 
     Args:
-        path: folder with idx files (.gz or not; classes are Fashion-MNIST's where the labels are, else 0 to 9), with `seg_train`/`seg_test`, with `train`/`test` (or `val`), with
-            severity folders `0`..`5` alone that hold class folders, or with class folders. Images in subfolders of a
-            class folder are the class's.
+        path: folder with idx files (.gz or not; the classes are Fashion-MNIST's where the labels are, else 0 to 9),
+            with `seg_train`/`seg_test`, with `train`/`test` (or `val`), with severity folders `0`..`5` alone that hold
+            class folders, or with class folders. Images in subfolders of a class folder are the class's.
         split: of layouts without splits all is "test".
         shape: (height, width, channels) to convert every decoded image to; without it all images must have
             one size already. Idx images are never resized.

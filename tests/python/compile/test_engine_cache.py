@@ -253,7 +253,8 @@ def test_what_an_engine_did_on_the_gpu_is_kept_with_it(
 
     monkeypatch.setattr("trt_moe.compile.cache.write_bytes", full)
     cache.judge(engine, {"method": "other"})
-    assert notes == [f"{engine.path.name}: its report cannot be kept (No space left on device)"]
+    [note] = notes
+    assert note.startswith(f"what an engine did on the GPU is not kept: {engine.path} cannot be written (No space left")
     assert cache.find(spec) == judged  # the old sidecar is whole
     assert cache.remove(engine.path)
     monkeypatch.undo()
@@ -431,6 +432,35 @@ def test_a_disk_with_room_for_the_plan_only(
     assert files(cache) == []
 
 
+def test_a_folder_that_may_only_be_read(
+    small_disk: Callable[[str], EngineCache], spec: EngineSpec, describe: Describe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, missing = small_disk("size=1m"), other(spec, model="missing")
+    cache.folder = cache.folder / "cuda"
+    cache.folder.mkdir()
+    whole, broken = store(cache, spec, describe), store(cache, other(spec, model="broken"), describe)
+    flip(broken)
+    subprocess.run(["mount", "-o", "remount,ro", str(cache.folder.parent)], check=True)
+    monkeypatch.setenv(CACHE_VARIABLE, str(cache.folder.parent))
+    notes: list[str] = []
+    cache = EngineCache.of_user(notes.append)
+    engine = cache.find(spec)
+    assert engine is not None and (engine.path, engine.plan) == (whole, PLAN)
+    assert cache.find(missing) is None
+    assert [bool(entry.problem) for entry in cache.entries(check=True)] == [False, True]
+    problem = r"Read-only file system\); set TRT_MOE_CACHE_DIR to a folder that you may write"
+    for write in (
+        lambda: cache.make(missing, lambda: pytest.fail("built for nothing")),
+        lambda: cache.remove(whole),
+        cache.clear,
+    ):
+        with pytest.raises(InputError, match=problem):
+            write()
+    notes.clear()
+    assert cache.judge(engine, {"passed": True}).sidecar.engine_report == {"passed": True}
+    assert len(notes) == 1 and "is not kept" in notes[0] and "Read-only file system" in notes[0]
+
+
 def test_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "c"))
     monkeypatch.delenv(LIMIT_VARIABLE, raising=False)
@@ -443,7 +473,7 @@ def test_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(InputError, match=f"{LIMIT_VARIABLE} is '{wrong}'; expected"):
             EngineCache.of_user()
     monkeypatch.setenv(CACHE_VARIABLE, "/proc/nowhere")
-    with pytest.raises(InputError, match="/proc/nowhere/cuda cannot be written; set TRT_MOE_CACHE_DIR to a folder"):
+    with pytest.raises(InputError, match=r"/proc/nowhere/cuda cannot be written \(.*\); set TRT_MOE_CACHE_DIR to"):
         EngineCache.of_user()
     monkeypatch.setenv(CACHE_VARIABLE, "")
     with pytest.raises(InputError, match="TRT_MOE_CACHE_DIR is ''; set it to a folder"):
