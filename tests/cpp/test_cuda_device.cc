@@ -249,10 +249,12 @@ TEST_CASE("the nodes of child graphs count, and copies of pageable memory in eit
   REQUIRE(cudaMalloc(&device, sizeof(float)) == cudaSuccess);
   REQUIRE(cudaGraphCreate(&inner, 0) == cudaSuccess);
   REQUIRE(cudaGraphCreate(&outer, 0) == cudaSuccess);
-  for (const auto& [to, from] : {std::pair<void*, void*>{device, &pageable}, {&pageable, device}, {host, device}}) {
-    REQUIRE(cudaGraphAddMemcpyNode1D(&node, inner, nullptr, 0, to, from, sizeof(float), cudaMemcpyDefault) ==
-            cudaSuccess);
-  }
+  const auto add_copy = [&](void* to, void* from, cudaMemcpyKind kind) {
+    return cudaGraphAddMemcpyNode1D(&node, inner, nullptr, 0, to, from, sizeof(float), kind);
+  };
+  REQUIRE(add_copy(device, &pageable, cudaMemcpyHostToDevice) == cudaSuccess);
+  REQUIRE(add_copy(&pageable, device, cudaMemcpyDeviceToHost) == cudaSuccess);
+  REQUIRE(add_copy(host, device, cudaMemcpyDeviceToHost) == cudaSuccess);
   REQUIRE(cudaGraphAddChildGraphNode(&node, outer, nullptr, 0, inner) == cudaSuccess);
   const cuda::NodeHistogram nodes = cuda::node_histogram(scope, outer);
   CHECK(nodes.at("graph") == 1);

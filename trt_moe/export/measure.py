@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
 
 from trt_moe.hardware import cpu_report
@@ -85,6 +84,8 @@ def load_onnx(file: Path, precision: str = "fp32") -> Callable[[NDArray[np.uint8
 
 def native_precision() -> str:
     """Name the fastest precision that this CPU has natively: what a router's "auto" comes to."""
+    import openvino  # not where a GPU is timed
+
     capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "bf16" if "BF16" in capabilities else "fp32"
 

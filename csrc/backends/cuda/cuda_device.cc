@@ -140,6 +140,7 @@ class CudaGraphExec final : public GraphExec {
 
 DeviceInfo ask(PrimaryContext& context) {
   const ContextScope scope(context);
+  const BesideCaptures beside;
   DeviceInfo info;
   cudaDeviceProp properties{};
   TRT_MOE_CUDA_CHECK(scope, cudaGetDeviceProperties(&properties, context.ordinal()));
@@ -188,6 +189,7 @@ std::unique_ptr<Buffer> CudaDevice::allocate(MemoryKind kind, std::size_t bytes)
 
 bool CudaDevice::holds(std::uintptr_t address) const {
   const ContextScope scope(*context_);
+  const BesideCaptures beside;
   cudaPointerAttributes found{};
   TRT_MOE_CUDA_CHECK(scope, cudaPointerGetAttributes(&found, reinterpret_cast<const void*>(address)));
   // Managed memory goes where it is read, and page-locked memory of the host is seen from the device as well.
@@ -209,8 +211,8 @@ std::unique_ptr<Stream> CudaDevice::open_stream() {
 
 std::unique_ptr<GraphExec> CudaDevice::instantiate(const Graph& graph) {
   const std::lock_guard lock(graphs_);
-  const BesideCaptures beside;
   const ContextScope scope(*context_);
+  const BesideCaptures beside;
   GraphExecOwner exec(context_);
   TRT_MOE_CUDA_CHECK(scope, cudaGraphInstantiate(exec.out(), static_cast<const CudaGraph&>(graph).get(), 0));
   return std::make_unique<CudaGraphExec>(std::move(exec));
@@ -218,6 +220,7 @@ std::unique_ptr<GraphExec> CudaDevice::instantiate(const Graph& graph) {
 
 std::unique_ptr<GraphExec> CudaDevice::instantiate(const RoutedGraph& routed) {
   const std::lock_guard lock(graphs_);
+  const ContextScope scope(*context_);
   const BesideCaptures beside;
   auto graph = std::make_unique<ConditionalGraph>(context_, routed);
   GraphExecOwner exec = graph->instantiate();

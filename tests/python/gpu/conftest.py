@@ -41,6 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=f"where CUDA runs on the CPU, {NOT_ON_HOST[name]}"))
         if not IS_ON_HOST and item.path.name == "test_interop_on_host.py":
             item.add_marker(pytest.mark.skip(reason="the host cannot write to a GPU's memory"))
+    # Where the time ends early, the router was tested; where a capture of torch's ends badly, so does what comes after.
+    items.sort(key=lambda item: (item.path.name == "test_beside_torch.py", item.path.name != "test_router_gpu.py"))
 
 
 @pytest.fixture(scope="session", autouse=True)
