@@ -1,4 +1,4 @@
-// Runs kernels on the CPU, one block after the other, each as fibers.
+// Runs kernels on the CPU, one block after the other in any order, each as fibers.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "fibers.h"
@@ -73,6 +74,18 @@ inline Conditionals& conditionals() {
   return all;
 }
 
+// All blocks of a grid, in any order, as a GPU may take them.
+inline std::vector<dim3> blocks_of(dim3 grid) {
+  std::vector<dim3> all;
+  for (unsigned y = 0; y < grid.y; ++y) {
+    for (unsigned x = 0; x < grid.x; ++x) {
+      all.emplace_back(x, y);
+      std::swap(all.back(), all[roll(static_cast<unsigned>(all.size()))]);
+    }
+  }
+  return all;
+}
+
 // Runs a kernel, one block after the other.
 template <typename... Arguments>
 void launch(void (*kernel)(Arguments...), dim3 grid, dim3 threads, const std::tuple<Arguments...>& arguments) {
@@ -81,21 +94,19 @@ void launch(void (*kernel)(Arguments...), dim3 grid, dim3 threads, const std::tu
     const std::tuple<Arguments...>& arguments;
   } launch{kernel, arguments};
   Fibers fibers;
-  for (unsigned y = 0; y < grid.y; ++y) {
-    for (unsigned x = 0; x < grid.x; ++x) {
-      const auto shared = std::make_unique<Block>(grid, dim3(x, y), threads);  // on the heap, see fibers.cc
-      block = shared.get();
-      fibers.run(
-          threads.x,
-          [](void* context) {
-            const auto& its = *static_cast<const Launch*>(context);
-            std::apply(its.kernel, its.arguments);
-            warp().a_lane_ended = true;
-            leave(warp().together);
-            leave(block->together);
-          },
-          &launch);
-    }
+  for (const dim3 index : blocks_of(grid)) {
+    const auto shared = std::make_unique<Block>(grid, index, threads);  // on the heap, see fibers.cc
+    block = shared.get();
+    fibers.run(
+        threads.x,
+        [](void* context) {
+          const auto& its = *static_cast<const Launch*>(context);
+          std::apply(its.kernel, its.arguments);
+          warp().a_lane_ended = true;
+          leave(warp().together);
+          leave(block->together);
+        },
+        &launch);
   }
 }
 
