@@ -4,9 +4,8 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
-#include <exception>
-#include <thread>
 
+#include "core/on_threads.h"
 #include "core/poller.h"
 
 namespace trt_moe {
@@ -55,12 +54,11 @@ void ModelRunner::logits(ImageBatchView images, float* logits, void (*poll)()) {
   }
 
   std::atomic<std::size_t> next{0};
-  std::exception_ptr error;
-  std::mutex error_mutex;
   const std::size_t bucket = next_chunk(images.count, info.parallel, images.count, info.buckets);
-  const auto work = [&](void (*between)()) {
+  const std::size_t chunks = (images.count + bucket - 1) / bucket;
+  on_threads(std::min(info.parallel, chunks), [&](std::size_t which) {
     try {
-      Poller poller(between);
+      Poller poller(which == 0 ? poll : nullptr);
       const Lease session(*this, Lane::kThroughput);
       for (std::size_t begin = next.fetch_add(bucket); begin < images.count; begin = next.fetch_add(bucket)) {
         const std::size_t end = std::min(begin + bucket, images.count);
@@ -72,18 +70,10 @@ void ModelRunner::logits(ImageBatchView images, float* logits, void (*poll)()) {
         poller();
       }
     } catch (...) {
-      const std::lock_guard lock(error_mutex);
-      if (!error) error = std::current_exception();
       next.store(images.count);  // the others stop as well
+      throw;
     }
-  };
-  {
-    std::vector<std::jthread> helpers;
-    const std::size_t chunks = (images.count + bucket - 1) / bucket;
-    for (std::size_t i = 1; i < std::min(info.parallel, chunks); ++i) helpers.emplace_back(work, nullptr);
-    work(poll);
-  }
-  if (error) std::rethrow_exception(error);
+  });
 }
 
 void ModelRunner::time(const std::uint8_t* image, std::size_t warmup, std::span<double> milliseconds, void (*poll)()) {

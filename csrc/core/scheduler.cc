@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/mirror.h"
+#include "core/on_threads.h"
 #include "core/poller.h"
 #include "core/scheduler_parts.h"
 
@@ -149,7 +150,7 @@ Scheduler::Scheduler(std::shared_ptr<Engine> gater, std::vector<Expert> experts,
     start_threads();
   } catch (const std::system_error& error) {
     close(true);
-    throw Error(ErrorKind::kDevice, std::string("the system refused another thread: ") + error.what());
+    throw thread_refused(error);
   }
 }
 

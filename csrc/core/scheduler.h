@@ -155,6 +155,7 @@ class Scheduler {
   std::size_t drop_cancelled(std::span<Job> batch);
   const std::shared_ptr<Engine>& engine(std::size_t model) const;
   void add_crew(const std::vector<std::size_t>& models);
+  void open_seats(Worker& worker, const std::vector<std::size_t>& models);
   void start_threads();
   template <typename MakeJob>
   bool push(std::size_t model, std::size_t jobs, MakeJob&& make);

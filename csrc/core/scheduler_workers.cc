@@ -1,6 +1,8 @@
 // The workers: threads that run the gater and the experts on batches.
 #include <algorithm>
+#include <atomic>
 
+#include "core/on_threads.h"
 #include "core/scheduler_parts.h"
 
 namespace trt_moe {
@@ -39,12 +41,20 @@ void Scheduler::add_crew(const std::vector<std::size_t>& models) {
     Worker& worker = *crew.workers.emplace_back(std::make_unique<Worker>());
     worker.batch.resize(largest);
     worker.unsure.reserve(largest);
-    for (const std::size_t model : models) {
-      Seat& seat = *worker.seats.emplace_back(std::make_unique<Seat>());
-      seat.session = engine(model)->open(Lane::kThroughput);
-      if (options_.warmup) {
-        for (const std::size_t bucket : engine(model)->info().buckets.sizes()) seat.session->run(bucket);
-      }
+  }
+  // As many as will run at once, since on many CPUs there are many workers.
+  std::atomic<std::size_t> next{0};
+  on_threads(at_once, [&](std::size_t) {
+    for (std::size_t i = next++; i < workers; i = next++) open_seats(*crew.workers[i], models);
+  });
+}
+
+void Scheduler::open_seats(Worker& worker, const std::vector<std::size_t>& models) {
+  for (const std::size_t model : models) {
+    Seat& seat = *worker.seats.emplace_back(std::make_unique<Seat>());
+    seat.session = engine(model)->open(Lane::kThroughput);
+    if (options_.warmup) {
+      for (const std::size_t bucket : engine(model)->info().buckets.sizes()) seat.session->run(bucket);
     }
   }
 }

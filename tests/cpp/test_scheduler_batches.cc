@@ -2,6 +2,8 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <future>
 #include <set>
 #include <thread>
@@ -133,6 +135,28 @@ TEST_CASE("warming up runs every model alone, and of each worker in every bucket
     std::sort(sizes.begin(), sizes.end());
     CHECK(sizes == std::vector<std::size_t>{1, 1, 1, 4, 4, 16, 16});
   }
+}
+
+TEST_CASE("as many workers warm up at once as will run at once, and what fails there fails the scheduler") {
+  std::atomic<int> alone{0};
+  std::atomic<int> inside{0};
+  FakeModel meets = testing::expert_model(kShape, 3, 0);
+  meets.buckets = {1};
+  meets.on_host = true;
+  meets.compute = [&](auto, auto) {
+    if (alone++ == 0) return;  // of the lane for lone images
+    ++inside;
+    const auto late = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (inside < 2 && std::chrono::steady_clock::now() < late) std::this_thread::yield();
+    throw Error(ErrorKind::kDevice, "met another and failed");
+  };
+  FakeModel gater = testing::gater_model(kShape, 1);
+  gater.on_host = true;
+  const auto start = [&] {
+    return Scheduler(std::make_shared<FakeEngine>(gater), {{"only", std::make_shared<FakeEngine>(meets), 1.0F}}, {});
+  };
+  CHECK_THROWS_WITH(start(), "met another and failed");
+  CHECK(inside == 2);
 }
 
 TEST_CASE("models on the host have two workers for each run that they do side by side") {
