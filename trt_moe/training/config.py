@@ -96,7 +96,8 @@ class ExpertConfig(Section):
             raise ValueError(f"{self.name}: at least one severity needs a weight above 0")
         if self.epochs == 0 and self.weights is None:
             raise ValueError(f"{self.name}: epochs is 0, so nothing would be learned; give its weights, or 1 or more")
-        if self.name in RESERVED_NAMES:
+        # Files of gaters begin like that, in the folder of the experts'.
+        if self.name in RESERVED_NAMES or self.name.startswith("gater-"):
             raise ValueError(f"{self.name!r} is reserved; give the expert another name")
         return self
 

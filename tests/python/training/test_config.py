@@ -103,6 +103,7 @@ def test_a_negative_latency_weight_is_refused(raw_config):
     [
         ("name", "re/duced", "pattern"),
         ("name", "gater", "reserved"),
+        ("name", "gater-regret-0", "reserved"),
         ("severities", [1, 1], "6 items"),
         ("severities", [0] * 6, "above 0"),
         ("severities", [1, 1, 1, 1, 1, -1], "greater than or equal"),
