@@ -11,6 +11,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +54,11 @@ def write_scenes(
         raise InputError(f"{out} exists already; give a new folder")
     counts = {"seg_train": train, "seg_test": test}
     total, done = (train + test) * len(CLASSES), 0
+    made = not out.exists()
     try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
+        out.mkdir(parents=True, exist_ok=True)
+        # Inside, since a folder that somebody is in must not be replaced.
+        work = Path(tempfile.mkdtemp(prefix=".scenes-", dir=out))
         try:
             for split, count in counts.items():
                 for class_name in CLASSES:
@@ -67,10 +70,17 @@ def write_scenes(
                         done += 1
                         if progress is not None:
                             progress("scenes", done, total)
-            work.chmod(0o755)
-            work.replace(out)
+            for split in counts:
+                (work / split).replace(out / split)
+        except BaseException:
+            for split in counts:
+                shutil.rmtree(out / split, ignore_errors=True)
+            raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
+            if made:
+                with suppress(OSError):  # where all went well, it is not empty
+                    out.rmdir()
     except OSError as error:
         raise DataError(f"scenes cannot be written to {out}: {error}") from error
     return out

@@ -1,7 +1,6 @@
 #include "backends/openvino/openvino_backend.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <map>
 #include <mutex>
@@ -9,7 +8,6 @@
 
 #include "core/cpus.h"
 #include "core/error.h"
-#include "core/on_threads.h"
 
 namespace trt_moe {
 
@@ -161,13 +159,6 @@ ov::AnyMap properties(const EngineOptions& options, std::size_t threads, std::si
   return map;
 }
 
-struct Variant {
-  std::size_t batch;
-  std::size_t threads;
-  std::size_t streams;
-  ov::CompiledModel compiled;
-};
-
 std::string precision_name(const ov::element::Type& type) {
   if (type == ov::element::bf16) return "bf16";
   return type == ov::element::f16 ? "fp16" : "fp32";
@@ -190,34 +181,25 @@ class OpenVinoBackend final : public Backend {
     Buckets buckets(!options.buckets.empty()           ? options.buckets
                     : onnx.size() < kBatchedModelBytes ? std::vector<std::size_t>{1, 2, 4, 8, 16}
                                                        : std::vector<std::size_t>{1});
+    // OpenVINO sets the process's locale while it compiles, and then what it was before: of two at once, the second
+    // would find the first one's.
+    const std::lock_guard one_at_a_time(compiling_);
     try {
       const std::shared_ptr<ov::Model> model = core_.read_model(onnx, ov::Tensor());
       const ModelShape shape = check_model(model);
-      const auto compile = [&](Variant& variant) {
+      const auto compile = [&](std::size_t batch, std::size_t for_threads, std::size_t streams) {
         const std::shared_ptr<ov::Model> sized = model->clone();
-        sized->reshape(ov::PartialShape{
-            static_cast<std::int64_t>(variant.batch), static_cast<std::int64_t>(shape.input.height),
-            static_cast<std::int64_t>(shape.input.width), static_cast<std::int64_t>(shape.input.channels)});
-        variant.compiled = core_.compile_model(sized, "CPU", properties(options, variant.threads, variant.streams));
+        sized->reshape(ov::PartialShape{static_cast<std::int64_t>(batch), static_cast<std::int64_t>(shape.input.height),
+                                        static_cast<std::int64_t>(shape.input.width),
+                                        static_cast<std::int64_t>(shape.input.channels)});
+        return core_.compile_model(sized, "CPU", properties(options, for_threads, streams));
       };
-      std::vector<Variant> variants;
-      for (const std::size_t bucket : buckets.sizes()) variants.push_back({bucket, threads, threads, {}});
-      if (threads > 1) {
-        variants.push_back({1, 1, 1, {}});
-        variants.push_back({1, threads, 1, {}});
-      }
-      std::atomic<std::size_t> next{0};
-      on_threads(std::min(threads, variants.size()), [&](std::size_t) {
-        for (std::size_t i = next++; i < variants.size(); i = next++) compile(variants[i]);
-      });
       std::map<std::size_t, ov::CompiledModel> throughput;
-      for (std::size_t i = 0; i < buckets.sizes().size(); ++i)
-        throughput.emplace(variants[i].batch, variants[i].compiled);
-      ov::CompiledModel latency = throughput.at(1);
+      for (const std::size_t bucket : buckets.sizes()) throughput.emplace(bucket, compile(bucket, threads, threads));
+      ov::CompiledModel latency = threads == 1 ? throughput.at(1) : compile(1, 1, 1);
       if (threads > 1) {
         // A small model loses more by waking other threads than they help it.
-        ov::CompiledModel& shared = variants.back().compiled;
-        latency = variants.rbegin()[1].compiled;
+        ov::CompiledModel shared = compile(1, threads, 1);
         const auto [all_threads, one_thread] = compare(shared, latency);
         if (one_thread > kWorthMoreThreads * all_threads) latency = shared;
       }
@@ -242,6 +224,7 @@ class OpenVinoBackend final : public Backend {
 
  private:
   ov::Core core_;
+  std::mutex compiling_;
 };
 
 }  // namespace

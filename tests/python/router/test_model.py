@@ -1,5 +1,7 @@
 """One model by itself, and the folder where compiled engines are kept."""
 
+import locale
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +89,16 @@ def test_a_file_changed_after_the_bundle_was_loaded_is_not_run(tiny: TinyBundle)
     file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(trt_moe.BundleError, match="sha256"):
         trt_moe.Model.load(bundle, "expert-0")
+
+
+def test_models_that_are_loaded_at_the_same_time_leave_the_locale_alone(tiny: TinyBundle, cache: Path) -> None:
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        assert locale.setlocale(locale.LC_ALL, "C.UTF-8") != "C"
+        given = locale.setlocale(locale.LC_ALL)
+        with ThreadPoolExecutor(4) as threads:
+            for _ in range(5):
+                list(threads.map(lambda name: trt_moe.Model.load(tiny.path, name), ["gater", "expert-0"] * 2))
+        assert locale.setlocale(locale.LC_ALL) == given
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
