@@ -4,7 +4,7 @@ import pytest
 
 from trt_moe import doctor, hardware
 from trt_moe.compile import flavour
-from trt_moe.errors import DeviceError
+from trt_moe.errors import DeviceError, MissingDependencyError
 
 
 @pytest.mark.parametrize(
@@ -137,6 +137,7 @@ def test_a_cuda_backend_that_opens_no_gpu(monkeypatch, capsys):
     fake_core(monkeypatch, build="CUDA 13.0 for sm_75, sm_90")
     report = doctor.diagnose()
     assert report["cuda"]["error"] == "no NVIDIA driver was found"
+    assert report["ok"] is False
     assert any(item["for"] == "no NVIDIA driver was found" for item in report["missing"])
     doctor.print_report(report)
     assert "CUDA 13.0 for sm_75, sm_90" in capsys.readouterr().out
@@ -160,3 +161,60 @@ def test_a_core_that_does_not_load_is_reported(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "libopenvino.so not found" in out
     assert "cannot be routed" in out
+
+
+ALL_THERE = {
+    "packages": dict.fromkeys((*doctor.RUNTIME, *doctor.TRAINING), "1.0"),
+    "trt_moe": {"error": None},
+    "gpu": {"pci_devices": [], "driver": None, "devices": []},
+    "jetson": {"release": None},
+    "tensorrt": {"flavour": "TensorRT 10.3.0"},
+    "cuda": {"build": "CUDA 13.0 for sm_90", "error": None, "nvcc": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({}, []),
+        ({"packages": {"rich": None, "typer": None}}, [("typer, rich", "pip install typer rich")]),
+        ({"packages": {"timm": None}}, [("timm", "pip install '.[train]'")]),
+        ({"packages": {"openvino": None}}, [("openvino (found none)", "pip install 'openvino==1.0'")]),
+        ({"trt_moe": {"error": "no such file"}}, [("the compiled module _core", doctor.REINSTALL)]),
+        (
+            {"trt_moe": {"error": f"type `{doctor.IN_PLACE}`"}},
+            [("the compiled module _core", doctor.IN_PLACE)],
+        ),
+        ({"gpu": {"pci_devices": ["0000:01:00.0"]}}, [("NVIDIA driver", "sudo apt install nvidia-driver")]),
+        ({"gpu": {"pci_devices": ["0000:01:00.0"], "driver": "580.10"}}, []),
+        ({"cuda": {"build": "", "nvcc": "13.0"}}, []),  # no GPU asks for it
+        (
+            {"cuda": {"build": "", "nvcc": "13.0"}, "jetson": {"release": "Jetson Linux 36.4.3"}},
+            [("the CUDA backend", doctor.REINSTALL)],
+        ),
+    ],
+)
+def test_only_what_is_missing_here_is_named(monkeypatch, changes, missing):
+    monkeypatch.setattr(doctor, "_pinned_openvino", lambda: "1.0")
+    report = {key: {**found, **changes.get(key, {})} for key, found in ALL_THERE.items()}
+    assert [(item["what"], item["command"]) for item in doctor._missing(report)] == missing
+
+
+def test_openvino_is_pinned_by_the_packages_own_requirement(monkeypatch):
+    lines = ["numpy>=1.26", "openvino-genai>=1", 'openvino == 2026.4.1; python_version >= "3.10"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: lines)
+    assert doctor._pinned_openvino() == "2026.4.1"
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: None)
+    assert doctor._pinned_openvino() is None
+
+
+def test_what_cannot_be_loaded_or_is_off_is_none(monkeypatch):
+    class Broken:
+        @property
+        def trt(self):
+            raise MissingDependencyError("tensorrt cannot be loaded")
+
+    monkeypatch.setattr(doctor, "find_flavour", Broken)
+    monkeypatch.setattr(doctor, "cache_root", lambda: None)
+    report = doctor.diagnose()
+    assert (report["tensorrt"]["flavour"], report["engine_cache"]) == (None, None)

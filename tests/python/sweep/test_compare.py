@@ -119,6 +119,13 @@ def test_the_frontier_counts_what_each_seed_really_spends(outcomes):
     assert frontier[-1].ahead.mean == pytest.approx(0.75 - 0.75)
 
 
+def test_a_seed_is_ahead_of_the_cascade_at_its_own_cost(outcomes):
+    # Halfway the tied scores reach 0.3 or 1.05, where they are as good as the cascade, the others 0.675.
+    scores = {0: np.zeros((4, 2)), 1: PERFECT}
+    row = compare(outcomes, scores, {0.5: scores}).frontier[FRONTIER_POINTS // 2]
+    assert row.ahead == Spread(pytest.approx(0.1625), pytest.approx(0.0), pytest.approx(0.325))
+
+
 def test_the_json_form_is_plain(outcomes):
     by_severity = np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
     comparison = compare(outcomes, {0: by_severity}, {0.5: {0: BLIND}})

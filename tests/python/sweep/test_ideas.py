@@ -46,6 +46,7 @@ def test_gaters_of_two_methods_are_compared_over_all_costs_seed_by_seed():
     assert idea.before.low == idea.before.high == idea.after.high
     assert (idea.gain.high, idea.verdict) == (0.0, "no clear difference")
     assert idea.gain.low < -0.1
+    assert regret(Routed(outcomes(of), {3: knowing, 5: wrong}), {5: wrong, 3: knowing}).gain == Spread.of([0.0])
 
 
 def test_specialised_experts_are_compared_by_one_gater():
@@ -60,6 +61,16 @@ def test_specialised_experts_are_compared_by_one_gater():
     alone = specialised(pool, ["soft"], ["robust"])
     assert alone.before.mean == pytest.approx(0.5)
     assert alone.after.mean == pytest.approx(0.75)
+
+
+def test_mixtures_are_compared_over_the_costs_of_all_experts():
+    knows = np.array([[i < 8, i % 4 != 0, True] for i in range(16)])
+    of = judged([[sure(right, 2) for right in row] for row in knows], [0] * 16)
+    scores = {0: np.where(knows, 0.0, -9.0)}
+    pool = Routed(outcomes(of, ("soft", "robust", "dear"), np.array([0.2, 0.5, 1.0])), scores)
+    area = specialised(pool, ["robust", "dear"], ["robust", "dear"]).before.mean
+    # 0.75 up to 0.55, then up to 1 at 0.55 + 0.25 * 0.5.
+    assert area == pytest.approx((0.35 * 0.75 + 0.125 * 0.875 + 0.325) / 0.8, abs=0.005)
 
 
 def test_verifying_finds_what_the_gater_cannot_see():
@@ -94,6 +105,8 @@ def test_calibration_is_counted_as_a_gain():
     assert idea.gain.mean == pytest.approx(idea.before.mean - idea.after.mean)
     assert idea.verdict == "won"
     assert calibrated(every, of, [0.5, 1.0]).verdict == "lost"
+    dear = Routed(outcomes(of), {0: np.stack([np.zeros(40), np.full(40, 9.0)], axis=1)})
+    assert calibrated(dear, of, [9.0, 3.0]).after.mean == pytest.approx(1 - 1 / (1 + np.exp(-3)), abs=1e-6)
 
 
 def test_a_verdict_needs_all_seeds():

@@ -1,9 +1,11 @@
 """A sweep on a finished run: files, what is trained, what is loaded, what is refused."""
 
 import csv
+import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -18,7 +20,9 @@ from safetensors.numpy import load_file
 from trt_moe.cli import app
 from trt_moe.errors import DataError, InputError
 from trt_moe.sweep.compare import ONE, SEPARATE
+from trt_moe.sweep.finished import open_run
 from trt_moe.sweep.run import sweep
+from trt_moe.training.logits import GATER_PART, VALIDATION_PART
 
 FILES = {"sweep.csv", "sweep.json", "pareto.png", "pareto.html"}
 
@@ -146,6 +150,32 @@ def test_costs_must_be_those_of_the_run(run, tmp_path, content, message):
         sweep(run, (0.7,), (0,), tmp_path / "out", log=quiet)
 
 
+def test_a_run_is_opened_as_it_was_made(run):
+    opened = open_run(run, None, quiet)
+    for name, temperature in opened.temperatures.items():
+        exported = json.loads((opened.folder / "onnx" / f"{name}.json").read_text())
+        assert exported[1] == pytest.approx(temperature)
+    for what, part in ((GATER_PART, opened.training), (VALIDATION_PART, opened.validation)):
+        judged = opened.judged(what, part.images, opened.config.experts, quiet)
+        np.testing.assert_array_equal(judged.logits, part.logits)
+
+
+def test_one_more_expert_takes_its_place_among_the_costs(run):
+    opened = open_run(run, None, quiet)
+    dearer = dataclasses.replace(opened, relative_costs={**opened.relative_costs, "robust-light": 0.5})
+    three = dearer.with_expert(opened.config.baselines[0], quiet)
+    assert [expert.name for expert in three.config.experts] == ["light", "robust-light", "heavy"]
+    assert three.costs.tolist() == [0.25, 0.5, 1.0]
+    np.testing.assert_array_equal(three.validation.logits[:, [0, 2]], opened.validation.logits)
+
+
+def test_a_run_on_other_data_is_refused(run, tmp_path):
+    note = run.checkpoints / run.name / "data.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "sha256": "of other images"}))
+    with pytest.raises(InputError, match="holds a run on other training data"):
+        sweep(run, (0.7,), (0,), tmp_path / "out", log=quiet)
+
+
 @pytest.fixture
 def command(run, tmp_path):
     """Arguments of a sweep that finds all its gaters trained."""
@@ -175,3 +205,16 @@ def test_a_wrong_option_is_exit_code_2(command, wrong):
     result = CliRunner().invoke(app, [*command, *wrong])
     assert result.exit_code == 2
     assert f"{wrong[0]} is {wrong[1]!r}; expected" in result.stderr
+
+
+def test_the_command_hands_on_what_it_is_told(command, tmp_path, monkeypatch):
+    told = []
+
+    def stop(config, weights, seeds, out, *_):
+        told.append((config.data, config.skip_broken, weights, seeds, out))
+        raise InputError("enough")
+
+    monkeypatch.setattr("trt_moe.sweep.run.sweep", stop)
+    more = ["--data", str(tmp_path), "--skip-broken", "--seeds", "3,1", "--latency-weights", "0.5,2"]
+    assert CliRunner().invoke(app, [*command, *more]).exit_code == 2
+    assert told == [(tmp_path, True, (0.5, 2.0), (3, 1), tmp_path / "out")]

@@ -1,6 +1,7 @@
 """Tables, remarks, CSV, picture and page of a comparison known by heart."""
 
 import csv
+import dataclasses
 import io
 import xml.etree.ElementTree as ET
 
@@ -9,10 +10,11 @@ import pytest
 
 pytest.importorskip("torch")  # trt_moe.training imports it
 
-from trt_moe.sweep.compare import ONE, SEPARATE, Outcomes, compare
+from trt_moe.sweep.compare import ONE, SEPARATE, Outcomes, Spread, compare
 from trt_moe.sweep.page import page
-from trt_moe.sweep.picture import Picture
+from trt_moe.sweep.picture import Picture, _bars
 from trt_moe.sweep.tables import Table, remarks, tables, to_csv
+from trt_moe.training.routing import Frontier
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -95,6 +97,12 @@ def test_the_worst_latency_weight_is_the_one_remarked_on():
     assert "at worst -50.00 points, at latency weight 1." in remarks(both)[0]
 
 
+def test_shares_are_those_of_each_latency_weight():
+    both = compare(outcomes("light", "heavy"), {0: PERFECT}, {0.5: {0: PERFECT}, 4.0: {0: PERFECT}})
+    shares = [(row[0], row[3:]) for row in tables(both)[2].rows if row[1:3] == (ONE, "heavy")]
+    assert shares == [("0.5", ("50.0", "50.0")), ("4", ("0.0", "0.0"))]
+
+
 def test_the_csv_has_a_row_for_every_severity(comparison):
     rows = list(csv.DictReader(io.StringIO(to_csv(comparison))))
     assert len(rows) == (4 + 3) * (1 + 2)
@@ -118,6 +126,14 @@ def test_every_mark_says_what_it_is_on_hovering(picture, comparison):
     assert "cost 0.300: -5.00 points (-5.00 to -5.00)" in notes
     gaters, without, differences = 2, 3, 1
     assert len(notes) == gaters + without + differences + len(comparison.frontier)
+
+
+def test_the_picture_shows_the_spread_and_the_best_of_the_cascade(comparison):
+    assert np.allclose(_bars(Spread(0.5, 0.4, 0.8)), [[10], [30]])
+    falling = Frontier(np.array([0.25, 0.5, 1.0]), np.array([0.5, 0.8, 0.6]))
+    figure = Picture(dataclasses.replace(comparison, cascade=falling), "tiny").figure
+    (line,) = [line for line in figure.axes[0].lines if line.get_label() == "confidence cascade"]
+    assert np.allclose(line.get_ydata(), [50, 80, 80])
 
 
 def test_names_are_text_in_the_picture_too():

@@ -54,5 +54,7 @@ def test_being_too_sure_costs_an_expert_nothing_once_it_is_calibrated(raw_config
     modest = [sure(i % 5 != 0, np.log(4)) for i in range(100)]
     of = judged(np.arange(100) % 6, bold, modest)
     assert of.losses.mean(0)[0] > of.losses.mean(0)[1]
-    fair = of.divided_by(list(temperatures(config.experts, of).values())).losses.mean(0)
+    fitted = temperatures(config.experts, of)
+    assert fitted == {"light": 4.0, "heavy": pytest.approx(1.0, rel=0.03)}  # bold: as unsure as can be
+    fair = of.divided_by(list(fitted.values())).losses.mean(0)
     assert fair[0] < fair[1]

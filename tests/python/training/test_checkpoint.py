@@ -19,7 +19,7 @@ from trt_moe.errors import BundleError, DataError, InputError, ModelOutputError 
 from trt_moe.models import create_expert  # noqa: E402
 from trt_moe.training import TrainConfig, experts, losses  # noqa: E402
 from trt_moe.training import checkpoint as module  # noqa: E402
-from trt_moe.training.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from trt_moe.training.checkpoint import checkpoint_hash, load_checkpoint, save_checkpoint  # noqa: E402
 from trt_moe.training.experts import (  # noqa: E402
     Shape,
     build,
@@ -60,6 +60,16 @@ def test_another_hash_or_no_file_gives_none(tmp_path):
     save_checkpoint(tmp_path / "c", model, "hash", 1)
     assert load_checkpoint(tmp_path / "c", model, "other") is None
     assert load_checkpoint(tmp_path / "missing", model, "hash") is None
+
+
+def test_the_hash_of_a_file_is_that_of_its_weights(tmp_path):
+    model, found = nn.Linear(2, 3), []
+    for _ in range(2):
+        save_checkpoint(tmp_path / "c", model, "hash", 1)
+        found.append(checkpoint_hash(tmp_path / "c"))
+        with torch.no_grad():
+            model.bias += 1
+    assert found[0] != found[1] == checkpoint_hash(tmp_path / "c")
 
 
 def test_damage_and_another_architecture_are_named(tmp_path):

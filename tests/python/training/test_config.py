@@ -9,7 +9,9 @@ from pydantic import ValidationError
 
 from trt_moe.errors import InputError
 from trt_moe.training import TrainConfig, load_config
+from trt_moe.training.config import GaterConfig
 from trt_moe.training.yaml_file import read_yaml
+from trt_moe.training_run import check_finished, open_config
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 LATENCIES = {"gater": 0.1, "light": 1.0, "heavy": 2.0, "robust-light": 1.0}
@@ -104,10 +106,12 @@ def test_a_negative_latency_weight_is_refused(raw_config):
         ("name", "re/duced", "pattern"),
         ("name", "gater", "reserved"),
         ("name", "gater-regret-0", "reserved"),
+        ("name", "joint", "reserved"),
         ("severities", [1, 1], "6 items"),
         ("severities", [0] * 6, "above 0"),
         ("severities", [1, 1, 1, 1, 1, -1], "greater than or equal"),
         ("teacher", "nobody", "'nobody'"),
+        ("teacher", "light", "light learns from 'light', but trained before it is teacher"),
         ("start_from", "heavy", "'heavy'"),
         ("epochs", -1, "greater than or equal"),
         ("learning_rate", float("nan"), "finite"),
@@ -121,12 +125,23 @@ def test_wrong_expert_values_are_refused(raw_config, key, value, message):
         TrainConfig.model_validate(raw_config)
 
 
-def test_an_expert_may_learn_from_one_before_it(raw_config):
-    raw_config["experts"][1]["teacher"] = "light"
+@pytest.mark.parametrize("key", ["teacher", "start_from"])
+def test_an_expert_may_learn_from_one_before_it(raw_config, key):
+    raw_config["experts"][1] |= {"teacher": None, key: "light"}
     before = TrainConfig.model_validate(raw_config)
     raw_config["experts"][0]["epochs"] += 1
     after = TrainConfig.model_validate(raw_config)
     assert before.expert_hash(before.classifier("heavy")) != after.expert_hash(after.classifier("heavy"))
+
+
+def test_the_normalisation_must_have_as_many_means_as_deviations(raw_config):
+    with pytest.raises(ValidationError, match="mean has 2 channels, std 1"):
+        TrainConfig.model_validate({**raw_config, "mean": [0.3, 0.3]})
+
+
+def test_a_gater_for_every_weight_is_trained_by_a_method_without_costs():
+    assert GaterConfig(methods=("gumbel", "benefit", "regret")).for_every_weight == "benefit"
+    assert GaterConfig(methods=("gumbel", "likelihood")).for_every_weight == "regret"
 
 
 def test_no_epochs_need_weights(raw_config):
@@ -247,3 +262,24 @@ def test_a_message_of_ours_comes_without_pydantics_prefix(raw_config, tmp_path):
 def test_a_temperature_must_be_positive(raw_config):
     with pytest.raises(ValidationError, match=r"gater\.temperature\.1"):
         TrainConfig.model_validate({**raw_config, "gater": {**raw_config["gater"], "temperature": [1.0, 0.0]}})
+
+
+def test_the_command_line_comes_before_the_file_and_drops_nothing(raw_config, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(json.dumps({**raw_config, "skip_broken": True}, default=str))  # YAML, too
+    kept, changed = open_config(file, None, None, False), open_config(file, tmp_path / "d", tmp_path / "r", False)
+    assert (kept.data, kept.checkpoints) == (raw_config["data"], raw_config["checkpoints"])
+    assert (changed.data, changed.checkpoints) == (tmp_path / "d", tmp_path / "r")
+    assert kept.skip_broken and changed.skip_broken
+    file.write_text(json.dumps(raw_config, default=str))
+    assert [open_config(file, None, None, given).skip_broken for given in (False, True)] == [False, True]
+
+
+def test_a_run_without_its_joint_phase_is_not_finished(raw_config):
+    config = TrainConfig.model_validate({**raw_config, "joint": {}, "gater": {"methods": ["benefit"], "seeds": [0]}})
+    folder = config.checkpoints / config.name
+    folder.mkdir(parents=True)
+    for name in ("teacher", "light", "heavy", "robust-light", "gater-benefit-0"):
+        (folder / f"{name}.safetensors").touch()
+    with pytest.raises(InputError, match=r"has no checkpoint of joint; finish the run"):
+        check_finished(config)

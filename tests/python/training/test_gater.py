@@ -1,5 +1,7 @@
 """The gater phase: what it learns, what it logs, and that a cut run goes on."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from trt_moe.training.experts import Shape, predict  # noqa: E402
 from trt_moe.training.gater import build_gater, gater_path, train_gaters  # noqa: E402
 from trt_moe.training.logits import Judged  # noqa: E402
 from trt_moe.training.losses import balance_loss, gate_entropy, gumbel_loss  # noqa: E402
-from trt_moe.training.routing import route  # noqa: E402
+from trt_moe.training.routing import explained_variance, frontier_score, gater_frontier, route  # noqa: E402
 from trt_moe.training.splits import Corrupted  # noqa: E402
 
 SHAPE = Shape(8, 8, 1, 2)
@@ -185,6 +187,109 @@ def test_after_a_loss_that_is_not_finite_the_last_good_epoch_is_gone_on_from(con
     assert not gater_path(tmp_path / "broken", "benefit", 0).exists()
     repaired = _train(config(), tmp_path / "broken")[0].model.state_dict()
     assert all(torch.equal(repaired[key], value) for key, value in whole.items())
+
+
+@pytest.fixture
+def epochs(monkeypatch, tmp_path):
+    """Epochs of gaters as they would be gone through, each as the loop gets it."""
+
+    def start(config, images=MIXED):
+        made = []
+
+        def run_epoch(what, network, optimizer, settings, epoch, order, fetch, *_):
+            decay = {group["weight_decay"] for group in optimizer.param_groups}
+            made.append(
+                SimpleNamespace(
+                    order=order, served=fetch(0, 0)[0], training=network.training, noise=torch.rand(()).item(),
+                    decay=decay,
+                )
+            )  # fmt: skip
+            torch.seed()  # whatever is drawn in an epoch
+            return 0.0
+
+        monkeypatch.setattr(gater, "run_epoch", run_epoch)
+        _train(config, tmp_path / f"{config.seed} {config.flip} {config.gater.weight_decay}", images)
+        return made
+
+    return start
+
+
+def test_everything_random_in_a_gater_follows_the_seeds_and_the_epoch(config, epochs):
+    made = [*epochs(config(seeds=[0, 1])), *epochs(config().model_copy(update={"seed": 1}))]
+    orders = [epoch.order.chosen.tolist() for epoch in made]
+    assert len(made) == 6
+    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
+    assert len({epoch.noise for epoch in made}) == 6
+    again = epochs(config(seeds=[0, 1], weight_decay=0.5))
+    assert [epoch.noise for epoch in again] == [epoch.noise for epoch in made[:4]]
+    assert all(epoch.training for epoch in made)
+    assert again[0].decay == {0.5, 0.0}
+
+
+def test_gaters_see_mirrored_images_where_the_config_says_so(config, epochs):
+    pixels = np.broadcast_to(np.arange(8, dtype=np.uint8)[:, None], (192, 8, 8, 1)).copy()
+    images = Judged(Corrupted(pixels, MIXED.images.labels, MIXED.images.severities), MIXED.logits)
+    [plain, _], [flipped, _] = (epochs(config(), images), epochs(config().model_copy(update={"flip": True}), images))
+    assert not plain.order.mirrored.any()
+    assert (plain.served == torch.from_numpy(pixels[:32])).all()
+    mirrored = torch.from_numpy(flipped.order.mirrored[0, 0])
+    assert (flipped.served[:, 0, 0, 0] == torch.where(mirrored, 7, 0)).all()
+    assert mirrored.any()
+
+
+def test_another_seed_or_width_builds_another_gater(config):
+    made = [
+        build_gater(settings, SHAPE, seed)
+        for settings, seed in ((config(), 0), (config(), 1), (config().model_copy(update={"seed": 1}), 0))
+    ]
+    weights = [next(model.network.parameters()) for model in made]
+    assert not any(torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
+    assert next(build_gater(config(width=8), SHAPE).network.parameters()).shape != weights[0].shape
+
+
+def test_losses_are_clipped_where_the_config_says(config):
+    scores, losses = torch.zeros(4, 3), torch.full((4, 3), 9.0)
+    clipped = gater._loss(config(loss_clip=2.0), "benefit", scores, losses, torch.tensor(COSTS), 0.5)
+    assert clipped.item() == pytest.approx(4.0)
+    torch.manual_seed(0)
+    paid = gater._loss(config(loss_clip=2.0), "regret", scores, losses, torch.tensor(COSTS), 0.5).item()
+    assert 2.0 < paid < 3.0
+
+
+def test_gaters_come_with_the_best_by_validation_first(config, tmp_path, monkeypatch):
+    scored = iter((0.5, 0.9, 0.7))
+    monkeypatch.setattr(gater, "frontier_score", lambda *_: next(scored))
+    found = _train(config(seeds=[0, 1, 2], epochs=1), tmp_path)
+    assert [(trained.seed, trained.frontier) for trained in found] == [(1, 0.9), (2, 0.7), (0, 0.5)]
+
+
+def test_gaters_are_ranked_by_other_images_than_they_learn_from(config, tmp_path, monkeypatch):
+    settings = config(epochs=1, loss_clip=1.5)
+    random = np.random.default_rng(0)
+    scores = random.normal(0, 1, (192, 3))
+    validation = Judged(MIXED.images, random.normal(0, 3, (192, 3, 2)).astype(np.float32))
+    monkeypatch.setattr(gater, "predict", lambda *_: scores)
+    [trained] = train_gaters(settings, SHAPE, MIXED, validation, COSTS, tmp_path, log=lambda _: None)
+    frontier = gater_frontier(scores, validation.right, COSTS, 0.0)
+    assert trained.frontier == pytest.approx(frontier_score(frontier, COSTS))
+    assert trained.r2 == pytest.approx(explained_variance(scores, validation.losses, 1.5))
+
+
+def test_a_gater_of_other_costs_is_trained_again(config, tmp_path):
+    _train(config(), tmp_path)
+    steps = []
+    train_gaters(
+        config(), SHAPE, MIXED, MIXED, COSTS * [2, 1, 1], tmp_path, lambda *step: steps.append(step), lambda _: None
+    )
+    assert len(steps) == 2 * STEPS
+
+
+@pytest.mark.parametrize(("method", "weights"), [("gumbel", [0.0, 0.0, WEIGHT]), ("regret", [WEIGHT] * 3)])
+def test_while_costs_are_in_the_loss_they_are_not_in_the_rule(config, tmp_path, monkeypatch, method, weights):
+    asked = []
+    monkeypatch.setattr(gater, "route", lambda scores, costs, weight: asked.append(weight) or route(scores, costs, 0))
+    _train(config(methods=[method]), tmp_path)
+    assert asked == weights
 
 
 def test_costs_must_fit_the_experts(config, tmp_path):

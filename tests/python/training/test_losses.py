@@ -24,9 +24,9 @@ NEVER = -1e4  # a score so low that no Gumbel noise makes up for it
 
 
 def test_expert_losses_are_cross_entropies_per_expert():
-    logits = torch.tensor([[[0.0, 0.0], [math.log(3), 0.0]]])
-    expected = [[math.log(2), math.log(4 / 3)]]
-    torch.testing.assert_close(expert_losses(logits, torch.tensor([0])), torch.tensor(expected))
+    logits = torch.tensor([[[0.0, 0.0], [math.log(3), 0.0]]] * 2)
+    expected = [[math.log(2), math.log(4 / 3)], [math.log(2), math.log(4)]]
+    torch.testing.assert_close(expert_losses(logits, torch.tensor([0, 1])), torch.tensor(expected))
 
 
 def test_gumbel_loss_is_the_chosen_experts_loss_plus_its_weighted_cost():
@@ -53,6 +53,20 @@ def test_given_noise_decides_the_gates_and_their_gradient():
     loss.backward()
     # Of softmax: g0 * g1 * (loss0 - loss1) = 1/4 * 3/4 for either image, over two images.
     torch.testing.assert_close(scores.grad, torch.tensor([[1.0, -1.0], [1.0, -1.0]]) * 3 / 32)
+
+
+def with_noise(scores, losses, costs, latency_weight, temperature):
+    return gumbel_loss(scores, losses, costs, latency_weight, temperature, torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize(("loss", "slope"), [(gumbel_loss, 1.0), (with_noise, 1.0), (likelihood_loss, math.e - 1)])
+def test_gates_are_hard_forward_and_as_soft_as_the_temperature_says_backward(loss, slope):
+    # So hot that both soft gates are a half whatever the noise, which cannot make up for the scores.
+    scores = torch.tensor([[0.0, -100.0]], requires_grad=True)
+    value = loss(scores, torch.tensor([[2.0, 1.0]]), torch.ones(2), 0.0, 1e5)
+    assert value.item() == pytest.approx(2.0)
+    value.backward()
+    torch.testing.assert_close(scores.grad * 1e5, torch.tensor([[slope, -slope]]) / 4, rtol=1e-2, atol=0)
 
 
 def test_gumbel_noise_is_standard_and_repeats_itself():
@@ -126,6 +140,12 @@ def test_regret_is_what_the_choice_at_the_drawn_weight_pays_plus_a_little_regres
     # Benefits of the dear expert are 5.5 (its rival's loss clipped to 6) and 0.5; both scores say 0.5.
     regression = 0.3 * (2 * 2.5**2 + 0.0) / 2
     assert regret_loss(scores, losses, COSTS, 6.0, weights).item() == pytest.approx(paid + regression, abs=1e-4)
+
+
+def test_the_regression_in_regret_is_a_mean_over_the_benefits_of_the_other_experts():
+    # All three share the image, so it pays a third of 3 nats; distances to the benefits are 2, 1 and 1.
+    loss = regret_loss(torch.zeros(1, 3), torch.tensor([[3.0, 0.0, 0.0]]), torch.ones(3), 6.0, torch.zeros(1, 1))
+    assert loss.item() == pytest.approx(1.0 + 0.3 * (4 + 1 + 1) / 2)
 
 
 def test_regret_learns_from_images_that_are_near_a_choice_and_hardly_from_others():

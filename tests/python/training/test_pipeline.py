@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 pytest.importorskip("onnxscript")
 
+from support.made_answers import sure  # noqa: E402
 from trt_moe.bundle import Bundle  # noqa: E402
 from trt_moe.data import EVALUATION_SEED, corrupt, load_dataset  # noqa: E402
 from trt_moe.errors import DataError, DeviceError, InputError, ModelOutputError  # noqa: E402
@@ -23,8 +24,11 @@ from trt_moe.logit_error import relative_error  # noqa: E402
 from trt_moe.models import ImageModel  # noqa: E402
 from trt_moe.softmax import softmax  # noqa: E402
 from trt_moe.sweep.finished import open_run  # noqa: E402
-from trt_moe.training import TrainConfig, pipeline  # noqa: E402
-from trt_moe.training.experts import predict  # noqa: E402
+from trt_moe.training import TrainConfig, pipeline, splits  # noqa: E402
+from trt_moe.training.experts import Shape, build, predict  # noqa: E402
+from trt_moe.training.gater import TrainedGater, build_gater  # noqa: E402
+from trt_moe.training.joint import Tuned  # noqa: E402
+from trt_moe.training.logits import Judged  # noqa: E402
 from trt_moe.training.losses import check_costs  # noqa: E402
 from trt_moe.training.pipeline import _pooled, train  # noqa: E402
 from trt_moe.training.routing import route  # noqa: E402
@@ -187,6 +191,95 @@ def test_an_export_never_trains(finished_config, tmp_path, quiet):
     del finished_config["joint"]
     steps, bundle = run(latency_weight=0.9)
     assert (steps, bundle.latency_weight) == ([], 0.9), "the gater serves every weight"
+
+
+def test_every_phase_gets_what_the_ones_before_it_made(raw_config, data_folder, tmp_path, quiet, monkeypatch):
+    raw_config |= {
+        "joint": {"batch": 20}, "seed": 3, "latency_weight": 0.3, "sample_images": 20,
+        "latencies_ms": {"gater": 0.1, "light": 4.0, "heavy": 1.0, "robust-light": 4.0},
+        "corruption": {"blur_sigma": [0.1] * 6, "noise_sigma": [0.2] * 6, "reference_side": 20},
+    }  # fmt: skip
+    config = TrainConfig.model_validate(raw_config)
+    shape = Shape(16, 16, 1, 10)
+    models = {entry.name: build(config, entry, shape).eval() for entry in config.classifiers()}
+    gaters = [TrainedGater("regret", seed, build_gater(config, shape, seed), 0.5, 0.5) for seed in (1, 0)]
+    others = {name: build(config, config.classifier(name), shape) for name in ("heavy", "light")}
+    tuned = Tuned(build_gater(config, shape, 2), others, tmp_path / "joint")
+    seen, exported = {}, {}
+
+    def judged(right_of_four):
+        # Each expert of its own margin; nobody has seen these images.
+        rows = [[sure(i % 4 < right_of_four, margin) for margin in (1.0, 2.0, 3.0)] for i in range(40)]
+        clean = splits.Corrupted(np.zeros((40, 16, 16, 1), np.uint8), np.zeros(40, np.int64), np.zeros(40, np.int64))
+        return Judged(clean, np.array(rows, np.float32))
+
+    def train_gaters(config, shape, training, validation, costs, *_):
+        seen["gaters"] = (training.logits[0, :, 0].tolist(), validation.logits[0, :, 0].tolist(), costs.tolist())
+        return gaters
+
+    def train_joint(config, settings, best, models, part, validation, costs, *_):
+        seen["joint"] = (best, {name: model.temperature.item() for name, model in models.items()}, part)
+        return tuned
+
+    def export(model, file, *_):
+        exported[file] = model
+        return file
+
+    monkeypatch.setattr(pipeline, "train_experts", lambda *_: models)
+    monkeypatch.setattr(pipeline, "judge_parts", lambda *_: (judged(3), judged(2)))
+    monkeypatch.setattr(pipeline, "train_gaters", train_gaters)
+    monkeypatch.setattr(pipeline, "train_joint", train_joint)
+    monkeypatch.setattr(pipeline, "_export", export)
+    monkeypatch.setattr(pipeline, "_write_report", lambda *_: None)
+    monkeypatch.setattr(pipeline, "fused_gater", lambda gater: gater)
+    monkeypatch.setattr(pipeline, "write_bundle", lambda source, *_: source)
+    source = train(config, tmp_path / "bundle", log=quiet)
+
+    # Three of four are right where gaters learn, so margin / temperature = ln 3; heavy is the cheaper one here.
+    light, heavy, _ = temperatures = [margin / np.log(3) for margin in (1.0, 2.0, 3.0)]
+    training, validation, costs = seen["gaters"]
+    assert training == validation == pytest.approx([2.0 / heavy, 1.0 / light], rel=0.03)
+    assert costs == [0.25, 1.0]
+    best, calibrated, part = seen["joint"]
+    assert best is gaters[0]
+    assert calibrated == pytest.approx(
+        dict(zip(("light", "heavy", "robust-light"), temperatures, strict=True)), rel=0.03
+    )
+    parts = splits.split(load_dataset(data_folder, "train"), config.splits)
+    assert part.indices.tolist() == parts.gater.indices.tolist()
+
+    assert exported[source.gater.onnx] is tuned.gater
+    assert [(entry.name, entry.trained_on) for entry in source.experts] == [
+        ("heavy", (1,) * 6), ("light", (1, 1, 0, 0, 0, 0))
+    ]  # fmt: skip
+    assert [exported[entry.onnx] for entry in source.experts] == [tuned.experts["heavy"], tuned.experts["light"]]
+    [robust] = source.baselines
+    assert exported[robust.onnx].temperature.item() == pytest.approx(temperatures[2], rel=0.03)
+    assert (source.method, source.seed, source.latency_weight) == ("regret", 3, 0.3)
+    assert (source.blur_sigma, source.noise_sigma, source.reference_side) == ((0.1,) * 6, (0.2,) * 6, 20)
+    assert (source.sample_images, source.golden_images) == (20, 6)
+
+
+def test_splits_must_agree(raw_config, tmp_path, quiet):
+    for part, name in (("train", "sea"), ("train", "street"), ("test", "sea"), ("test", "wood")):
+        (tmp_path / "d" / part / name).mkdir(parents=True)
+        Image.new("L", (16, 16)).save(tmp_path / "d" / part / name / "1.png")
+    with pytest.raises((InputError, DataError), match="wood"):
+        train(TrainConfig.model_validate({**raw_config, "data": tmp_path / "d"}), tmp_path / "b", log=quiet)
+
+
+def test_broken_images_are_left_out_only_when_asked_and_told(raw_config, tmp_path):
+    for part in ("train", "test"):
+        for name in ("sea", "wood"):
+            (tmp_path / "d" / part / name).mkdir(parents=True)
+            Image.new("L", (16, 16)).save(tmp_path / "d" / part / name / "1.png")
+    (tmp_path / "d" / "train" / "sea" / "2.png").write_bytes(b"no")
+    config, lines = TrainConfig.model_validate({**raw_config, "data": tmp_path / "d"}), []
+    with pytest.raises(DataError, match=r"2\.png"):
+        pipeline.load_splits(config, lines.append)
+    training, test = pipeline.load_splits(config.model_copy(update={"skip_broken": True}), lines.append)
+    assert (len(training), len(test)) == (2, 2)
+    assert len(lines) == 1 and lines[0].startswith("left out 1 of the training images: ")
 
 
 def test_networks_of_one_shape_share_their_timings(raw_config):

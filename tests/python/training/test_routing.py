@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from trt_moe.training.routing import (
+    Frontier,
     cascade_frontier,
     collapse_warning,
     explained_variance,
@@ -12,6 +13,7 @@ from trt_moe.training.routing import (
     oracle,
     random_frontier,
     route,
+    routing_lines,
     tabulate,
     unsure,
     verify_frontier,
@@ -98,11 +100,18 @@ def test_images_go_on_where_the_routed_expert_is_unsure_and_not_the_dearest():
     assert not unsure(routes, confidence, 0.0).any()
 
 
-def test_the_frontier_of_many_experts_finds_every_switch():
-    # The two cheap experts cost nearly the same: what moves images from the dear one is at other weights.
-    costs = np.array([0.2, 0.2001, 1.0])
-    scores = np.stack([np.zeros(100), np.full(100, 5.0), 5.0 + np.linspace(0.1, 1, 100)], axis=1)
-    frontier = gater_frontier(scores, np.ones((100, 3), bool), costs, gater_cost=0.0)
+@pytest.mark.parametrize(
+    ("costs", "middle"),
+    [
+        # The two cheap experts cost nearly the same: what moves images from the dear one is at other weights.
+        ([0.2, 0.2001, 1.0], 5.0),
+        # Nobody is for the middle one: images go from the dear expert straight to the cheap one.
+        ([0.2, 0.6, 1.0], -9.0),
+    ],
+)
+def test_the_frontier_of_many_experts_finds_every_switch(costs, middle):
+    scores = np.stack([np.zeros(100), np.full(100, middle), 5.0 + np.linspace(0.1, 1, 100)], axis=1)
+    frontier = gater_frontier(scores, np.ones((100, 3), bool), np.array(costs), gater_cost=0.0)
     steps = np.diff(frontier.costs[frontier.costs > 0.2])
     assert steps.max() < 2 * 0.8 / 100
 
@@ -112,18 +121,30 @@ def test_the_score_of_a_flat_frontier_is_its_accuracy():
     assert frontier_score(random_frontier(right, COSTS), COSTS) == pytest.approx(0.5)
 
 
+def test_the_score_is_a_mean_between_the_cheapest_and_the_dearest_expert():
+    frontier = Frontier(np.array([0.2, 0.6, 0.8, 1.0]), np.array([0.5, 0.9, 0.1, 0.2]))
+    # Up to 0.9 over half of the costs; what is worse and dearer is never taken.
+    assert frontier_score(frontier, COSTS) == pytest.approx((0.7 + 0.9) / 2, abs=0.01)
+
+
 def test_explained_variance_is_one_for_the_benefit_in_any_unit_and_zero_for_a_constant():
     losses = np.array([[3.0, 1.0], [0.5, 0.5], [9.0, 2.0]])
     clipped = np.minimum(losses, 6.0)
     assert explained_variance(-clipped, losses, 6.0) == pytest.approx(1.0)
     assert explained_variance(7 - 3 * clipped, losses, 6.0) == pytest.approx(1.0)
     assert explained_variance(np.array([[0.0, 2.0]] * 3), losses, 6.0) == 0.0
+    # The dearest of three against the cheapest.
+    middle = np.array([[0.0], [7.0], [-7.0]])
+    three = np.concatenate([clipped[:, :1], middle, clipped[:, 1:]], axis=1)
+    assert explained_variance(-three, three, 6.0) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
     ("losses", "routes", "message"),
     [
         ([[0.1, 0.1]] * 4, [0] * 4, "to light. Cause: no other expert .*lower latency_weight"),
+        # A gain of 0.5 is not worth 0.7 * 0.8, and one image of a hundred does not count.
+        ([[0.6, 0.1]] * 99 + [[3.0, 0.1]], [0] * 98 + [1] * 2, r"98.0% .* no other expert .*\(0.56 nats .*on 99.0%"),
         ([[5.0, 0.1]] * 4, [1] * 4, "to heavy. Cause: it is worth its latency.*raise latency_weight"),
         ([[5.0, 0.1]] * 2 + [[0.1, 0.1]] * 2, [0] * 4, "Cause: the gater.*50.0%"),
     ],
@@ -136,3 +157,11 @@ def test_a_collapse_is_reported_with_its_cause(losses, routes, message):
 
 def test_routing_that_uses_both_experts_is_no_collapse():
     assert collapse_warning(np.array([0, 1]), np.ones((2, 2)), COSTS, 0.7, NAMES) is None
+    assert collapse_warning(np.arange(100) // 97, np.ones((100, 2)), COSTS, 0.7, NAMES) is None
+
+
+def test_a_log_says_how_often_the_routed_experts_are_right_and_what_they_cost():
+    right = np.array([[True, False], [True, True], [False, False], [True, True]])
+    line, *under = routing_lines(np.array([0, 0, 0, 1]), right, COSTS, np.array([0, 0, 1, 1]), NAMES)
+    assert line == "validation accuracy 0.7500 cost 0.400"
+    assert [text[:11] for text in under] == ["severity 0:", "severity 1:"]

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from trt_moe.data import Dataset
+from trt_moe.data import Dataset, corrupt
 from trt_moe.errors import DataError
 from trt_moe.training.config import CorruptionConfig, SplitConfig
 from trt_moe.training.schedule import one_cycle
-from trt_moe.training.splits import KINDS, Part, apply, derived_seed, draw, every_severity, split
+from trt_moe.training.splits import KINDS, Corrupted, Part, apply, derived_seed, draw, every_severity, split
 
 
 def _data(count=30):
@@ -21,6 +21,12 @@ def test_no_image_serves_two_phases():
     assert [len(i) for i in indices] == [15, 10, 5]
     assert set.union(*indices) == set(range(30))
     assert (parts.gater.images[:, 0, 0, 0] == parts.gater.indices).all()
+
+
+def test_another_seed_splits_otherwise():
+    first, again, other = (split(_data(), SplitConfig(experts=15, gater=10, validation=5, seed=s)) for s in (0, 0, 1))
+    assert first.experts.indices.tolist() == again.experts.indices.tolist()
+    assert first.experts.indices.tolist() != other.experts.indices.tolist()
 
 
 def test_too_few_images_are_said():
@@ -66,6 +72,23 @@ def test_every_severity_repeats_every_image():
     full = every_severity(part, CorruptionConfig(), seed=0)
     assert full.severities.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3 + [5] * 3
     assert full.labels.tolist() == part.labels.tolist() * 6
+    assert (full.images != every_severity(part, CorruptionConfig(), seed=1).images).any()
+
+
+def test_images_are_corrupted_as_the_config_says():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
+    part = Part(pixels, np.zeros(3, np.int64), np.array([7, 8, 9]))
+    sigmas = {"blur_sigma": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), "noise_sigma": (0.0, 0.02, 0.03, 0.04, 0.05, 0.06)}
+    made = apply(part, np.array([1, 3, 5]), CorruptionConfig(**sigmas, reference_side=8), 2)
+    expected = corrupt(pixels, [1, 3, 5], 2, [7, 8, 9], *sigmas.values(), reference_side=8)
+    np.testing.assert_array_equal(made, expected)
+
+
+def test_mirrored_images_have_left_and_right_exchanged():
+    images = Corrupted(np.array([[[[1], [2], [3]], [[4], [5], [6]]]], np.uint8), np.array([7]), np.array([5]))
+    mirrored = images.mirrored()
+    assert mirrored.images[0, :, :, 0].tolist() == [[3, 2, 1], [6, 5, 4]]
+    assert (mirrored.labels.tolist(), mirrored.severities.tolist()) == ([7], [5])
 
 
 def test_derived_seeds_differ_by_purpose_and_never_change():
