@@ -58,11 +58,10 @@ def write_scenes(
     try:
         out.mkdir(parents=True, exist_ok=True)
         # Inside, since a folder that somebody is in must not be replaced.
-        work = Path(tempfile.mkdtemp(prefix=".scenes-", dir=out))
-        try:
+        with tempfile.TemporaryDirectory(prefix=".scenes-", dir=out, ignore_cleanup_errors=True) as work:
             for split, count in counts.items():
                 for class_name in CLASSES:
-                    folder = work / split / class_name
+                    folder = Path(work, split, class_name)
                     folder.mkdir(parents=True)
                     for index in range(count):
                         scene = Image.fromarray(draw_scene(class_name, _seed(seed, split, class_name, index)))
@@ -71,18 +70,16 @@ def write_scenes(
                         if progress is not None:
                             progress("scenes", done, total)
             for split in counts:
-                (work / split).replace(out / split)
-        except BaseException:
-            for split in counts:
-                shutil.rmtree(out / split, ignore_errors=True)
-            raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-            if made:
-                with suppress(OSError):  # where all went well, it is not empty
-                    out.rmdir()
-    except OSError as error:
-        raise DataError(f"scenes cannot be written to {out}: {error}") from error
+                Path(work, split).replace(out / split)
+    except BaseException as error:
+        for split in counts:
+            shutil.rmtree(out / split, ignore_errors=True)
+        if made:
+            with suppress(OSError):
+                out.rmdir()
+        if isinstance(error, OSError):
+            raise DataError(f"scenes cannot be written to {out}: {error}") from error
+        raise
     return out
 
 
