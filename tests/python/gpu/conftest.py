@@ -20,6 +20,7 @@ IS_ON_HOST = "tests" in _core.cuda_build()
 
 NOT_ON_HOST = {
     "test_beside_torch.py": "torch sees no GPU",
+    "test_costs_gpu.py": "torch sees no GPU",
     "test_interop_gpu.py": "torch sees no GPU",
     "test_training_gpu.py": "torch sees no GPU",
     "test_a_router_takes_the_kernels_for_a_gater_as_it_was_trained": "a DeiT-S takes minutes there",
