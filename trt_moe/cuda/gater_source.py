@@ -28,7 +28,7 @@ class GaterWeights:
     """A `SqueezeNetLight` of the usual width, without batch norms, as the kernels read it.
 
     Attributes:
-        packed: float32 [n]: scale, bias, each layer's weights [row, column, input, output] and bias, the head's.
+        packed: float32 [n]: each layer's weights [row, column, input, output] and bias, the head's, scale, bias.
         side: rows and columns that images are resized to.
         third: whether it has a third Fire block.
     """
@@ -51,12 +51,12 @@ def weights_of(
     """
     third = "network.features.6.0.weight" in tensors
     fires = [(_WIDTH, _WIDTH), (_WIDTH, 2 * _WIDTH), (2 * _WIDTH, 4 * _WIDTH)][: 3 if third else 2]
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("scale", "bias"), (1, channels, 1, 1))
-    shapes |= _layer("network.features.0", (_WIDTH, channels, 3, 3))
+    shapes = _layer("network.features.0", (_WIDTH, channels, 3, 3))
     for index, (inputs, outputs) in enumerate(fires):
         shapes |= _layer(f"network.features.{2 + 2 * index}.0", (inputs // 2, inputs, 1, 1))
         shapes |= _layer(f"network.features.{2 + 2 * index}.2", (outputs, inputs // 2, 3, 3))
     shapes |= _layer("network.head", (experts, fires[-1][1]))
+    shapes |= dict.fromkeys(("scale", "bias"), (1, channels, 1, 1))
     known = {name: values.shape for name, values in tensors.items()} == shapes
     if not known or channels > _MOST_CHANNELS or min(side) < _LEAST_SIDE:
         return None

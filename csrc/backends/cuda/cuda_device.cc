@@ -14,6 +14,8 @@ namespace trt_moe::cuda {
 
 namespace {
 
+constexpr int kEarlyFrom = 9;  // the compute capability that has programmatic dependent launch
+
 class DeviceBuffer final : public Buffer {
  public:
   DeviceBuffer(DeviceMemory memory, std::size_t size) : memory_(std::move(memory)), size_(size) {}
@@ -40,7 +42,9 @@ class HostBuffer final : public Buffer {
 
 class CudaStream final : public Stream {
  public:
-  CudaStream(StreamOwner stream, EventOwner event) : stream_(std::move(stream)), event_(std::move(event)) {}
+  // early: whether a kernel may begin before the one ahead of it has ended.
+  CudaStream(StreamOwner stream, EventOwner event, bool early)
+      : stream_(std::move(stream)), event_(std::move(event)), early_(early) {}
   ~CudaStream() override;
   CudaStream(const CudaStream&) = delete;
   CudaStream& operator=(const CudaStream&) = delete;
@@ -56,8 +60,12 @@ class CudaStream final : public Stream {
   cudaStream_t get() const noexcept { return stream_.get(); }
 
  private:
+  // waits_itself: for the kernel ahead of it.
+  void launch(const KernelLaunch& kernel, const void* arguments, bool waits_itself);
+
   StreamOwner stream_;
   EventOwner event_;
+  bool early_;
 };
 
 CudaStream::~CudaStream() {
@@ -80,13 +88,23 @@ void CudaStream::copy(std::uintptr_t to, std::uintptr_t from, std::size_t bytes)
 }
 
 void CudaStream::run_gater(const GaterRun& run) {
-  const ContextScope scope(stream_.context());
   const GaterKernels gater = gater_kernels(run);
-  for (std::size_t i = 0; i < gater.count; ++i) {
-    const auto& [launch, arguments] = gater.kernels[i];
-    void* pointers[] = {const_cast<void*>(arguments)};
-    TRT_MOE_CUDA_CHECK(scope, cudaLaunchKernel(launch.function, launch.grid, launch.block, pointers, 0, stream_.get()));
-  }
+  for (std::size_t i = 0; i < gater.count; ++i) launch(gater.kernels[i].launch, gater.kernels[i].arguments, i > 0);
+}
+
+void CudaStream::launch(const KernelLaunch& kernel, const void* arguments, bool waits_itself) {
+  const ContextScope scope(stream_.context());
+  void* pointers[] = {const_cast<void*>(arguments)};
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = kernel.grid;
+  config.blockDim = kernel.block;
+  config.stream = stream_.get();
+  config.attrs = &early;
+  config.numAttrs = early_ && waits_itself ? 1 : 0;
+  TRT_MOE_CUDA_CHECK(scope, cudaLaunchKernelExC(&config, kernel.function, pointers));
 }
 
 void CudaStream::synchronize() {
@@ -206,7 +224,7 @@ std::unique_ptr<Stream> CudaDevice::open_stream() {
   TRT_MOE_CUDA_CHECK(scope, cudaStreamCreateWithFlags(stream.out(), cudaStreamNonBlocking));
   EventOwner event(context_);
   TRT_MOE_CUDA_CHECK(scope, cudaEventCreateWithFlags(event.out(), cudaEventDisableTiming));
-  return std::make_unique<CudaStream>(std::move(stream), std::move(event));
+  return std::make_unique<CudaStream>(std::move(stream), std::move(event), info_.compute_major >= kEarlyFrom);
 }
 
 std::unique_ptr<GraphExec> CudaDevice::instantiate(const Graph& graph) {

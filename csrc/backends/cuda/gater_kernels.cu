@@ -8,6 +8,20 @@ constexpr int kThreads = 256;  // of a block of every kernel
 constexpr int kWindow = 4;     // outputs of a thread: 2 x 2, what a pooling takes together
 constexpr int kTaps = 9;
 
+// From compute capability 9.0 on, a kernel may begin before the one ahead of it has ended: with what does not depend on
+// that.
+__device__ void let_the_next_begin() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
+__device__ void wait_for_the_one_ahead() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+#endif
+}
+
 // blockIdx.x of a grid of tiles over so many columns, blockIdx.y: an image.
 struct Tile {
   __device__ Tile(int columns, int tile) {
@@ -37,13 +51,33 @@ struct Fire {
   static constexpr int kExpand = kSqueezeBias + kSqueezed;
   static constexpr int kExpandBias = kExpand + kTaps * kSqueezed * kOutputs;
   static constexpr int kWeights = kExpandBias + kOutputs;
+  static constexpr int kFours = kWeights / 4;
   static_assert(kWorkers <= kThreads && kSqueezed % 4 == 0, "a thread has one output of one window, in fours");
+  static_assert(kWeights % 4 == 0, "weights are fetched in fours");
 
-  // Fetches all weights at once, so that nothing waits for them in turns.
-  __device__ static void fetch(const FireWeights& from, float* weights) {
-#pragma unroll 8
-    for (int i = static_cast<int>(threadIdx.x); i < kWeights; i += kThreads) weights[i] = from.squeeze[i];
-  }
+  // A thread's share of the weights, all of it on its way at once: memory takes longer to answer than a kernel to
+  // compute, and nothing should wait for it in turns.
+  class Fetched {
+   public:
+    __device__ explicit Fetched(const FireWeights& from) {
+      const auto* const fours = reinterpret_cast<const float4*>(from.squeeze);
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        if (place(i) < kFours) share_[i] = fours[place(i)];
+      }
+    }
+    __device__ void store(float* weights) const {
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        if (place(i) < kFours) reinterpret_cast<float4*>(weights)[place(i)] = share_[i];
+      }
+    }
+
+   private:
+    static constexpr int kEach = (kFours + kThreads - 1) / kThreads;
+    __device__ static int place(int i) { return i * kThreads + static_cast<int>(threadIdx.x); }
+    float4 share_[kEach];
+  };
 
   // Squeezes the tile and the ring of places around it, zeros outside the image: what a 3 x 3 convolution pads with.
   // pixel(row, column): where the inputs of one lie, rows and columns of the image.
@@ -122,6 +156,29 @@ struct Between {
   float share;  // of the second
 };
 
+// One place of the resized image, scaled: all that it takes of the image is on its way at once.
+template <int kChannels>
+__device__ void resize(const GaterStemArguments& a, const std::uint8_t* image, int row, int column, float* to) {
+  const Between down(row, a.down, a.height);
+  const Between right(column, a.right, a.width);
+  const std::uint8_t* const above = image + down.first * a.width * kChannels;
+  const std::uint8_t* const below = image + down.second * a.width * kChannels;
+  float corners[4][kChannels];
+#pragma unroll
+  for (int channel = 0; channel < kChannels; ++channel) {
+    corners[0][channel] = above[right.first * kChannels + channel];
+    corners[1][channel] = above[right.second * kChannels + channel];
+    corners[2][channel] = below[right.first * kChannels + channel];
+    corners[3][channel] = below[right.second * kChannels + channel];
+  }
+#pragma unroll
+  for (int channel = 0; channel < kChannels; ++channel) {
+    const float top = (1.0F - right.share) * corners[0][channel] + right.share * corners[1][channel];
+    const float bottom = (1.0F - right.share) * corners[2][channel] + right.share * corners[3][channel];
+    to[channel] = ((1.0F - down.share) * top + down.share * bottom) * a.scale[channel] + a.bias[channel];
+  }
+}
+
 // One output of the first convolution: kChannels values of three pixels lie one behind the other in every row.
 template <int kChannels>
 __device__ float convolve(const float* corner, int row_of_values, const float (&weights)[kTaps * kMaxGaterChannels]) {
@@ -141,7 +198,8 @@ __global__ void __launch_bounds__(kThreads) gater_stem(const __grid_constant__ G
   __shared__ float resized[kResized * kResized * kMaxGaterChannels];
   alignas(16) __shared__ float convolved[Block::kPlaces * kGaterWidth];
   alignas(16) __shared__ float squeezed[Block::kPlaces * Block::kSqueezed];
-  __shared__ float fire[Block::kWeights];
+  alignas(16) __shared__ float fire_weights[Block::kWeights];
+  let_the_next_begin();
   const int thread = static_cast<int>(threadIdx.x);
   const int rows = (a.rows + 1) / 2;  // of the convolution
   const int columns = (a.columns + 1) / 2;
@@ -154,7 +212,7 @@ __global__ void __launch_bounds__(kThreads) gater_stem(const __grid_constant__ G
     weights[i] = i < kTaps * a.channels ? a.convolution[i * kGaterWidth + output] : 0.0F;
   }
   const float bias = a.convolution_bias[output];
-  Block::fetch(a.fire, fire);
+  const typename Block::Fetched fire(a.fire);
 
   const std::uint8_t* const image =
       a.images + static_cast<std::size_t>(blockIdx.y) * static_cast<std::size_t>(a.height * a.width * a.channels);
@@ -168,19 +226,14 @@ __global__ void __launch_bounds__(kThreads) gater_stem(const __grid_constant__ G
       for (int channel = 0; channel < a.channels; ++channel) to[channel] = 0.0F;
       continue;
     }
-    const Between down(row, a.down, a.height);
-    const Between right(column, a.right, a.width);
-    const std::uint8_t* const above = image + down.first * a.width * a.channels;
-    const std::uint8_t* const below = image + down.second * a.width * a.channels;
-#pragma unroll 4
-    for (int channel = 0; channel < a.channels; ++channel) {
-      const int left_at = right.first * a.channels + channel;
-      const int right_at = right.second * a.channels + channel;
-      const float top = (1.0F - right.share) * above[left_at] + right.share * above[right_at];
-      const float bottom = (1.0F - right.share) * below[left_at] + right.share * below[right_at];
-      to[channel] = ((1.0F - down.share) * top + down.share * bottom) * a.scale[channel] + a.bias[channel];
+    switch (a.channels) {
+      case 1: resize<1>(a, image, row, column, to); break;
+      case 2: resize<2>(a, image, row, column, to); break;
+      case 3: resize<3>(a, image, row, column, to); break;
+      default: resize<4>(a, image, row, column, to); break;
     }
   }
+  fire.store(fire_weights);
   __syncthreads();
 
   for (int place = thread / kGaterWidth; place < Block::kPlaces; place += kThreads / kGaterWidth) {
@@ -201,7 +254,7 @@ __global__ void __launch_bounds__(kThreads) gater_stem(const __grid_constant__ G
   const auto pixel = [&](int row, int column) {
     return convolved + ((row - tile.row + 1) * Block::kSide + column - tile.column + 1) * kGaterWidth;
   };
-  Block::squeeze(fire, tile, rows, columns, pixel, squeezed);
+  Block::squeeze(fire_weights, tile, rows, columns, pixel, squeezed);
   __syncthreads();
 
   const Place<Block, kStemTile> at;
@@ -209,7 +262,7 @@ __global__ void __launch_bounds__(kThreads) gater_stem(const __grid_constant__ G
   const int out_column = (tile.column + at.column) / 2;
   if (thread >= Block::kWorkers || out_row >= a.out_rows || out_column >= a.out_columns) return;
   float sums[kWindow];
-  Block::expand(fire, squeezed, at.row, at.column, at.output, sums);
+  Block::expand(fire_weights, squeezed, at.row, at.column, at.output, sums);
   const int place = (static_cast<int>(blockIdx.y) * a.out_rows + out_row) * a.out_columns + out_column;
   a.out[place * kGaterWidth + at.output] = fmaxf(largest(sums), 0.0F);
 }
@@ -218,15 +271,18 @@ __global__ void __launch_bounds__(kThreads) gater_stem(const __grid_constant__ G
 __global__ void __launch_bounds__(kThreads) gater_middle(const __grid_constant__ GaterMiddleArguments a) {
   using Block = Fire<kGaterWidth, 2 * kGaterWidth, kMiddleTile>;
   alignas(16) __shared__ float squeezed[Block::kPlaces * Block::kSqueezed];
-  __shared__ float fire[Block::kWeights];
+  alignas(16) __shared__ float fire_weights[Block::kWeights];
+  let_the_next_begin();
+  const typename Block::Fetched fire(a.fire);
   const int image = static_cast<int>(blockIdx.y);
   const Tile tile(a.columns / 2 * 2, kMiddleTile);
-  Block::fetch(a.fire, fire);
+  wait_for_the_one_ahead();
+  fire.store(fire_weights);
   __syncthreads();
   const auto pixel = [&](int row, int column) {
     return a.in + ((image * a.rows + row) * a.columns + column) * Block::kInputs;
   };
-  Block::squeeze(fire, tile, a.rows, a.columns, pixel, squeezed);
+  Block::squeeze(fire_weights, tile, a.rows, a.columns, pixel, squeezed);
   __syncthreads();
 
   const Place<Block, kMiddleTile> at;
@@ -234,7 +290,7 @@ __global__ void __launch_bounds__(kThreads) gater_middle(const __grid_constant__
   const int out_column = (tile.column + at.column) / 2;
   if (static_cast<int>(threadIdx.x) >= Block::kWorkers || out_row >= a.rows / 2 || out_column >= a.columns / 2) return;
   float sums[kWindow];
-  Block::expand(fire, squeezed, at.row, at.column, at.output, sums);
+  Block::expand(fire_weights, squeezed, at.row, at.column, at.output, sums);
   const int place = (image * (a.rows / 2) + out_row) * (a.columns / 2) + out_column;
   a.out[place * Block::kOutputs + at.output] = fmaxf(largest(sums), 0.0F);
 }
@@ -246,28 +302,36 @@ __global__ void __launch_bounds__(kThreads) gater_head(const __grid_constant__ G
   using Block = Fire<kInputs, 2 * kInputs, kHeadTile>;
   constexpr int kOutputs = Block::kOutputs;
   constexpr int kGroups = kThreads / kOutputs;  // of tiles, added up beside each other
+  constexpr int kAtOnce = 12;                   // sums of tiles that a thread asks for; those of 96 x 96 pixels are 9
   static_assert(Block::kWindows == 1, "a block's sum of an output is one thread's");
   alignas(16) __shared__ float squeezed[Block::kPlaces * Block::kSqueezed];
-  __shared__ float fire[Block::kWeights];
+  alignas(16) __shared__ float fire_weights[Block::kWeights];
   __shared__ float of_group[kGroups * kOutputs];
   __shared__ float means[kOutputs];
   __shared__ bool is_last;
+  const typename Block::Fetched fire(a.fire);
   const int thread = static_cast<int>(threadIdx.x);
+  const int output = thread % kOutputs;
+  const int group = thread / kOutputs;
+  // Of the linear layer, which the block that ends last computes, a group of threads an expert.
+  const float head = group < a.experts ? a.head[thread] : 0.0F;
+  const float head_bias = thread < a.experts ? a.head_bias[thread] : 0.0F;
   const int image = static_cast<int>(blockIdx.y);
   const int tiles = static_cast<int>(gridDim.x);
   const Tile tile(a.columns, kHeadTile);
-  Block::fetch(a.fire, fire);
+  wait_for_the_one_ahead();
+  fire.store(fire_weights);
   __syncthreads();
   const auto pixel = [&](int row, int column) {
     return a.in + ((image * a.rows + row) * a.columns + column) * kInputs;
   };
-  Block::squeeze(fire, tile, a.rows, a.columns, pixel, squeezed);
+  Block::squeeze(fire_weights, tile, a.rows, a.columns, pixel, squeezed);
   __syncthreads();
 
   float* const of_tile = a.sums + static_cast<std::size_t>(image * tiles) * kOutputs;
   if (thread < Block::kWorkers) {
     float sums[kWindow];
-    Block::expand(fire, squeezed, 0, 0, thread, sums);
+    Block::expand(fire_weights, squeezed, 0, 0, thread, sums);
     float whole = 0.0F;
     for (int place = 0; place < kWindow; ++place) {
       const bool counts = inside(tile.row + place / 2, tile.column + place % 2, a.rows, a.columns);
@@ -286,23 +350,36 @@ __global__ void __launch_bounds__(kThreads) gater_head(const __grid_constant__ G
 
   // Written by other blocks: not out of a cache of this one's.
   const volatile float* const found = of_tile;
-  const int output = thread % kOutputs;
   float sum = 0.0F;
-#pragma unroll 4
-  for (int i = thread / kOutputs; i < tiles; i += kGroups) sum += found[i * kOutputs + output];
+  for (int first = group; first < tiles; first += kGroups * kAtOnce) {
+    float few[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int at = first + i * kGroups;
+      few[i] = at < tiles ? found[at * kOutputs + output] : 0.0F;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) sum += few[i];
+  }
   of_group[thread] = sum;
   __syncthreads();
   if (thread < kOutputs) {
     float whole = 0.0F;
-    for (int group = 0; group < kGroups; ++group) whole += of_group[group * kOutputs + thread];
+    for (int i = 0; i < kGroups; ++i) whole += of_group[i * kOutputs + thread];
     means[thread] = whole / static_cast<float>(a.rows * a.columns);
   }
   __syncthreads();
-  for (int expert = thread; expert < a.experts; expert += kThreads) {
-    float logit = a.head_bias[expert];
+  for (int first = 0; first < a.experts; first += kGroups) {
+    const int experts = min(kGroups, a.experts - first);
+    if (group < experts) of_group[thread] = means[output] * (first == 0 ? head : a.head[first * kOutputs + thread]);
+    __syncthreads();
+    if (thread < experts) {
+      float logit = first == 0 ? head_bias : a.head_bias[first + thread];
 #pragma unroll 8
-    for (int i = 0; i < kOutputs; ++i) logit += means[i] * a.head[expert * kOutputs + i];
-    a.logits[image * a.experts + expert] = logit;
+      for (int i = 0; i < kOutputs; ++i) logit += of_group[thread * kOutputs + i];
+      a.logits[image * a.experts + first + thread] = logit;
+    }
+    __syncthreads();
   }
   if (thread == 0) a.finished[image] = 0;
 }

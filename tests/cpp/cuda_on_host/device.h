@@ -37,6 +37,9 @@ inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst
 inline unsigned atomicAdd(unsigned* to, unsigned value) { return std::atomic_ref(*to).fetch_add(value); }
 inline void __nanosleep(unsigned nanoseconds) { std::this_thread::sleep_for(std::chrono::nanoseconds(nanoseconds)); }
 
+inline void cudaTriggerProgrammaticLaunchCompletion() {}
+inline void cudaGridDependencySynchronize() { on_host::wait_for_those_ahead(); }
+
 inline void __syncthreads() { on_host::meet(on_host::block->together); }
 
 inline bool __syncthreads_and(bool holds) {

@@ -285,11 +285,27 @@ void leave(Meeting& meeting) {
 }
 
 #ifdef ON_HOST_TSAN
-void Apart::run(char* const* after, std::size_t count, char* mark, void (*work)(void*), void* context) {
+namespace {
+
+struct Ahead {
+  char* const* marks = nullptr;
+  std::size_t count = 0;
+  void wait() const {
+    for (std::size_t i = 0; i < count; ++i) acquire(marks[i]);
+  }
+};
+thread_local Ahead ahead;  // of the work of an Apart's thread
+
+}  // namespace
+
+void wait_for_those_ahead() { ahead.wait(); }
+
+void Apart::run(char* const* after, std::size_t count, char* mark, bool early, void (*work)(void*), void* context) {
   std::atomic<bool> ended{false};  // unseen by the sanitizer, like everything here
-  threads_.emplace_back([&, after, count, mark, work, context, of_stream = pool] {
+  threads_.emplace_back([&, after, count, mark, early, work, context, of_stream = pool] {
     pool = of_stream;  // whose thread waits meanwhile
-    for (std::size_t i = 0; i < count; ++i) acquire(after[i]);
+    ahead = {after, count};
+    if (!early) ahead.wait();
     work(context);
     release(mark);
     ended = true;
@@ -297,7 +313,9 @@ void Apart::run(char* const* after, std::size_t count, char* mark, void (*work)(
   while (!ended) std::this_thread::yield();
 }
 #else
-void Apart::run(char* const*, std::size_t, char*, void (*work)(void*), void* context) { work(context); }
+void wait_for_those_ahead() {}
+
+void Apart::run(char* const*, std::size_t, char*, bool, void (*work)(void*), void* context) { work(context); }
 #endif
 
 Apart::Apart() { pool->enter_graph(); }

@@ -50,12 +50,15 @@ class Apart {
   Apart(const Apart&) = delete;
   Apart& operator=(const Apart&) = delete;
 
-  // Runs work(context) after the work whose marks are in `after`; `mark` is its own.
-  void run(char* const* after, std::size_t count, char* mark, void (*work)(void*), void* context);
+  // Runs work(context) after the work whose marks are in `after`; `mark` is its own. early: it waits for that itself.
+  void run(char* const* after, std::size_t count, char* mark, bool early, void (*work)(void*), void* context);
 
  private:
   std::vector<std::thread> threads_;
 };
+
+// In work that began early: waits for what it was to wait for.
+void wait_for_those_ahead();
 
 // A number below `sides`: what may come in any order, or late, comes so.
 unsigned roll(unsigned sides);

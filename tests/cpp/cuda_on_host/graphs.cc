@@ -102,7 +102,7 @@ void run(const CUgraph_st& graph) {
     std::vector<char*> after;
     for (const std::size_t before : node.after) after.push_back(&marks[before]);
     apart.run(
-        after.data(), after.size(), &marks[chosen],
+        after.data(), after.size(), &marks[chosen], node.early,
         [](void* context) { ::run(*static_cast<const CUgraphNode_st*>(context)); }, const_cast<CUgraphNode_st*>(&node));
     done[chosen] = true;
   }
@@ -152,6 +152,7 @@ std::unique_ptr<CUgraph_st> CUgraph_st::clone() const {
     auto& its = copy->nodes.emplace_back(std::make_unique<CUgraphNode_st>());
     its->type = node->type;
     its->after = node->after;
+    its->early = node->early;
     its->work = node->work;
     its->copy = node->copy;
     if (node->child) its->child = node->child->clone();

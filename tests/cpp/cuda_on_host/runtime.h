@@ -60,6 +60,7 @@ struct CUgraphNode_st {
   cudaGraphNodeType type = cudaGraphNodeTypeEmpty;
   std::vector<std::size_t> after;  // of the graph's nodes, by index
   on_host::Work work;              // of a kernel or a copy
+  bool early = false;              // a kernel that waits for those itself
   cudaMemcpy3DParms copy{};
   std::unique_ptr<CUgraph_st> child;
   cudaGraphConditionalHandle handle = 0;

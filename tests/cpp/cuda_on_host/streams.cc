@@ -185,11 +185,24 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
   return answer(submit(stream, copy_node(to, from, bytes)));
 }
 
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel, void** arguments) {
+  auto node = kernel_node(kernel, config->gridDim, config->blockDim, arguments);
+  if (!node) return answer(knows(kernel) ? cudaErrorInvalidConfiguration : cudaErrorInvalidDeviceFunction);
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const cudaLaunchAttribute& attribute = config->attrs[i];
+    if (attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization) return answer(cudaErrorNotSupported);
+    node->early = attribute.val.programmaticStreamSerializationAllowed != 0;
+  }
+  return answer(submit(config->stream, std::move(node)));
+}
+
 cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 threads, void** arguments, std::size_t,
                              cudaStream_t stream) {
-  auto node = kernel_node(kernel, grid, threads, arguments);
-  if (!node) return answer(knows(kernel) ? cudaErrorInvalidConfiguration : cudaErrorInvalidDeviceFunction);
-  return answer(submit(stream, std::move(node)));
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = threads;
+  config.stream = stream;
+  return cudaLaunchKernelExC(&config, kernel, arguments);
 }
 
 // A kernel that is a function of the host's, for tests in Python.

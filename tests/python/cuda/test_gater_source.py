@@ -49,7 +49,9 @@ class Packed:
 
     def logits(self, pixels: Array) -> Array:
         """Of images that are resized already."""
-        x = pixels * self.take(self._channels) + self.take(self._channels)
+        scale, bias = np.split(self._left[-2 * self._channels :], 2)
+        self._left = self._left[: -2 * self._channels]
+        x = pixels * scale + bias
         x = pool(self.fire(self.convolve(x, 3, 16, stride=2), 16))
         x = self.fire(x, 32)
         if self._weights.third:

@@ -65,8 +65,6 @@ class Parts {
 // Points all that a run reads to its place; returns how many floats there are.
 std::size_t place_weights(const GaterNet& net, std::uintptr_t block, GaterRun& run) {
   Parts parts(block);
-  run.stem.scale = parts.take(net.images.channels);
-  run.stem.bias = parts.take(net.images.channels);
   run.stem.convolution = parts.take(kTaps * net.images.channels * kWidth);
   run.stem.convolution_bias = parts.take(kWidth);
   run.stem.fire = parts.take_fire(kWidth, kWidth / 2, kWidth);
@@ -75,6 +73,9 @@ std::size_t place_weights(const GaterNet& net, std::uintptr_t block, GaterRun& r
       net.third ? parts.take_fire(2 * kWidth, kWidth, 4 * kWidth) : parts.take_fire(kWidth, kWidth / 2, 2 * kWidth);
   run.head.head = parts.take(net.experts * features(net));
   run.head.head_bias = parts.take(net.experts);
+  // Behind all that is read in fours, as they may be of any number.
+  run.stem.scale = parts.take(net.images.channels);
+  run.stem.bias = parts.take(net.images.channels);
   return parts.taken();
 }
 
