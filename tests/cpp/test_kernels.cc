@@ -225,6 +225,27 @@ TEST_CASE("the scatter kernel's softmax bears one logit that is far above all ot
   }
 }
 
+TEST_CASE("the copy kernel copies every byte and no other, wherever it lies") {
+  const auto at = [](const void* memory) { return reinterpret_cast<std::uintptr_t>(memory); };
+  for (const std::size_t bytes : {1U, 12U, 16U, 31U, 784U, 4096U, 4113U}) {
+    for (const std::size_t shift : {0U, 4U}) {
+      CAPTURE(bytes);
+      CAPTURE(shift);
+      std::vector<uint4> source(bytes / sizeof(uint4) + 2);
+      std::vector<uint4> target(source.size());
+      auto* const from = reinterpret_cast<std::uint8_t*>(source.data());
+      auto* const to = reinterpret_cast<std::uint8_t*>(target.data());
+      for (std::size_t i = 0; i < source.size() * sizeof(uint4); ++i) from[i] = static_cast<std::uint8_t>(i % 251 + 1);
+      const CopyArguments arguments = copy_arguments(at(to + shift), at(from + shift), bytes);
+      CHECK(arguments.fours == (shift == 0 ? bytes / sizeof(uint4) : 0));
+      run(copy_kernel(arguments), arguments);
+      for (std::size_t i = 0; i < source.size() * sizeof(uint4); ++i) {
+        CHECK(to[i] == (i >= shift && i < shift + bytes ? from[i] : 0));
+      }
+    }
+  }
+}
+
 TEST_CASE("every kernel is among those that a device loads beforehand") {
   const auto all = all_kernels();
   const auto known = [&](const void* function) { return std::find(all.begin(), all.end(), function) != all.end(); };
@@ -234,4 +255,5 @@ TEST_CASE("every kernel is among those that a device loads beforehand") {
   odd.image_bytes = 7;
   CHECK(known(gather_kernel(odd, 1).function));
   CHECK(known(scatter_kernel({}, 1).function));
+  CHECK(known(copy_kernel({}).function));
 }

@@ -51,6 +51,7 @@ class CudaStream final : public Stream {
 
   std::uintptr_t handle() const noexcept override { return reinterpret_cast<std::uintptr_t>(stream_.get()); }
   void copy(std::uintptr_t to, std::uintptr_t from, std::size_t bytes) override;
+  void copy_own(std::uintptr_t to, std::uintptr_t from, std::size_t bytes) override;
   void run_gater(const GaterRun& run) override;
   void synchronize() override;
   void wait_for(std::uintptr_t other) override;
@@ -85,6 +86,16 @@ void CudaStream::copy(std::uintptr_t to, std::uintptr_t from, std::size_t bytes)
   const ContextScope scope(stream_.context());
   TRT_MOE_CUDA_CHECK(scope, cudaMemcpyAsync(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes,
                                             cudaMemcpyDefault, stream_.get()));
+}
+
+// Of anybody else's memory a kernel might read what is not there, and the device would be lost.
+void CudaStream::copy_own(std::uintptr_t to, std::uintptr_t from, std::size_t bytes) {
+  if (bytes > kMostBytesOfKernel) {
+    copy(to, from, bytes);
+    return;
+  }
+  CopyArguments arguments = copy_arguments(to, from, bytes);
+  launch(copy_kernel(arguments), &arguments, false);
 }
 
 void CudaStream::run_gater(const GaterRun& run) {

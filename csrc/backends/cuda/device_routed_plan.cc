@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 #include "backends/cuda/on_device.h"
@@ -142,9 +143,9 @@ void DeviceRoutedPlan::launch(const Slot& slot, std::size_t images, const Device
   slot.exec->launch(*stream_);
   if (keep == nullptr) return;
   const std::uintptr_t out = device_out_->device();
-  stream_->copy(keep->routes, out, images * sizeof(std::int32_t));
-  stream_->copy(keep->gater_logits, out + slot.layout.gater_logits, images * experts_.size() * sizeof(float));
-  stream_->copy(keep->probabilities, out + slot.layout.probabilities, images * classes_ * sizeof(float));
+  stream_->copy_own(keep->routes, out, images * sizeof(std::int32_t));
+  stream_->copy_own(keep->gater_logits, out + slot.layout.gater_logits, images * experts_.size() * sizeof(float));
+  stream_->copy_own(keep->probabilities, out + slot.layout.probabilities, images * classes_ * sizeof(float));
 }
 
 // Called by one thread at a time.
@@ -165,22 +166,22 @@ RoutedRows DeviceRoutedPlan::run(ImageBatchView images, const RoutedCall& call) 
     std::byte* const staged = host_in_->host() + slots.lone.layout.images;
     std::memcpy(staged, images.data, images.count * images.image_bytes);
     from.address = address(staged);
-    if (images.count == 1) return answer(slots.lone, {0, 1, images.image_bytes}, call);
+    if (images.count == 1) return answer(slots.lone, {0, 1, images.image_bytes}, call, nullptr);
   }
-  return answer(slots.of_bucket[buckets_.holding(images.count)], from, call);
+  return answer(slots.of_bucket[buckets_.holding(images.count)], from, call, &Stream::copy_own);
 }
 
 RoutedRows DeviceRoutedPlan::run(const DeviceImages& images, const RoutedCall& call) {
   const AllModels models(mutexes_);
-  return answer(slots_for(images.count, call).of_bucket[buckets_.holding(images.count)], images, call);
+  return answer(slots_for(images.count, call).of_bucket[buckets_.holding(images.count)], images, call, &Stream::copy);
 }
 
-RoutedRows DeviceRoutedPlan::answer(const Slot& slot, const DeviceImages& images, const RoutedCall& call) {
+RoutedRows DeviceRoutedPlan::answer(const Slot& slot, const DeviceImages& images, const RoutedCall& call, Copy copy) {
   write_control(slot.layout, images.count, call);
   enqueue_on(*device_, kRoutedPlan, *stream_, [&] {
     if (images.stream != 0) stream_->wait_for(images.stream);
-    if (images.address != 0) {
-      stream_->copy(gater_->memory().input(), images.address, images.count * images.image_bytes);
+    if (copy != nullptr) {
+      std::invoke(copy, *stream_, gater_->memory().input(), images.address, images.count * images.image_bytes);
     }
     launch(slot, images.count, call.keep);
   });

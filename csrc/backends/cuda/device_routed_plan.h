@@ -55,7 +55,9 @@ class DeviceRoutedPlan final : public RoutedPlan {
   const Slots& slots_for(std::size_t images, const RoutedCall& call) const noexcept;
   void write_control(const RoutedLayout& layout, std::size_t images, const RoutedCall& call) const;
   // images: at address 0 where the slot's own graph brings them.
-  RoutedRows answer(const Slot& slot, const DeviceImages& images, const RoutedCall& call);
+  // copy: how images come to the gater; null where the slot's graph brings them.
+  using Copy = void (Stream::*)(std::uintptr_t to, std::uintptr_t from, std::size_t bytes);
+  RoutedRows answer(const Slot& slot, const DeviceImages& images, const RoutedCall& call, Copy copy);
   void launch(const Slot& slot, std::size_t images, const DeviceRows* keep);
   RoutedRows finish(const RoutedLayout& layout, std::size_t images);
 

@@ -69,9 +69,9 @@ class GraphEngine::GraphSession final : public OverlappingSession {
     std::unique_lock lock(engine_->mutex_);
     Stream& stream = *engine_->stream_;
     enqueue_on(*engine_->device_, engine_->name_, stream, [&] {
-      stream.copy(engine_->memory_.input(), address(staging_->host()), images * info.input.bytes());
+      stream.copy_own(engine_->memory_.input(), address(staging_->host()), images * info.input.bytes());
       engine_->buckets_[info.buckets.holding(images)].exec->launch(stream);
-      stream.copy(address(logits()), engine_->memory_.output(), images * info.outputs * sizeof(float));
+      stream.copy_own(address(logits()), engine_->memory_.output(), images * info.outputs * sizeof(float));
     });
     images_ = images;
     running_ = std::move(lock);

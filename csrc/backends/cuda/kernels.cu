@@ -11,6 +11,7 @@ constexpr unsigned kAllLanes = 0xffffffffU;
 constexpr unsigned kMaxRouteThreads = 1024;
 constexpr unsigned kGatherThreads = 256;
 constexpr unsigned kMaxScatterThreads = 256;
+constexpr unsigned kCopyThreads = 256;
 
 // The same operations as choose_route of core/route_plan.h, rounded after each: no fused multiply-add. All loads are
 // made whatever the values, so that they need not wait for each other.
@@ -149,6 +150,13 @@ __global__ void __launch_bounds__(kMaxScatterThreads) scatter(ScatterArguments a
   for (std::size_t i = threadIdx.x; i < a.classes; i += blockDim.x) probabilities[i] /= sum;
 }
 
+__global__ void __launch_bounds__(kCopyThreads) copy(CopyArguments a) {
+  const std::size_t thread = static_cast<std::size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (thread < a.fours) reinterpret_cast<uint4*>(a.to)[thread] = reinterpret_cast<const uint4*>(a.from)[thread];
+  const std::size_t rest = a.fours * sizeof(uint4) + thread;
+  if (rest < a.bytes) a.to[rest] = a.from[rest];
+}
+
 unsigned whole_warps(std::size_t threads, unsigned most) {
   return static_cast<unsigned>(std::min<std::size_t>((threads + kWarp - 1) / kWarp * kWarp, most));
 }
@@ -181,9 +189,20 @@ KernelLaunch scatter_kernel(const ScatterArguments& arguments, std::size_t rows)
           dim3(whole_warps(arguments.classes, kMaxScatterThreads))};
 }
 
-std::array<const void*, 4> all_kernels() {
+CopyArguments copy_arguments(std::uintptr_t to, std::uintptr_t from, std::size_t bytes) {
+  const bool vectors = (to | from) % sizeof(uint4) == 0;
+  return {reinterpret_cast<const std::byte*>(from), reinterpret_cast<std::byte*>(to), bytes,
+          vectors ? bytes / sizeof(uint4) : 0};
+}
+
+KernelLaunch copy_kernel(const CopyArguments& arguments) {
+  const std::size_t threads = std::max(arguments.fours, arguments.bytes - arguments.fours * sizeof(uint4));
+  return {kernel_address(copy), dim3(blocks_of(threads, kCopyThreads)), dim3(kCopyThreads)};
+}
+
+std::array<const void*, 5> all_kernels() {
   return {kernel_address(route), kernel_address(gather<uint4>), kernel_address(gather<std::uint8_t>),
-          kernel_address(scatter)};
+          kernel_address(scatter), kernel_address(copy)};
 }
 
 }  // namespace trt_moe::cuda

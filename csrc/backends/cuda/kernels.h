@@ -58,6 +58,17 @@ struct ScatterArguments {
   std::size_t classes = 0;
 };
 
+struct CopyArguments {
+  const std::byte* from = nullptr;
+  std::byte* to = nullptr;
+  std::size_t bytes = 0;
+  std::size_t fours = 0;  // of them, in sixteens
+};
+
+// As many bytes a kernel copies sooner than one of the engines for that, for which the kernels before and after have to
+// wait. It reads and writes page-locked memory of the host as well.
+inline constexpr std::size_t kMostBytesOfKernel = std::size_t{256} << 10;
+
 // How a kernel is launched with such arguments.
 struct KernelLaunch {
   const void* function = nullptr;
@@ -76,8 +87,11 @@ KernelLaunch route_kernel(const RouteArguments& arguments);
 KernelLaunch gather_kernel(const GatherArguments& arguments, std::size_t rows);
 // Turns an expert's logits into the probabilities of its images.
 KernelLaunch scatter_kernel(const ScatterArguments& arguments, std::size_t rows);
+CopyArguments copy_arguments(std::uintptr_t to, std::uintptr_t from, std::size_t bytes);
+// Copies what does not overlap. bytes: at least one.
+KernelLaunch copy_kernel(const CopyArguments& arguments);
 
 // Every kernel there is, for a device to load before any is part of a graph.
-std::array<const void*, 4> all_kernels();
+std::array<const void*, 5> all_kernels();
 
 }  // namespace trt_moe::cuda

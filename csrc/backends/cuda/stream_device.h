@@ -63,6 +63,8 @@ class Stream {
   virtual std::uintptr_t handle() const noexcept = 0;  // what other libraries enqueue on
   // Addresses of the host (pinned) or of the device, either way round.
   virtual void copy(std::uintptr_t to, std::uintptr_t from, std::size_t bytes) = 0;
+  // The same, where `allocate` gave both: in whatever way is the quickest.
+  virtual void copy_own(std::uintptr_t to, std::uintptr_t from, std::size_t bytes) { copy(to, from, bytes); }
   // The gater's kernels, one after the other.
   virtual void run_gater(const GaterRun& run) = 0;
   virtual void synchronize() = 0;

@@ -33,6 +33,7 @@ Known::Known() {
     add<GatherArguments>(gather_kernel(gather, 1).function);
   }
   add<ScatterArguments>(scatter_kernel({}, 1).function);
+  add<CopyArguments>(copy_kernel({}).function);
   for (const bool third : {false, true}) {
     const GaterRun run = gater_run({{48, 48, 3}, 48, 48, third, 2}, 1, 0, 0, 0, 1);
     const GaterKernels gater = gater_kernels(run);
