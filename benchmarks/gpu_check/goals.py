@@ -117,11 +117,11 @@ def _ratio(case: dict[str, Any], above: str, below: str, key: str = "p50_ms") ->
 
 
 def _most(what: str, found: float, goal: float) -> Row:
-    return what, f"{found:.3g}", f"<= {goal:g}", "yes" if found <= goal else "no"
+    return what, f"{found:.4g}", f"<= {goal:g}", "yes" if found <= goal else "no"
 
 
 def _least(what: str, found: float, goal: float) -> Row:
-    return what, f"{found:.3g}", f">= {goal:g}", "yes" if found >= goal else "no"
+    return what, f"{found:.4g}", f">= {goal:g}", "yes" if found >= goal else "no"
 
 
 def _absent(what: str, goal: str, why: str = NOT_MEASURED) -> Row:

@@ -18,7 +18,7 @@ from benchmarks.gpu_check.torch_routing import TorchRouting
 from benchmarks.gpu_check.turns import Timed, take_turns, wall
 from trt_moe import Router
 
-ROUNDS = 1000
+ROUNDS = 500
 BATCH_OF_8, BATCH_OF_32 = (4, 2, 2), (16, 8, 8)
 """Images for each expert."""
 _SPARE_S = 5.0

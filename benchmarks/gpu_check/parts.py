@@ -73,13 +73,13 @@ PARTS = (
     Part("device_tests", 120, True, "the C++ tests on the device, the conditional-graph self-test among them"),
     Part("memcheck", 20, True, "the kernels' tests under compute-sanitizer's memcheck"),
     Part("racecheck", 20, True, "the kernels' tests under compute-sanitizer's racecheck"),
+    Part("conformance", 120, True, "pytest -m gpu"),
     Part("probe", 60, True, "whether the installed TensorRT runs on this GPU, and what it says"),
     Part("engines", 120, True, "TensorRT's engines of the mixture, where it runs on this GPU"),
-    Part("latency", 200, True, "both plans, bare graphs and torch eager, in turns", answers=True),
+    Part("latency", 160, True, "both plans, bare graphs and torch eager, in turns", answers=True),
     Part("idle", 70, True, "a call after a second of idleness, with and without keep-alive", answers=True),
     Part("compiled", 130, True, "against torch.compile with CUDA graphs", answers=True),
     Part("parity", 150, True, "logits and routes against torch in float32"),
-    Part("conformance", 120, True, "pytest -m gpu"),
 )
 
 

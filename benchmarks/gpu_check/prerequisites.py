@@ -23,7 +23,7 @@ PACKAGES = {
     "idle": _TORCH,
     "compiled": (*_TORCH, "triton"),
     "parity": _TORCH,
-    "conformance": (*_TORCH, "pytest", "onnx", "PIL", "accelerate", "yaml"),
+    "conformance": (*_TORCH, "pytest", "onnx", "onnxruntime", "PIL", "accelerate", "yaml"),
 }
 """Modules by part, as they are imported."""
 _SYSTEM = ("/usr", "/usr/local")

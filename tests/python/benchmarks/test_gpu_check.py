@@ -73,9 +73,9 @@ def run_main(monkeypatch: pytest.MonkeyPatch, out: Path, run: Any, *options: str
 @pytest.mark.parametrize(
     ("only", "answering"),
     [
-        ("environment,build,device_tests,memcheck,racecheck,probe,engines,latency,idle,compiled,parity,conformance",
-         {"latency": 200, "idle": 70, "compiled": 130}),
-        ("latency,idle,compiled,parity", {"latency": 200, "idle": 70, "compiled": 130}),
+        ("environment,build,device_tests,memcheck,racecheck,conformance,probe,engines,latency,idle,compiled,parity",
+         {"latency": 160, "idle": 70, "compiled": 130}),
+        ("latency,idle,compiled,parity", {"latency": 170, "idle": 70, "compiled": 130}),
         ("build,latency,idle", {"latency": 250, "idle": 70}),
         ("build,idle", {"idle": 320}),
     ],

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: exporting needs it")
 
 from trt_moe.export.measure_gpu import gpu_for, measure_latency_on_gpu
 from trt_moe.models import ImageModel, SqueezeNetLight, create_expert
