@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,7 @@ struct FakeDeviceState {
   std::atomic<int> objects{0};  // buffers, streams, graphs
   std::mutex mutex;
   std::map<std::uintptr_t, std::size_t> memory;  // live buffers
+  std::set<std::uintptr_t> of_others;            // those of them that count as other people's
 
   void expect_usable() const {
     if (lost.load()) throw Error(ErrorKind::kDevice, "an illegal memory access was encountered");
@@ -52,6 +54,13 @@ struct FakeDeviceState {
     const bool inside =
         after != memory.begin() && std::prev(after)->first + std::prev(after)->second >= address + bytes;
     if (!inside) throw Error(ErrorKind::kDevice, "a copy leaves the memory it begins in");
+  }
+
+  void expect_own(std::uintptr_t address) {
+    const std::lock_guard lock(mutex);
+    if (of_others.count(std::prev(memory.upper_bound(address))->first) == 1) {
+      throw Error(ErrorKind::kDevice, "other people's memory is copied as the device's own");
+    }
   }
 };
 
@@ -131,6 +140,12 @@ class FakeStream final : public cuda::Stream {
     object_->expect_memory(to, bytes);
     object_->expect_memory(from, bytes);
     enqueue("memcpy", [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); });
+  }
+
+  void copy_own(std::uintptr_t to, std::uintptr_t from, std::size_t bytes) override {
+    copy(to, from, bytes);
+    object_->expect_own(to);
+    object_->expect_own(from);
   }
 
   void run_gater(const cuda::GaterRun& run) override {

@@ -83,6 +83,7 @@ TEST_CASE("images on the device are read there, after what is on their stream") 
   rig.route_on_device();
   const std::vector<std::uint8_t> levels = some_levels(21, 5);
   const auto images = rig.device->allocate(cuda::MemoryKind::kDevice, levels.size() * kShape.bytes());
+  rig.device->state()->of_others.insert(images->device());
   const auto stream = rig.device->open_stream();
   // The producer has enqueued its work, but nothing of it has run.
   dynamic_cast<testing::FakeStream&>(*stream).enqueue("kernel", [&] {

@@ -64,6 +64,7 @@ TEST_CASE("the gater's kernels compute what its layers do") {
       {"made smaller, three channels", {{45, 50, 3}, 33, 38, true, 3}},
       {"made larger, two channels", {{9, 7, 2}, 13, 16, false, 4}},
       {"four channels, wide", {{10, 30, 4}, 10, 30, false, 2}},
+      {"more tiles than a thread asks for at once", {{8, 8, 1}, 120, 120, false, 2}},
       {"as small as it gets", {{8, 8, 1}, 8, 8, false, 70}},
   };
   for (const auto& [what, net] : cases) {

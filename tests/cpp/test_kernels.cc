@@ -227,23 +227,40 @@ TEST_CASE("the scatter kernel's softmax bears one logit that is far above all ot
 
 TEST_CASE("the copy kernel copies every byte and no other, wherever it lies") {
   const auto at = [](const void* memory) { return reinterpret_cast<std::uintptr_t>(memory); };
+  struct Shifts {
+    std::size_t from;
+    std::size_t to;
+  };
   for (const std::size_t bytes : {1U, 12U, 16U, 31U, 784U, 4096U, 4113U}) {
-    for (const std::size_t shift : {0U, 4U}) {
+    for (const auto& [from_shift, to_shift] : {Shifts{0, 0}, Shifts{4, 0}, Shifts{0, 12}, Shifts{3, 3}, Shifts{8, 8}}) {
       CAPTURE(bytes);
-      CAPTURE(shift);
+      CAPTURE(from_shift);
+      CAPTURE(to_shift);
       std::vector<uint4> source(bytes / sizeof(uint4) + 2);
       std::vector<uint4> target(source.size());
-      auto* const from = reinterpret_cast<std::uint8_t*>(source.data());
+      auto* const from = reinterpret_cast<std::uint8_t*>(source.data()) + from_shift;
       auto* const to = reinterpret_cast<std::uint8_t*>(target.data());
-      for (std::size_t i = 0; i < source.size() * sizeof(uint4); ++i) from[i] = static_cast<std::uint8_t>(i % 251 + 1);
-      const CopyArguments arguments = copy_arguments(at(to + shift), at(from + shift), bytes);
-      CHECK(arguments.fours == (shift == 0 ? bytes / sizeof(uint4) : 0));
+      for (std::size_t i = 0; i < bytes; ++i) from[i] = static_cast<std::uint8_t>(i % 251 + 1);
+      const CopyArguments arguments = copy_arguments(at(to + to_shift), at(from), bytes);
+      CHECK(arguments.units == (from_shift + to_shift == 0 ? bytes / sizeof(uint4) : 0));
       run(copy_kernel(arguments), arguments);
-      for (std::size_t i = 0; i < source.size() * sizeof(uint4); ++i) {
-        CHECK(to[i] == (i >= shift && i < shift + bytes ? from[i] : 0));
+      for (std::size_t i = 0; i < target.size() * sizeof(uint4); ++i) {
+        CHECK(to[i] == (i >= to_shift && i < to_shift + bytes ? from[i - to_shift] : 0));
       }
     }
   }
+}
+
+TEST_CASE("few bytes are for a kernel, and fewer where they lie askew") {
+  const auto is = [](std::uintptr_t to, std::uintptr_t from, std::size_t bytes) {
+    return is_for_a_kernel(copy_arguments(to, from, bytes));
+  };
+  CHECK_FALSE(is(256, 512, 0));
+  CHECK(is(256, 512, 1));
+  CHECK(is(256, 512, kMostBytesOfKernel));
+  CHECK_FALSE(is(256, 512, kMostBytesOfKernel + 1));
+  CHECK(is(260, 512, kMostBytesOneByOne));
+  CHECK_FALSE(is(256, 516, kMostBytesOneByOne + 1));
 }
 
 TEST_CASE("every kernel is among those that a device loads beforehand") {

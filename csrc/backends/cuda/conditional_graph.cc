@@ -180,10 +180,8 @@ cudaGraphNode_t Builder::add(const Node& node) {
 }
 
 cudaGraphNode_t Builder::add_copy(std::uintptr_t to, std::uintptr_t from, std::size_t bytes) {
-  if (bytes <= kMostBytesOfKernel) {
-    const CopyArguments arguments = copy_arguments(to, from, bytes);
-    return add_kernel(copy_kernel(arguments), arguments);
-  }
+  const CopyArguments arguments = copy_arguments(to, from, bytes);
+  if (is_for_a_kernel(arguments)) return add_kernel(copy_kernel(arguments), arguments);
   cudaGraphNode_t added = nullptr;
   TRT_MOE_CUDA_CHECK(scope_, cudaGraphAddMemcpyNode1D(&added, target_, after_.data(), after_.size(), at<void>(to),
                                                       at<const void>(from), bytes, cudaMemcpyDefault));

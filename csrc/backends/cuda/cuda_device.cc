@@ -14,8 +14,6 @@ namespace trt_moe::cuda {
 
 namespace {
 
-constexpr int kEarlyFrom = 9;  // the compute capability that has programmatic dependent launch
-
 class DeviceBuffer final : public Buffer {
  public:
   DeviceBuffer(DeviceMemory memory, std::size_t size) : memory_(std::move(memory)), size_(size) {}
@@ -90,12 +88,12 @@ void CudaStream::copy(std::uintptr_t to, std::uintptr_t from, std::size_t bytes)
 
 // Of anybody else's memory a kernel might read what is not there, and the device would be lost.
 void CudaStream::copy_own(std::uintptr_t to, std::uintptr_t from, std::size_t bytes) {
-  if (bytes > kMostBytesOfKernel) {
+  const CopyArguments arguments = copy_arguments(to, from, bytes);
+  if (is_for_a_kernel(arguments)) {
+    launch(copy_kernel(arguments), &arguments, false);
+  } else {
     copy(to, from, bytes);
-    return;
   }
-  CopyArguments arguments = copy_arguments(to, from, bytes);
-  launch(copy_kernel(arguments), &arguments, false);
 }
 
 void CudaStream::run_gater(const GaterRun& run) {
@@ -167,6 +165,12 @@ class CudaGraphExec final : public GraphExec {
   GraphExecOwner exec_;
 };
 
+// What programmatic dependent launch needs, in graphs too.
+constexpr struct {
+  int compute_major;
+  int driver;
+} kEarlyFrom{9, 12030};
+
 DeviceInfo ask(PrimaryContext& context) {
   const ContextScope scope(context);
   const BesideCaptures beside;
@@ -194,13 +198,14 @@ CudaDevice::CudaDevice(int ordinal) : context_(std::make_shared<PrimaryContext>(
   const ContextScope scope(*context_);
   const BesideCaptures beside;
   cudaFuncAttributes attributes{};  // asking for them loads the kernels, or says that there are none for this GPU
-  const auto load = [&](const auto& kernels) {
-    for (const void* const kernel : kernels) {
-      TRT_MOE_CUDA_CHECK(scope, cudaFuncGetAttributes(&attributes, kernel));
-    }
-  };
-  load(all_kernels());
-  load(all_gater_kernels());
+  const auto load = [&](const void* kernel) { TRT_MOE_CUDA_CHECK(scope, cudaFuncGetAttributes(&attributes, kernel)); };
+  for (const void* const kernel : all_kernels()) load(kernel);
+  early_ = info_.compute_major >= kEarlyFrom.compute_major && info_.driver_version >= kEarlyFrom.driver;
+  for (const void* const kernel : all_gater_kernels()) {
+    load(kernel);
+    // One that was compiled for an older GPU does not wait.
+    early_ = early_ && attributes.ptxVersion >= kEarlyFrom.compute_major * 10;
+  }
 }
 
 std::unique_ptr<Buffer> CudaDevice::allocate(MemoryKind kind, std::size_t bytes) {
@@ -235,7 +240,7 @@ std::unique_ptr<Stream> CudaDevice::open_stream() {
   TRT_MOE_CUDA_CHECK(scope, cudaStreamCreateWithFlags(stream.out(), cudaStreamNonBlocking));
   EventOwner event(context_);
   TRT_MOE_CUDA_CHECK(scope, cudaEventCreateWithFlags(event.out(), cudaEventDisableTiming));
-  return std::make_unique<CudaStream>(std::move(stream), std::move(event), info_.compute_major >= kEarlyFrom);
+  return std::make_unique<CudaStream>(std::move(stream), std::move(event), early_);
 }
 
 std::unique_ptr<GraphExec> CudaDevice::instantiate(const Graph& graph) {

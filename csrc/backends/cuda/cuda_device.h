@@ -35,7 +35,8 @@ class CudaDevice final : public StreamDevice {
  private:
   std::shared_ptr<PrimaryContext> context_;
   DeviceInfo info_;
-  std::mutex graphs_;  // CUDA's graph objects are not thread-safe, and a captured one goes into many others
+  bool early_ = false;  // whether the gater's kernels begin before the one ahead has ended
+  std::mutex graphs_;   // CUDA's graph objects are not thread-safe, and a captured one goes into many others
 };
 
 }  // namespace trt_moe::cuda

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <functional>
 #include <utility>
 
 #include "backends/cuda/on_device.h"
@@ -166,22 +165,24 @@ RoutedRows DeviceRoutedPlan::run(ImageBatchView images, const RoutedCall& call) 
     std::byte* const staged = host_in_->host() + slots.lone.layout.images;
     std::memcpy(staged, images.data, images.count * images.image_bytes);
     from.address = address(staged);
-    if (images.count == 1) return answer(slots.lone, {0, 1, images.image_bytes}, call, nullptr);
+    if (images.count == 1) return answer(slots.lone, {0, 1, images.image_bytes}, call, true);
   }
-  return answer(slots.of_bucket[buckets_.holding(images.count)], from, call, &Stream::copy_own);
+  return answer(slots.of_bucket[buckets_.holding(images.count)], from, call, true);
 }
 
 RoutedRows DeviceRoutedPlan::run(const DeviceImages& images, const RoutedCall& call) {
   const AllModels models(mutexes_);
-  return answer(slots_for(images.count, call).of_bucket[buckets_.holding(images.count)], images, call, &Stream::copy);
+  return answer(slots_for(images.count, call).of_bucket[buckets_.holding(images.count)], images, call, false);
 }
 
-RoutedRows DeviceRoutedPlan::answer(const Slot& slot, const DeviceImages& images, const RoutedCall& call, Copy copy) {
+RoutedRows DeviceRoutedPlan::answer(const Slot& slot, const DeviceImages& images, const RoutedCall& call, bool own) {
   write_control(slot.layout, images.count, call);
   enqueue_on(*device_, kRoutedPlan, *stream_, [&] {
     if (images.stream != 0) stream_->wait_for(images.stream);
-    if (copy != nullptr) {
-      std::invoke(copy, *stream_, gater_->memory().input(), images.address, images.count * images.image_bytes);
+    if (images.address != 0) {
+      const std::size_t bytes = images.count * images.image_bytes;
+      const std::uintptr_t input = gater_->memory().input();
+      own ? stream_->copy_own(input, images.address, bytes) : stream_->copy(input, images.address, bytes);
     }
     launch(slot, images.count, call.keep);
   });

@@ -54,10 +54,8 @@ class DeviceRoutedPlan final : public RoutedPlan {
   RoutedGraph graph_for(std::size_t bucket, const RoutedLayout& layout, bool speculate) const;
   const Slots& slots_for(std::size_t images, const RoutedCall& call) const noexcept;
   void write_control(const RoutedLayout& layout, std::size_t images, const RoutedCall& call) const;
-  // images: at address 0 where the slot's own graph brings them.
-  // copy: how images come to the gater; null where the slot's graph brings them.
-  using Copy = void (Stream::*)(std::uintptr_t to, std::uintptr_t from, std::size_t bytes);
-  RoutedRows answer(const Slot& slot, const DeviceImages& images, const RoutedCall& call, Copy copy);
+  // images: at address 0 where the slot's own graph brings them. own: whether the device allocated their memory.
+  RoutedRows answer(const Slot& slot, const DeviceImages& images, const RoutedCall& call, bool own);
   void launch(const Slot& slot, std::size_t images, const DeviceRows* keep);
   RoutedRows finish(const RoutedLayout& layout, std::size_t images);
 

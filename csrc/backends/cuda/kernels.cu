@@ -152,8 +152,8 @@ __global__ void __launch_bounds__(kMaxScatterThreads) scatter(ScatterArguments a
 
 __global__ void __launch_bounds__(kCopyThreads) copy(CopyArguments a) {
   const std::size_t thread = static_cast<std::size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (thread < a.fours) reinterpret_cast<uint4*>(a.to)[thread] = reinterpret_cast<const uint4*>(a.from)[thread];
-  const std::size_t rest = a.fours * sizeof(uint4) + thread;
+  if (thread < a.units) reinterpret_cast<uint4*>(a.to)[thread] = reinterpret_cast<const uint4*>(a.from)[thread];
+  const std::size_t rest = a.units * sizeof(uint4) + thread;
   if (rest < a.bytes) a.to[rest] = a.from[rest];
 }
 
@@ -195,8 +195,13 @@ CopyArguments copy_arguments(std::uintptr_t to, std::uintptr_t from, std::size_t
           vectors ? bytes / sizeof(uint4) : 0};
 }
 
+bool is_for_a_kernel(const CopyArguments& arguments) {
+  const std::size_t rest = arguments.bytes - arguments.units * sizeof(uint4);
+  return arguments.bytes > 0 && arguments.bytes <= kMostBytesOfKernel && rest <= kMostBytesOneByOne;
+}
+
 KernelLaunch copy_kernel(const CopyArguments& arguments) {
-  const std::size_t threads = std::max(arguments.fours, arguments.bytes - arguments.fours * sizeof(uint4));
+  const std::size_t threads = std::max(arguments.units, arguments.bytes - arguments.units * sizeof(uint4));
   return {kernel_address(copy), dim3(blocks_of(threads, kCopyThreads)), dim3(kCopyThreads)};
 }
 

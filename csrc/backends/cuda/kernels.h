@@ -62,12 +62,13 @@ struct CopyArguments {
   const std::byte* from = nullptr;
   std::byte* to = nullptr;
   std::size_t bytes = 0;
-  std::size_t fours = 0;  // of them, in sixteens
+  std::size_t units = 0;  // of sixteen bytes; what is left over goes byte by byte
 };
 
-// As many bytes a kernel copies sooner than one of the engines for that, for which the kernels before and after have to
-// wait. It reads and writes page-locked memory of the host as well.
+// What a kernel copies sooner than one of the engines for that, for which the kernels before and after have to wait. It
+// reads and writes page-locked memory of the host as well.
 inline constexpr std::size_t kMostBytesOfKernel = std::size_t{256} << 10;
+inline constexpr std::size_t kMostBytesOneByOne = std::size_t{4} << 10;
 
 // How a kernel is launched with such arguments.
 struct KernelLaunch {
@@ -88,6 +89,7 @@ KernelLaunch gather_kernel(const GatherArguments& arguments, std::size_t rows);
 // Turns an expert's logits into the probabilities of its images.
 KernelLaunch scatter_kernel(const ScatterArguments& arguments, std::size_t rows);
 CopyArguments copy_arguments(std::uintptr_t to, std::uintptr_t from, std::size_t bytes);
+bool is_for_a_kernel(const CopyArguments& arguments);
 // Copies what does not overlap. bytes: at least one.
 KernelLaunch copy_kernel(const CopyArguments& arguments);
 

@@ -25,7 +25,7 @@ struct DeviceInfo {
 
 enum class MemoryKind {
   kDevice,  // only the device reads and writes it
-  kPinned,  // page-locked host memory, for copies that overlap
+  kPinned,  // page-locked host memory, which kernels reach by the address that the host has for it
 };
 
 // Memory with one owner.
@@ -33,7 +33,7 @@ class Buffer {
  public:
   virtual ~Buffer() = default;
   virtual std::size_t size() const noexcept = 0;
-  virtual std::uintptr_t device() const noexcept = 0;  // 0 where the device cannot see it
+  virtual std::uintptr_t device() const noexcept = 0;  // 0 where it is the host's
   virtual std::byte* host() const noexcept = 0;        // nullptr where the host cannot see it
 };
 
@@ -64,7 +64,7 @@ class Stream {
   // Addresses of the host (pinned) or of the device, either way round.
   virtual void copy(std::uintptr_t to, std::uintptr_t from, std::size_t bytes) = 0;
   // The same, where `allocate` gave both: in whatever way is the quickest.
-  virtual void copy_own(std::uintptr_t to, std::uintptr_t from, std::size_t bytes) { copy(to, from, bytes); }
+  virtual void copy_own(std::uintptr_t to, std::uintptr_t from, std::size_t bytes) = 0;
   // The gater's kernels, one after the other.
   virtual void run_gater(const GaterRun& run) = 0;
   virtual void synchronize() = 0;

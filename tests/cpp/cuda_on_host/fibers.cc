@@ -284,9 +284,9 @@ void leave(Meeting& meeting) {
   if (meeting.expected > 0 && meeting.arrived == meeting.expected) all_met(meeting);
 }
 
-#ifdef ON_HOST_TSAN
 namespace {
 
+// What the work of this thread comes after.
 struct Ahead {
   char* const* marks = nullptr;
   std::size_t count = 0;
@@ -294,12 +294,25 @@ struct Ahead {
     for (std::size_t i = 0; i < count; ++i) acquire(marks[i]);
   }
 };
-thread_local Ahead ahead;  // of the work of an Apart's thread
+thread_local Ahead ahead;
+thread_local bool has_waited = false;
 
 }  // namespace
 
-void wait_for_those_ahead() { ahead.wait(); }
+void wait_for_those_ahead() {
+  ahead.wait();
+  has_waited = true;
+}
 
+void run_early(const std::function<void()>& work) {
+  has_waited = false;
+  work();
+  if (has_waited) return;
+  std::fputs("a kernel that began early did not wait for the one ahead of it\n", stderr);
+  std::abort();
+}
+
+#ifdef ON_HOST_TSAN
 void Apart::run(char* const* after, std::size_t count, char* mark, bool early, void (*work)(void*), void* context) {
   std::atomic<bool> ended{false};  // unseen by the sanitizer, like everything here
   threads_.emplace_back([&, after, count, mark, early, work, context, of_stream = pool] {
@@ -313,8 +326,6 @@ void Apart::run(char* const* after, std::size_t count, char* mark, bool early, v
   while (!ended) std::this_thread::yield();
 }
 #else
-void wait_for_those_ahead() {}
-
 void Apart::run(char* const*, std::size_t, char*, bool, void (*work)(void*), void* context) { work(context); }
 #endif
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -57,7 +58,8 @@ class Apart {
   std::vector<std::thread> threads_;
 };
 
-// In work that began early: waits for what it was to wait for.
+// Runs work that waits for what is ahead of it by wait_for_those_ahead; aborts where it does not.
+void run_early(const std::function<void()>& work);
 void wait_for_those_ahead();
 
 // A number below `sides`: what may come in any order, or late, comes so.

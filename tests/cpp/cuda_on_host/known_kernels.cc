@@ -34,6 +34,13 @@ Known::Known() {
   }
   add<ScatterArguments>(scatter_kernel({}, 1).function);
   add<CopyArguments>(copy_kernel({}).function);
+  // A GPU would be lost by it.
+  binders[copy_kernel({}).function] = [copy = binders[copy_kernel({}).function]](dim3 grid, dim3 threads,
+                                                                                 void** arguments) -> Work {
+    const auto& [from, to, bytes, units] = *static_cast<const CopyArguments*>(arguments[0]);
+    const bool pageable = memory_of(from) == Memory::kPageable || memory_of(to) == Memory::kPageable;
+    return pageable ? nullptr : copy(grid, threads, arguments);
+  };
   for (const bool third : {false, true}) {
     const GaterRun run = gater_run({{48, 48, 3}, 48, 48, third, 2}, 1, 0, 0, 0, 1);
     const GaterKernels gater = gater_kernels(run);

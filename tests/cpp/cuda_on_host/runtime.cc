@@ -85,17 +85,17 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   *properties = {};
   std::strcpy(properties->name, "CUDA on the CPU");
   properties->totalGlobalMem = kDeviceMemory;
-  properties->major = 9;
-  properties->minor = 0;
+  properties->major = kComputeMajor;
   return answer(enter());
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? kComputeMajor : 0;
   return cudaSuccess;
 }
 
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void* kernel) {
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  attributes->ptxVersion = 10 * kComputeMajor;
   return answer(knows(kernel) ? enter() : cudaErrorInvalidDeviceFunction);
 }
 

@@ -37,6 +37,8 @@ bool knows(const void* kernel);
 // The kernel with these arguments, which are copied; nothing where nobody has made it known.
 Work bind(const void* kernel, dim3 grid, dim3 threads, void** arguments);
 
+// With older headers it is an older GPU, on which no kernel begins early.
+constexpr int kComputeMajor = CUDART_VERSION >= 12080 ? 9 : 8;
 constexpr std::size_t kDeviceMemory = std::size_t{1} << 36;
 
 enum class Memory { kDevice, kPinned, kPageable };

@@ -190,8 +190,11 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* ke
   if (!node) return answer(knows(kernel) ? cudaErrorInvalidConfiguration : cudaErrorInvalidDeviceFunction);
   for (unsigned i = 0; i < config->numAttrs; ++i) {
     const cudaLaunchAttribute& attribute = config->attrs[i];
-    if (attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization) return answer(cudaErrorNotSupported);
+    if (attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization || kComputeMajor < 9) {
+      return answer(cudaErrorNotSupported);
+    }
     node->early = attribute.val.programmaticStreamSerializationAllowed != 0;
+    node->work = [work = std::move(node->work)] { run_early(work); };
   }
   return answer(submit(config->stream, std::move(node)));
 }

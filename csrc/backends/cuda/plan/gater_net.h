@@ -21,7 +21,8 @@ struct GaterNet {
 
 // Throws Error(kInput) where the kernels have no room for such images, or for so many.
 void check_gater(const GaterNet& net, std::size_t most_images);
-// How many floats its weights are: scale, bias, then every layer's weights and bias in their order, laid out as above.
+// How many floats its weights are: every layer's weights and bias in their order, laid out as above, then scale and
+// bias.
 std::size_t gater_weights(const GaterNet& net);
 // Bytes that weights and what lies between the kernels take together.
 std::size_t gater_bytes(const GaterNet& net, std::size_t most_images);
