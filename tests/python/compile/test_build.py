@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import onnx
@@ -352,6 +353,7 @@ def test_progress_goes_through_models_and_buckets_and_knows_the_time_left(
 SCRIPT = """
 import sys
 from pathlib import Path
+from time import sleep
 from trt_moe.bundle import Bundle
 from trt_moe.compile import build
 from trt_moe.compile.cache import EngineCache
@@ -389,6 +391,8 @@ def test_a_builder_stopped_in_the_middle(
     # So many buckets that TensorRT is at them for long.
     builder = start(shipped.path, cache, 16)
     wait_for(builder, "squeezenet building")
+    # Until TensorRT is at it: an interrupt of Python's start of a thread, which comes first, may end in a RuntimeError.
+    sleep(0.5)
     builder.send_signal(stop)
     out, _ = builder.communicate(timeout=60)
     if stop == signal.SIGINT:
