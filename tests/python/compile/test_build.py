@@ -353,7 +353,6 @@ def test_progress_goes_through_models_and_buckets_and_knows_the_time_left(
 SCRIPT = """
 import sys
 from pathlib import Path
-from time import sleep
 from trt_moe.bundle import Bundle
 from trt_moe.compile import build
 from trt_moe.compile.cache import EngineCache
