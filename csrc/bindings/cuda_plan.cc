@@ -21,13 +21,13 @@ const char* text(cuda::NodeKind kind) {
     case cuda::NodeKind::kCopyIn: return "copy_in";
     case cuda::NodeKind::kGater: return "gater";
     case cuda::NodeKind::kRoute: return "route";
+    case cuda::NodeKind::kRouteImage: return "route_image";
     case cuda::NodeKind::kSwitch: return "switch";
     case cuda::NodeKind::kIf: return "if";
     case cuda::NodeKind::kCopyImage: return "copy_image";
     case cuda::NodeKind::kGather: return "gather";
     case cuda::NodeKind::kExpert: return "expert";
     case cuda::NodeKind::kScatter: return "scatter";
-    case cuda::NodeKind::kCopyOut: return "copy_out";
   }
   return "";
 }

@@ -50,35 +50,45 @@ inline bool speculates(const cuda::RoutedGraph& graph, std::size_t node) {
          (its.kind == cuda::NodeKind::kExpert || its.kind == cuda::NodeKind::kScatter);
 }
 
+// Whether a node is in a body of the one SWITCH that a single image has.
+inline bool is_over_experts(const cuda::RoutedGraph& graph, std::size_t node) {
+  if (graph.topology[node].parent < 0) return false;
+  const cuda::Node& parent = graph.topology.at(static_cast<std::size_t>(graph.topology[node].parent));
+  return parent.kind == cuda::NodeKind::kSwitch && parent.expert < 0;
+}
+
+// What kinds of nodes, of the same graph or body, write what a node reads.
+inline std::vector<cuda::NodeKind> sources_of(const cuda::RoutedGraph& graph, std::size_t node) {
+  using cuda::NodeKind;
+  switch (graph.topology[node].kind) {
+    case NodeKind::kCopyIn: return {};
+    case NodeKind::kGater:
+    case NodeKind::kCopyImage: return {NodeKind::kCopyIn};
+    case NodeKind::kRoute:
+    case NodeKind::kRouteImage: return {NodeKind::kGater};
+    case NodeKind::kSwitch:
+    case NodeKind::kIf: return {NodeKind::kRoute, NodeKind::kRouteImage};
+    case NodeKind::kGather: return {};  // the conditional waited for it
+    case NodeKind::kExpert:
+      if (speculates(graph, node)) return {NodeKind::kCopyImage};
+      return is_over_experts(graph, node) ? std::vector<NodeKind>{} : std::vector{NodeKind::kGather};
+    case NodeKind::kScatter:
+      if (speculates(graph, node)) return {NodeKind::kExpert, NodeKind::kRoute, NodeKind::kRouteImage};
+      return {NodeKind::kExpert};
+  }
+  return {};
+}
+
 // Every node of the graph waits for what it reads, and every expert has each of its buckets once.
 inline void check_routed_graph(const cuda::RoutedGraph& graph) {
   using cuda::NodeKind;
   const std::vector<cuda::Node>& nodes = graph.topology;
-  // What each kind reads is written by nodes of this kind; in a body also by the conditional's own graph.
-  const auto source = [](NodeKind kind) {
-    switch (kind) {
-      case NodeKind::kGater: return NodeKind::kCopyIn;
-      case NodeKind::kRoute: return NodeKind::kGater;
-      case NodeKind::kSwitch:
-      case NodeKind::kIf: return NodeKind::kRoute;
-      case NodeKind::kCopyImage: return NodeKind::kCopyIn;
-      case NodeKind::kExpert: return NodeKind::kGather;
-      case NodeKind::kScatter: return NodeKind::kExpert;
-      case NodeKind::kCopyOut: return NodeKind::kSwitch;
-      default: return kind;
-    }
-  };
   std::multiset<std::pair<int, int>> scatters;
   for (std::size_t i = 0; i < nodes.size(); ++i) {
-    bool found = source(nodes[i].kind) == nodes[i].kind;
+    const std::vector<NodeKind> sources = sources_of(graph, i);
+    bool found = sources.empty();
     for (std::size_t j = 0; j < nodes.size(); ++j) {
-      bool reads = nodes[j].kind == source(nodes[i].kind) && j != i;
-      if (nodes[i].kind == NodeKind::kCopyOut)
-        reads = is_conditional(nodes[j].kind) || nodes[j].kind == NodeKind::kScatter;
-      if (speculates(graph, i)) {
-        reads = reads || nodes[j].kind == NodeKind::kCopyImage;
-        if (nodes[i].kind == NodeKind::kScatter) reads = reads || nodes[j].kind == NodeKind::kRoute;
-      }
+      const bool reads = std::find(sources.begin(), sources.end(), nodes[j].kind) != sources.end();
       if (!reads || nodes[j].parent != nodes[i].parent || nodes[j].body != nodes[i].body) continue;
       demand(waits_for(nodes, i, j), "a node does not wait for what it reads");
       found = true;
@@ -89,8 +99,7 @@ inline void check_routed_graph(const cuda::RoutedGraph& graph) {
       if (!speculates(graph, i)) {
         demand(nodes[i].parent >= 0, "expert work outside a conditional");
         const cuda::Node& parent = nodes.at(static_cast<std::size_t>(nodes[i].parent));
-        const bool over_experts = parent.kind == NodeKind::kSwitch && parent.expert < 0;
-        const int its = over_experts ? nodes[i].body + first_conditional(graph) : parent.expert;
+        const int its = is_over_experts(graph, i) ? nodes[i].body + first_conditional(graph) : parent.expert;
         demand(is_conditional(parent.kind) && its == nodes[i].expert, "expert work outside its expert's conditional");
       }
     }
@@ -143,6 +152,7 @@ class RoutedGraphRun {
       case cuda::NodeKind::kCopyIn: copy(graph_.device_in, graph_.host_in, graph_.layout.in_bytes); break;
       case cuda::NodeKind::kGater: run_graph_(*graph_.gater.graph); break;
       case cuda::NodeKind::kRoute: route(); break;
+      case cuda::NodeKind::kRouteImage: route_image(); break;
       case cuda::NodeKind::kSwitch: run(static_cast<int>(index), taken(node)); break;
       case cuda::NodeKind::kIf:
         if (taken(node) == node.bucket) run(static_cast<int>(index), 0);
@@ -153,7 +163,6 @@ class RoutedGraphRun {
       case cuda::NodeKind::kGather: gather(node); break;
       case cuda::NodeKind::kExpert: run_graph_(*model(node).graph); break;
       case cuda::NodeKind::kScatter: scatter(node); break;
-      case cuda::NodeKind::kCopyOut: copy(graph_.host_out, graph_.device_out, graph_.layout.out_bytes); break;
     }
   }
 
@@ -166,7 +175,7 @@ class RoutedGraphRun {
   }
   // The body to run; one that is not there runs nothing.
   int taken(const cuda::Node& node) const {
-    if (node.expert < 0) return *at<std::int32_t>(graph_.device_out) - first_conditional(graph_);
+    if (node.expert < 0) return *at<std::int32_t>(graph_.out) - first_conditional(graph_);
     return buckets_.at(static_cast<std::size_t>(node.expert));
   }
   std::size_t rows_of(const cuda::Node& node) const {
@@ -190,11 +199,19 @@ class RoutedGraphRun {
     const cuda::RoutedBatch batch =
         cuda::route_reference({logits, images * experts}, {at<float>(graph_.device_in + graph_.layout.costs), experts},
                               weight, graph_.gater.bucket, sizes);
-    std::memcpy(at<void>(graph_.device_out), batch.routes.data(), images * sizeof(std::int32_t));
-    std::memcpy(at<void>(graph_.device_out + graph_.layout.gater_logits), logits, images * experts * sizeof(float));
+    std::memcpy(at<void>(graph_.out), batch.routes.data(), images * sizeof(std::int32_t));
+    std::memcpy(at<void>(graph_.out + graph_.layout.gater_logits), logits, images * experts * sizeof(float));
     std::memcpy(at<void>(graph_.counts), batch.counts.data(), experts * sizeof(std::int32_t));
     std::memcpy(at<void>(graph_.rows), batch.rows.data(), batch.rows.size() * sizeof(std::int32_t));
     buckets_ = batch.buckets;
+  }
+
+  void route_image() {
+    route();
+    const std::int32_t expert = *at<std::int32_t>(graph_.out);
+    if (expert < first_conditional(graph_)) return;
+    copy(graph_.experts[static_cast<std::size_t>(expert)][0].input, graph_.device_in + graph_.layout.images,
+         graph_.image_bytes);
   }
 
   void gather(const cuda::Node& node) {
@@ -208,7 +225,7 @@ class RoutedGraphRun {
   void scatter(const cuda::Node& node) {
     for (std::size_t i = 0; i < rows_of(node); ++i) {
       const float* const logits = at<const float>(model(node).output) + i * graph_.classes;
-      float* const out = at<float>(graph_.device_out + graph_.layout.probabilities) + row(node, i) * graph_.classes;
+      float* const out = at<float>(graph_.out + graph_.layout.probabilities) + row(node, i) * graph_.classes;
       double sum = 0;
       bool finite = true;
       const float largest = *std::max_element(logits, logits + graph_.classes);
@@ -230,7 +247,7 @@ class RoutedGraphRun {
 
 inline void run_routed_graph(const cuda::RoutedGraph& graph, const RoutedGraphRun::RunGraph& run_graph) {
   // What is not written shows as -1 and NaN, not as the answer of the last run.
-  std::memset(reinterpret_cast<void*>(graph.device_out), 0xFF, graph.layout.out_bytes);
+  std::memset(reinterpret_cast<void*>(graph.out), 0xFF, graph.layout.out_bytes);
   RoutedGraphRun(graph, run_graph).run(-1, -1);
 }
 

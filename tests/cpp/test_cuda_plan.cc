@@ -34,48 +34,50 @@ TEST_CASE("one SWITCH an expert, with a body for each of its buckets") {
       {NodeKind::kGather, {}, 7, 1, 1, 1},
       {NodeKind::kExpert, {11}, 7, 1, 1, 1},
       {NodeKind::kScatter, {12}, 7, 1, 1, 1},
-      {NodeKind::kCopyOut, {3, 7}},
   };
   CHECK(graph_topology({1, 2}, 2, Conditionals::kSwitch) == expected);
 }
 
-TEST_CASE("for a single image one SWITCH, with a body for each expert") {
+TEST_CASE("for a single image one SWITCH, with a body for each expert, to which the route kernel takes it") {
   const std::vector<Node> expected{
       {NodeKind::kCopyIn, {}},
       {NodeKind::kGater, {0}},
-      {NodeKind::kRoute, {1}},
+      {NodeKind::kRouteImage, {1}},
       {NodeKind::kSwitch, {2}, -1, -1, -1, -1},
-      {NodeKind::kGather, {}, 3, 0, 0, 0},
-      {NodeKind::kExpert, {4}, 3, 0, 0, 0},
-      {NodeKind::kScatter, {5}, 3, 0, 0, 0},
-      {NodeKind::kGather, {}, 3, 1, 1, 0},
-      {NodeKind::kExpert, {7}, 3, 1, 1, 0},
-      {NodeKind::kScatter, {8}, 3, 1, 1, 0},
-      {NodeKind::kCopyOut, {3}},
+      {NodeKind::kExpert, {}, 3, 0, 0, 0},
+      {NodeKind::kScatter, {4}, 3, 0, 0, 0},
+      {NodeKind::kExpert, {}, 3, 1, 1, 0},
+      {NodeKind::kScatter, {6}, 3, 1, 1, 0},
   };
   CHECK(graph_topology({1, 1}, 1, Conditionals::kSwitch) == expected);
 }
 
 TEST_CASE("for a single image the first expert may run beside the gater, and the conditionals are of the others") {
-  const std::vector<Node> begin{
+  const std::vector<Node> with_switch{
+      {NodeKind::kCopyIn, {}},
+      {NodeKind::kGater, {0}},
+      {NodeKind::kRouteImage, {1}},
+      {NodeKind::kCopyImage, {0}, -1, -1, 0, 0},
+      {NodeKind::kExpert, {3}, -1, -1, 0, 0},
+      {NodeKind::kScatter, {2, 4}, -1, -1, 0, 0},
+      {NodeKind::kSwitch, {2}, -1, -1, -1, -1},
+      {NodeKind::kExpert, {}, 6, 0, 1, 0},
+      {NodeKind::kScatter, {7}, 6, 0, 1, 0},
+  };
+  CHECK(graph_topology({1, 1}, 1, Conditionals::kSwitch, true) == with_switch);
+  const std::vector<Node> with_ifs{
       {NodeKind::kCopyIn, {}},
       {NodeKind::kGater, {0}},
       {NodeKind::kRoute, {1}},
       {NodeKind::kCopyImage, {0}, -1, -1, 0, 0},
       {NodeKind::kExpert, {3}, -1, -1, 0, 0},
       {NodeKind::kScatter, {2, 4}, -1, -1, 0, 0},
+      {NodeKind::kIf, {2}, -1, -1, 1, 0},
+      {NodeKind::kGather, {}, 6, 0, 1, 0},
+      {NodeKind::kExpert, {7}, 6, 0, 1, 0},
+      {NodeKind::kScatter, {8}, 6, 0, 1, 0},
   };
-  std::vector<Node> expected = begin;
-  for (const Node& node : std::vector<Node>{{NodeKind::kSwitch, {2}, -1, -1, -1, -1},
-                                            {NodeKind::kGather, {}, 6, 0, 1, 0},
-                                            {NodeKind::kExpert, {7}, 6, 0, 1, 0},
-                                            {NodeKind::kScatter, {8}, 6, 0, 1, 0},
-                                            {NodeKind::kCopyOut, {5, 6}}}) {
-    expected.push_back(node);
-  }
-  CHECK(graph_topology({1, 1}, 1, Conditionals::kSwitch, true) == expected);
-  expected[6] = {NodeKind::kIf, {2}, -1, -1, 1, 0};
-  CHECK(graph_topology({1, 1}, 1, Conditionals::kIf, true) == expected);
+  CHECK(graph_topology({1, 1}, 1, Conditionals::kIf, true) == with_ifs);
   CHECK(graph_topology({1, 1}, 2, Conditionals::kIf, true) == graph_topology({1, 1}, 2, Conditionals::kIf));
   CHECK(graph_topology({1}, 1, Conditionals::kIf, true) == graph_topology({1}, 1, Conditionals::kIf));
 }
@@ -93,7 +95,6 @@ TEST_CASE("one IF an expert and bucket where there is no SWITCH") {
       {NodeKind::kGather, {}, 7, 0, 0, 1},
       {NodeKind::kExpert, {8}, 7, 0, 0, 1},
       {NodeKind::kScatter, {9}, 7, 0, 0, 1},
-      {NodeKind::kCopyOut, {3, 7}},
   };
   CHECK(graph_topology({2}, 2, Conditionals::kIf) == expected);
 }

@@ -46,7 +46,6 @@ class RoutedRig {
         wanted_logits_(device_memory(capacity * experts() * sizeof(float))),
         gater_logits_(device_memory(capacity * experts() * sizeof(float))),
         device_in_(device_memory(layout_.in_bytes)),
-        device_out_(device_memory(layout_.out_bytes)),
         lists_(device_memory(lists_bytes() + experts() * sizeof(std::int32_t))),
         in_(layout_.in_bytes),
         out_(layout_.out_bytes) {
@@ -73,8 +72,7 @@ class RoutedRig {
     routed.device_in = device_in_->device();
     routed.rows = lists_->device();
     routed.counts = lists_->device() + lists_bytes();
-    routed.device_out = device_out_->device();
-    routed.host_out = out_.at();
+    routed.out = out_.at();
     exec_ = the_gpu()->instantiate(routed);
   }
 
@@ -93,7 +91,6 @@ class RoutedRig {
       std::memset(block + layout_.images + i * shape_.bytes(), level(i), shape_.bytes());
     }
     std::memset(out_.values().data(), 0xFF, layout_.out_bytes);
-    stream_->copy(device_out_->device(), out_.at(), layout_.out_bytes);
     exec_->launch(*stream_);
     stream_->synchronize();
   }
@@ -166,7 +163,6 @@ class RoutedRig {
   std::unique_ptr<Buffer> wanted_logits_;
   std::unique_ptr<Buffer> gater_logits_;
   std::unique_ptr<Buffer> device_in_;
-  std::unique_ptr<Buffer> device_out_;
   std::unique_ptr<Buffer> lists_;
   HostArray<std::byte> in_;
   HostArray<std::byte> out_;
@@ -361,16 +357,17 @@ TEST_CASE("the kernels alone, in no graph") {
     const auto probabilities = on_device(std::vector<float>(expert_logits.size()));
 
     cuda::RouteArguments route;  // without bodies, so that there is no handle to set
-    at(route.images, images);
-    at(route.weight, weight);
-    at(route.costs, cost);
-    at(route.logits, gater);
-    at(route.gater_logits, copied);
-    at(route.routes, routes);
-    at(route.rows, rows);
-    at(route.counts, counts);
-    route.capacity = kCapacity;
-    route.experts = kExperts;
+    cuda::RoutingArguments& routing = route.routing;
+    at(routing.images, images);
+    at(routing.weight, weight);
+    at(routing.costs, cost);
+    at(routing.logits, gater);
+    at(routing.gater_logits, copied);
+    at(routing.routes, routes);
+    at(routing.rows, rows);
+    at(routing.counts, counts);
+    routing.capacity = kCapacity;
+    routing.experts = kExperts;
     testing::enqueue_kernel(stream->handle(), cuda::route_kernel(route), &route);
     cuda::GatherArguments gather;
     at(gather.images, source);

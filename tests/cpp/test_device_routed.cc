@@ -98,7 +98,7 @@ TEST_CASE("what the device cannot route is host-routed, and says why") {
   SUBCASE("no memory for its blocks") {
     Rig rig;
     const int objects = rig.device->state()->objects;
-    for (int succeed = 0; succeed < 4; ++succeed) {
+    for (int succeed = 0; succeed < 3; ++succeed) {
       rig.device->faults().allocations = succeed;
       const cuda::Routing routing = rig.choose();
       CHECK_FALSE(routing.plan);

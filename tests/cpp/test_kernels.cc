@@ -29,79 +29,131 @@ struct RouteCase {
   std::vector<float> costs;
   float weight;
   std::vector<std::vector<std::size_t>> buckets;
-  Handles kind;
+  bool ifs = false;
   std::int32_t first_conditional = 0;
 };
 
-// Compares everything that the kernel writes with its twin, and what it must not write with what was there.
+// What a route kernel writes, and its twin.
+class Routed {
+ public:
+  explicit Routed(const RouteCase& given)
+      : given_(given),
+        gater_logits_(given.logits.size(), kUntouched),
+        routes_(given.capacity, kUntouched),
+        rows_(experts() * given.capacity, kUntouched),
+        counts_(experts(), kUntouched),
+        expected_(route_reference(std::span(given.logits).first(images() * experts()), given.costs, given.weight,
+                                  given.capacity, given.buckets)) {
+    on_host::conditionals().set.clear();
+  }
+
+  RoutingArguments arguments() {
+    return {.images = &given_.images,
+            .weight = &given_.weight,
+            .costs = given_.costs.data(),
+            .logits = given_.logits.data(),
+            .gater_logits = gater_logits_.data(),
+            .routes = routes_.data(),
+            .rows = rows_.data(),
+            .counts = counts_.data(),
+            .capacity = static_cast<std::int32_t>(given_.capacity),
+            .experts = static_cast<std::int32_t>(experts()),
+            .first_conditional = given_.first_conditional};
+  }
+
+  // Compares everything that the kernel wrote with the twin, and what it must not write with what was there. handles:
+  // how many it had to set.
+  void check(std::size_t handles) const {
+    CHECK(counts_ == expected_.counts);
+    for (std::size_t image = 0; image < given_.capacity; ++image) {
+      CHECK(routes_[image] == (image < images() ? expected_.routes[image] : kUntouched));
+    }
+    for (std::size_t i = 0; i < gater_logits_.size(); ++i) {
+      const float found = i < images() * experts() ? given_.logits[i] : static_cast<float>(kUntouched);
+      CHECK((gater_logits_[i] == found || (std::isnan(gater_logits_[i]) && std::isnan(found))));
+    }
+    for (std::size_t expert = 0; expert < experts(); ++expert) {
+      for (std::size_t i = 0; i < given_.capacity; ++i) {
+        const std::size_t at = expert * given_.capacity + i;
+        const bool listed = i < static_cast<std::size_t>(counts_[expert]);
+        CHECK(rows_[at] == (listed ? expected_.rows[at] : kUntouched));
+      }
+    }
+    CHECK(on_host::conditionals().set.size() == handles);
+    for (const auto& [handle, conditional] : on_host::conditionals().set) {
+      CHECK(conditional.times == 1);
+      CHECK(conditional.thread == 0);
+    }
+  }
+
+  std::size_t experts() const { return given_.costs.size(); }
+  std::size_t images() const { return std::min(static_cast<std::size_t>(given_.images), given_.capacity); }
+  const RoutedBatch& expected() const { return expected_; }
+
+ private:
+  const RouteCase& given_;
+  std::vector<float> gater_logits_;
+  std::vector<std::int32_t> routes_;
+  std::vector<std::int32_t> rows_;
+  std::vector<std::int32_t> counts_;
+  RoutedBatch expected_;
+};
+
 void check_route(const RouteCase& given) {
-  const std::size_t experts = given.costs.size();
-  std::vector<float> gater_logits(given.logits.size(), kUntouched);
-  std::vector<std::int32_t> routes(given.capacity, kUntouched);
-  std::vector<std::int32_t> rows(experts * given.capacity, kUntouched);
-  std::vector<std::int32_t> counts(experts, kUntouched);
-  RouteArguments arguments;
-  arguments.images = &given.images;
-  arguments.weight = &given.weight;
-  arguments.costs = given.costs.data();
-  arguments.logits = given.logits.data();
-  arguments.gater_logits = gater_logits.data();
-  arguments.routes = routes.data();
-  arguments.rows = rows.data();
-  arguments.counts = counts.data();
-  arguments.capacity = static_cast<std::int32_t>(given.capacity);
-  arguments.experts = static_cast<std::int32_t>(experts);
-  arguments.kind = given.kind;
-  arguments.first_conditional = given.first_conditional;
+  Routed routed(given);
+  RouteArguments arguments{.routing = routed.arguments(), .ifs = given.ifs};
   std::uint16_t body = 0;
-  for (std::size_t expert = 0; expert < experts; ++expert) {
+  for (std::size_t expert = 0; expert < routed.experts(); ++expert) {
     arguments.first_body[expert] = body;
     for (const std::size_t bucket : given.buckets[expert])
       arguments.bucket[body++] = static_cast<std::uint16_t>(bucket);
   }
-  arguments.first_body[experts] = body;
+  arguments.first_body[routed.experts()] = body;
   for (std::size_t i = 0; i < kMaxBodies; ++i) arguments.handles[i] = 1000 + i;
-  on_host::conditionals().set.clear();
   run(route_kernel(arguments), arguments);
 
-  const auto images = static_cast<std::size_t>(std::min(given.images, arguments.capacity));
-  const RoutedBatch expected = route_reference(std::span(given.logits).first(images * experts), given.costs,
-                                               given.weight, given.capacity, given.buckets);
-  CHECK(counts == expected.counts);
-  for (std::size_t image = 0; image < given.capacity; ++image) {
-    CHECK(routes[image] == (image < images ? expected.routes[image] : kUntouched));
-  }
-  for (std::size_t i = 0; i < gater_logits.size(); ++i) {
-    const float found = i < images * experts ? given.logits[i] : static_cast<float>(kUntouched);
-    CHECK((gater_logits[i] == found || (std::isnan(gater_logits[i]) && std::isnan(found))));
-  }
-  const auto& set = on_host::conditionals().set;
   const auto first = static_cast<std::size_t>(given.first_conditional);
-  const std::size_t handles = given.kind == Handles::kOneSwitch  ? 1U
-                              : given.kind == Handles::kSwitches ? experts - first
-                                                                 : body - arguments.first_body[first];
-  CHECK(set.size() == handles);
-  for (const auto& [handle, conditional] : set) {
-    CHECK(conditional.times == 1);
-    CHECK(conditional.thread == 0);
-  }
-  if (given.kind == Handles::kOneSwitch) {
-    const std::int32_t chosen = images > 0 ? expected.routes[0] - given.first_conditional : -1;
-    CHECK(set.at(1000).value == (chosen < 0 ? experts - first : static_cast<std::size_t>(chosen)));
-  }
-  for (std::size_t expert = 0; expert < experts; ++expert) {
-    for (std::size_t i = 0; i < given.capacity; ++i) {
-      const bool listed = i < static_cast<std::size_t>(counts[expert]);
-      CHECK(rows[expert * given.capacity + i] == (listed ? expected.rows[expert * given.capacity + i] : kUntouched));
-    }
-    if (given.kind == Handles::kOneSwitch || expert < first) continue;
-    const auto chosen = static_cast<unsigned>(expected.buckets[expert]);
-    if (given.kind == Handles::kSwitches) {
+  routed.check(given.ifs ? body - arguments.first_body[first] : routed.experts() - first);
+  const auto& set = on_host::conditionals().set;
+  for (std::size_t expert = first; expert < routed.experts(); ++expert) {
+    const auto chosen = static_cast<unsigned>(routed.expected().buckets[expert]);
+    if (!given.ifs) {
       CHECK(set.at(1000 + expert).value == chosen);
       continue;
     }
     for (unsigned i = 0; i < given.buckets[expert].size(); ++i) {
       CHECK(set.at(1000 + arguments.first_body[expert] + i).value == (i == chosen ? 1U : 0U));
+    }
+  }
+}
+
+// bytes: of the image. shift: of the last expert's input, from where sixteen bytes are aligned.
+void check_route_image(const RouteCase& given, std::size_t bytes, std::size_t shift = 0) {
+  Routed routed(given);
+  std::vector<uint4> pixels(bytes / sizeof(uint4) + 1);
+  auto* const image = reinterpret_cast<std::uint8_t*>(pixels.data());
+  for (std::size_t i = 0; i < bytes; ++i) image[i] = static_cast<std::uint8_t>(i % 251 + 1);
+  std::vector<std::vector<uint4>> inputs(routed.experts(), std::vector<uint4>(pixels.size() + 1));
+  RouteImageArguments arguments{
+      .routing = routed.arguments(), .handle = 1000, .image = image, .image_bytes = bytes, .inputs = {}};
+  for (std::size_t expert = 0; expert < routed.experts(); ++expert) {
+    arguments.inputs[expert] =
+        reinterpret_cast<std::uint8_t*>(inputs[expert].data()) + (expert + 1 == routed.experts() ? shift : 0);
+  }
+  run(route_image_kernel(arguments), arguments);
+
+  routed.check(1);
+  const std::int32_t expert = given.images > 0 ? routed.expected().routes[0] : -1;
+  const std::int32_t first = given.first_conditional;
+  const std::size_t none = routed.experts() - static_cast<std::size_t>(first);
+  CHECK(on_host::conditionals().set.at(1000).value ==
+        (expert < first ? none : static_cast<std::size_t>(expert - first)));
+  for (std::size_t i = 0; i < routed.experts(); ++i) {
+    const bool its = static_cast<std::int32_t>(i) == expert && expert >= first;
+    const auto* const input = reinterpret_cast<const std::uint8_t*>(inputs[i].data());
+    const std::size_t begin = i + 1 == routed.experts() ? shift : 0;
+    for (std::size_t at = 0; at < inputs[i].size() * sizeof(uint4); ++at) {
+      CHECK(input[at] == (its && at >= begin && at < begin + bytes ? image[at - begin] : 0));
     }
   }
 }
@@ -117,7 +169,7 @@ TEST_CASE("the route kernel does what its twin does") {
     given.capacity = up_to(70);
     given.images = static_cast<std::int32_t>(up_to(given.capacity));
     given.weight = static_cast<float>(up_to(3)) - 1.0F;
-    given.kind = round % 2 == 0 ? Handles::kSwitches : Handles::kIfs;
+    given.ifs = round % 2 == 1;
     for (std::size_t expert = 0; expert < experts; ++expert) {
       given.costs.push_back(static_cast<float>(up_to(4)) / 4.0F);
       given.buckets.push_back({1});
@@ -135,27 +187,36 @@ TEST_CASE("the route kernel does what its twin does") {
 }
 
 TEST_CASE("the route kernel takes as many images and experts as it has room for, and no more images than that") {
-  RouteCase many{kMaxImages,        kMaxImages, {}, {0.0F, 1.0F}, 0.5F, {{1, kMaxImages}, {1, 32, kMaxImages}},
-                 Handles::kSwitches};
+  RouteCase many{kMaxImages, kMaxImages, {}, {0.0F, 1.0F}, 0.5F, {{1, kMaxImages}, {1, 32, kMaxImages}}};
   for (std::size_t i = 0; i < kMaxImages * 2; ++i) many.logits.push_back(static_cast<float>(i * 7 % 5));
   check_route(many);
-  RouteCase wide{3, 3, {}, std::vector<float>(kMaxExperts), 0.0F, {}, Handles::kIfs};
+  RouteCase wide{3, 3, {}, std::vector<float>(kMaxExperts), 0.0F, {}, true};
   for (std::size_t i = 0; i < 3 * kMaxExperts; ++i) wide.logits.push_back(static_cast<float>(i * 11 % 64));
   wide.buckets.assign(kMaxExperts, {1, 2, 3});
   check_route(wide);
-  check_route({2, 9, {1.0F, 0.0F, 0.0F, 1.0F}, {0.0F, 0.0F}, 0.0F, {{2}, {1, 2}}, Handles::kSwitches});
+  check_route({2, 9, {1.0F, 0.0F, 0.0F, 1.0F}, {0.0F, 0.0F}, 0.0F, {{2}, {1, 2}}});
 }
 
-TEST_CASE("the route kernel sets one handle for a single image: to its expert, or to none") {
+TEST_CASE("the route kernel of a single image takes it to its expert, unless that runs anyway, and sets one handle") {
   const float nan = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<float> costs{0.0F, 0.5F, 1.0F};
   for (const std::int32_t first : {0, 1}) {
     for (const std::vector<float>& logits :
          {std::vector<float>{0.0F, 2.0F, 1.0F}, {3.0F, 2.0F, 1.0F}, {0.0F, 0.0F, 9.0F}, {0.0F, nan, 1.0F}}) {
-      check_route({1, 1, logits, {0.0F, 0.5F, 1.0F}, 1.0F, {{1}, {1}, {1}}, Handles::kOneSwitch, first});
-      check_route({1, 1, logits, {0.0F, 0.5F, 1.0F}, 1.0F, {{1}, {1}, {1}}, Handles::kIfs, first});
+      for (const std::size_t bytes : {1U, 48U, 4113U, 150'528U}) {
+        CAPTURE(bytes);
+        for (const std::size_t shift : {0U, 4U}) {
+          check_route_image({1, 1, logits, costs, 1.0F, {{1}, {1}, {1}}, false, first}, bytes, shift);
+        }
+      }
+      check_route({1, 1, logits, costs, 1.0F, {{1}, {1}, {1}}, true, first});
     }
-    check_route({1, 0, {0.0F, 2.0F, 1.0F}, {0.0F, 0.5F, 1.0F}, 1.0F, {{1}, {1}, {1}}, Handles::kOneSwitch, first});
+    check_route_image({1, 0, {0.0F, 2.0F, 1.0F}, costs, 1.0F, {{1}, {1}, {1}}, false, first}, 48);
   }
+  RouteCase wide{1, 1, std::vector<float>(kMaxExperts), std::vector<float>(kMaxExperts), 0.0F, {}};
+  wide.logits[kMaxExperts - 1] = 1.0F;
+  wide.buckets.assign(kMaxExperts, {1});
+  check_route_image(wide, 48);
 }
 
 TEST_CASE("the gather kernel copies the listed images, in wide units where they are aligned") {
@@ -267,10 +328,13 @@ TEST_CASE("every kernel is among those that a device loads beforehand") {
   const auto all = all_kernels();
   const auto known = [&](const void* function) { return std::find(all.begin(), all.end(), function) != all.end(); };
   CHECK(known(route_kernel({}).function));
-  CHECK(known(gather_kernel({}, 1).function));
-  GatherArguments odd;
-  odd.image_bytes = 7;
-  CHECK(known(gather_kernel(odd, 1).function));
+  for (const std::size_t bytes : {16U, 7U}) {
+    RouteImageArguments image;
+    GatherArguments gather;
+    image.image_bytes = gather.image_bytes = bytes;
+    CHECK(known(route_image_kernel(image).function));
+    CHECK(known(gather_kernel(gather, 1).function));
+  }
   CHECK(known(scatter_kernel({}, 1).function));
   CHECK(known(copy_kernel({}).function));
 }

@@ -21,14 +21,14 @@ const char* text(NodeKind kind) {
   switch (kind) {
     case NodeKind::kCopyIn: return "copy in";
     case NodeKind::kGater: return "gater";
-    case NodeKind::kRoute: return "route";
+    case NodeKind::kRoute:
+    case NodeKind::kRouteImage: return "route";
     case NodeKind::kSwitch: return "SWITCH";
     case NodeKind::kIf: return "IF";
     case NodeKind::kCopyImage: return "copy image";
     case NodeKind::kGather: return "gather";
     case NodeKind::kExpert: return "model";
     case NodeKind::kScatter: return "scatter";
-    case NodeKind::kCopyOut: return "copy out";
   }
   return "node";
 }
@@ -97,6 +97,7 @@ class Builder {
   cudaGraph_t graph_;
   const RoutedGraph& routed_;
   RouteArguments route_;
+  RouteImageArguments route_image_;
   std::vector<cudaGraphNode_t> nodes_;
   std::vector<std::span<const cudaGraph_t>> bodies_;  // of the conditional nodes, by index; CUDA owns them
 
@@ -107,18 +108,19 @@ class Builder {
 
 void Builder::make_route_arguments() {
   const RoutedLayout& layout = routed_.layout;
-  route_.images = at<std::int32_t>(routed_.device_in);
-  route_.weight = at<float>(routed_.device_in, layout.weight);
-  route_.costs = at<float>(routed_.device_in, layout.costs);
-  route_.logits = at<float>(routed_.gater.output);
-  route_.gater_logits = at<float>(routed_.device_out, layout.gater_logits);
-  route_.routes = at<std::int32_t>(routed_.device_out);
-  route_.rows = at<std::int32_t>(routed_.rows);
-  route_.counts = at<std::int32_t>(routed_.counts);
-  route_.capacity = static_cast<std::int32_t>(routed_.gater.bucket);
-  route_.experts = static_cast<std::int32_t>(routed_.experts.size());
+  route_.routing = {.images = at<std::int32_t>(routed_.device_in),
+                    .weight = at<float>(routed_.device_in, layout.weight),
+                    .costs = at<float>(routed_.device_in, layout.costs),
+                    .logits = at<float>(routed_.gater.output),
+                    .gater_logits = at<float>(routed_.out, layout.gater_logits),
+                    .routes = at<std::int32_t>(routed_.out),
+                    .rows = at<std::int32_t>(routed_.rows),
+                    .counts = at<std::int32_t>(routed_.counts),
+                    .capacity = static_cast<std::int32_t>(routed_.gater.bucket),
+                    .experts = static_cast<std::int32_t>(routed_.experts.size())};
   std::uint16_t body = 0;
   for (std::size_t expert = 0; expert < routed_.experts.size(); ++expert) {
+    route_image_.inputs[expert] = at<std::uint8_t>(routed_.experts[expert].front().input);
     route_.first_body[expert] = body;
     for (const CapturedModel& model : routed_.experts[expert]) {
       // No batch is larger than kMaxImages, so a larger bucket need not be told apart.
@@ -127,18 +129,19 @@ void Builder::make_route_arguments() {
   }
   route_.first_body[routed_.experts.size()] = body;
   for (const Node& node : routed_.topology) {
-    if (node.kind == NodeKind::kCopyImage) route_.first_conditional = node.expert + 1;
+    if (node.kind == NodeKind::kCopyImage) route_.routing.first_conditional = node.expert + 1;
     if (node.kind != NodeKind::kSwitch && node.kind != NodeKind::kIf) continue;
-    route_.kind = node.kind == NodeKind::kIf ? Handles::kIfs
-                  : node.expert < 0          ? Handles::kOneSwitch
-                                             : Handles::kSwitches;
+    route_.ifs = node.kind == NodeKind::kIf;
     // The route kernel sets every handle in every run, so that none needs a default.
     TRT_MOE_CUDA_CHECK(scope_, cudaGraphConditionalHandleCreate(&handle(node), graph_, 0, 0));
   }
+  route_image_.routing = route_.routing;
+  route_image_.image = at<const std::uint8_t>(routed_.device_in, layout.images);
+  route_image_.image_bytes = routed_.image_bytes;
 }
 
 cudaGraphConditionalHandle& Builder::handle(const Node& node) {
-  if (node.kind == NodeKind::kSwitch) return route_.handles[std::max(node.expert, 0)];
+  if (node.kind == NodeKind::kSwitch) return node.expert < 0 ? route_image_.handle : route_.handles[node.expert];
   return route_.handles[route_.first_body[node.expert] + node.bucket];
 }
 
@@ -150,10 +153,10 @@ cudaGraphNode_t Builder::add(const Node& node) {
 
   switch (node.kind) {
     case NodeKind::kCopyIn: return add_copy(routed_.device_in, routed_.host_in, routed_.layout.in_bytes);
-    case NodeKind::kCopyOut: return add_copy(routed_.host_out, routed_.device_out, routed_.layout.out_bytes);
     case NodeKind::kGater: return add_child(routed_.gater);
     case NodeKind::kExpert: return add_child(model_of(node));
     case NodeKind::kRoute: return add_kernel(route_kernel(route_), route_);
+    case NodeKind::kRouteImage: return add_kernel(route_image_kernel(route_image_), route_image_);
     case NodeKind::kCopyImage:
       return add_copy(model_of(node).input, routed_.device_in + routed_.layout.images, routed_.image_bytes);
     case NodeKind::kGather: {
@@ -166,9 +169,9 @@ cudaGraphNode_t Builder::add(const Node& node) {
     }
     case NodeKind::kSwitch: {
 #if CUDART_VERSION >= 12080
-      const std::size_t bodies = node.expert < 0
-                                     ? routed_.experts.size() - static_cast<std::size_t>(route_.first_conditional)
-                                     : routed_.experts.at(static_cast<std::size_t>(node.expert)).size();
+      const std::size_t bodies =
+          node.expert < 0 ? routed_.experts.size() - static_cast<std::size_t>(route_.routing.first_conditional)
+                          : routed_.experts.at(static_cast<std::size_t>(node.expert)).size();
       return add_conditional(node, cudaGraphCondTypeSwitch, bodies);
 #else
       throw Error(ErrorKind::kDevice, "SWITCH nodes need a build with CUDA 12.8 or newer");
@@ -234,7 +237,7 @@ GatherArguments Builder::gather_arguments(const Node& node) const {
 
 ScatterArguments Builder::scatter_arguments(const Node& node) const {
   return {.logits = at<const float>(model_of(node).output),
-          .probabilities = at<float>(routed_.device_out, routed_.layout.probabilities),
+          .probabilities = at<float>(routed_.out, routed_.layout.probabilities),
           .rows = rows_of(node),
           .count = count_of(node),
           .classes = routed_.classes};

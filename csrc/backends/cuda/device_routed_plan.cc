@@ -70,8 +70,7 @@ DeviceRoutedPlan::DeviceRoutedPlan(std::shared_ptr<GraphEngine> gater,
   lists_ = allocate(MemoryKind::kDevice, aligned(capacity() * experts_.size() * sizeof(std::int32_t)) +
                                              experts_.size() * sizeof(std::int32_t));
   host_in_ = allocate(MemoryKind::kPinned, largest.in_bytes);
-  device_out_ = allocate(MemoryKind::kDevice, largest.out_bytes);
-  host_out_ = allocate(MemoryKind::kPinned, largest.out_bytes);
+  out_ = allocate(MemoryKind::kPinned, largest.out_bytes);
   stream_ = on_device(*device_, kRoutedPlan, [&] { return device_->open_stream(); });
   slots_ = make_slots(buckets_.sizes().size(), false);
   if (speculate) speculating_ = make_slots(1, true);
@@ -120,8 +119,7 @@ RoutedGraph DeviceRoutedPlan::graph_for(std::size_t bucket, const RoutedLayout& 
   graph.host_in = address(host_in_->host());
   graph.rows = lists_->device();
   graph.counts = lists_->device() + aligned(capacity() * experts_.size() * sizeof(std::int32_t));
-  graph.device_out = device_out_->device();
-  graph.host_out = address(host_out_->host());
+  graph.out = address(out_->host());
   return graph;
 }
 
@@ -141,7 +139,7 @@ void DeviceRoutedPlan::write_control(const RoutedLayout& layout, std::size_t ima
 void DeviceRoutedPlan::launch(const Slot& slot, std::size_t images, const DeviceRows* keep) {
   slot.exec->launch(*stream_);
   if (keep == nullptr) return;
-  const std::uintptr_t out = device_out_->device();
+  const std::uintptr_t out = address(out_->host());
   stream_->copy_own(keep->routes, out, images * sizeof(std::int32_t));
   stream_->copy_own(keep->gater_logits, out + slot.layout.gater_logits, images * experts_.size() * sizeof(float));
   stream_->copy_own(keep->probabilities, out + slot.layout.probabilities, images * classes_ * sizeof(float));
@@ -152,7 +150,7 @@ RoutedRows DeviceRoutedPlan::finish(const RoutedLayout& layout, std::size_t imag
   const auto start = std::chrono::steady_clock::now();
   on_device(*device_, kRoutedPlan, [&] { stream_->synchronize(); });
   waited_.store(waited() + (std::chrono::steady_clock::now() - start), std::memory_order_relaxed);
-  const std::byte* const out = host_out_->host();
+  const std::byte* const out = out_->host();
   return {part<std::int32_t>(out, 0, images), part<float>(out, layout.gater_logits, images * experts_.size()),
           part<float>(out, layout.probabilities, images * classes_)};
 }
@@ -189,9 +187,7 @@ RoutedRows DeviceRoutedPlan::answer(const Slot& slot, const DeviceImages& images
   return finish(slot.layout, images.count);
 }
 
-MemoryUse DeviceRoutedPlan::memory_use() const noexcept {
-  return {lists_->size() + device_out_->size(), host_in_->size() + host_out_->size()};
-}
+MemoryUse DeviceRoutedPlan::memory_use() const noexcept { return {lists_->size(), host_in_->size() + out_->size()}; }
 
 Routing choose_routing(const std::shared_ptr<Engine>& gater, const std::vector<std::shared_ptr<Engine>>& experts,
                        bool speculate) {

@@ -68,8 +68,7 @@ class DeviceRoutedPlan final : public RoutedPlan {
   Buckets buckets_;
   std::unique_ptr<Buffer> host_in_;
   std::unique_ptr<Buffer> lists_;  // rows, then counts
-  std::unique_ptr<Buffer> device_out_;
-  std::unique_ptr<Buffer> host_out_;
+  std::unique_ptr<Buffer> out_;
   std::unique_ptr<Stream> stream_;
   Slots slots_;
   Slots speculating_;  // for one image; none unless it speculates

@@ -9,7 +9,7 @@ namespace {
 constexpr unsigned kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffU;
 constexpr unsigned kMaxRouteThreads = 1024;
-constexpr unsigned kGatherThreads = 256;
+constexpr unsigned kImageThreads = 256;  // that copy images
 constexpr unsigned kMaxScatterThreads = 256;
 constexpr unsigned kCopyThreads = 256;
 
@@ -42,16 +42,17 @@ __device__ void set_bodies(const RouteArguments& a, int expert, int count) {
     chosen = 0;
     while (chosen < bodies && a.bucket[first + chosen] < count) ++chosen;
   }
-  if (a.kind == Handles::kSwitches) {
-    cudaGraphSetConditional(a.handles[expert], static_cast<unsigned>(chosen));
-  } else {
+  if (a.ifs) {
     for (int body = 0; body < bodies; ++body)
       cudaGraphSetConditional(a.handles[first + body], body == chosen ? 1U : 0U);
+  } else {
+    cudaGraphSetConditional(a.handles[expert], static_cast<unsigned>(chosen));
   }
 }
 
 // One block. First a thread per image chooses, then a warp per expert lists, then one thread sets the handles.
-__global__ void __launch_bounds__(kMaxRouteThreads) route(const __grid_constant__ RouteArguments a) {
+__global__ void __launch_bounds__(kMaxRouteThreads) route(const __grid_constant__ RouteArguments arguments) {
+  const RoutingArguments& a = arguments.routing;
   __shared__ std::int8_t chosen[kMaxImages];
   __shared__ int counts[kMaxExperts];
   const int threads = static_cast<int>(blockDim.x);
@@ -81,17 +82,38 @@ __global__ void __launch_bounds__(kMaxRouteThreads) route(const __grid_constant_
   }
   __syncthreads();
   if (thread != 0) return;
-  if (a.kind == Handles::kOneSwitch) {
-    const int body = images > 0 ? chosen[0] - a.first_conditional : -1;
-    cudaGraphSetConditional(a.handles[0], static_cast<unsigned>(body >= 0 ? body : a.experts - a.first_conditional));
-    return;
+  for (int expert = a.first_conditional; expert < a.experts; ++expert) set_bodies(arguments, expert, counts[expert]);
+}
+
+// Every thread chooses, and copies one unit; the first block tells. All is asked for at once, as in choose_expert.
+template <typename Unit>
+__global__ void __launch_bounds__(kImageThreads) route_image(const __grid_constant__ RouteImageArguments arguments) {
+  const RoutingArguments& a = arguments.routing;
+  const std::size_t unit = std::size_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const bool copies = unit < arguments.image_bytes / sizeof(Unit);
+  Unit pixels{};
+  if (copies) pixels = reinterpret_cast<const Unit*>(arguments.image)[unit];
+  const bool there = *a.images > 0;
+  const int chosen = choose_expert(a.logits, a.costs, *a.weight, a.experts);
+  const int expert = there ? chosen : -1;
+  if (copies && expert >= a.first_conditional) reinterpret_cast<Unit*>(arguments.inputs[expert])[unit] = pixels;
+  if (blockIdx.x > 0) return;
+
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int i = thread; i < a.experts; i += static_cast<int>(blockDim.x)) {
+    if (there) a.gater_logits[i] = a.logits[i];
+    a.counts[i] = i == expert ? 1 : 0;
   }
-  for (int expert = a.first_conditional; expert < a.experts; ++expert) set_bodies(a, expert, counts[expert]);
+  if (thread != 0) return;
+  if (there) a.routes[0] = expert;
+  if (expert >= 0) a.rows[expert] = 0;
+  const int body = expert >= a.first_conditional ? expert - a.first_conditional : a.experts - a.first_conditional;
+  cudaGraphSetConditional(arguments.handle, static_cast<unsigned>(body));
 }
 
 // blockIdx.y: a row of the expert's input. A thread copies one unit.
 template <typename Unit>
-__global__ void __launch_bounds__(kGatherThreads) gather(GatherArguments a) {
+__global__ void __launch_bounds__(kImageThreads) gather(GatherArguments a) {
   const std::size_t slot = blockIdx.y;
   const auto count = static_cast<std::size_t>(*a.count);
   const auto image = static_cast<std::size_t>(a.rows[slot]);  // stale past the count, and loaded without waiting for it
@@ -143,11 +165,9 @@ __global__ void __launch_bounds__(kMaxScatterThreads) scatter(ScatterArguments a
   }
   largest = reduce(largest, Largest{});
   float sum = 0.0F;
-  for (std::size_t i = threadIdx.x; i < a.classes; i += blockDim.x) {
-    sum += probabilities[i] = expf(logits[i] - largest);
-  }
+  for (std::size_t i = threadIdx.x; i < a.classes; i += blockDim.x) sum += expf(logits[i] - largest);
   sum = reduce(sum, Sum{});
-  for (std::size_t i = threadIdx.x; i < a.classes; i += blockDim.x) probabilities[i] /= sum;
+  for (std::size_t i = threadIdx.x; i < a.classes; i += blockDim.x) probabilities[i] = expf(logits[i] - largest) / sum;
 }
 
 __global__ void __launch_bounds__(kCopyThreads) copy(CopyArguments a) {
@@ -163,25 +183,38 @@ unsigned whole_warps(std::size_t threads, unsigned most) {
 
 unsigned blocks_of(std::size_t threads, unsigned block) { return static_cast<unsigned>((threads + block - 1) / block); }
 
-bool vectorizes(const GatherArguments& arguments) {
-  const auto bits = reinterpret_cast<std::uintptr_t>(arguments.images) |
-                    reinterpret_cast<std::uintptr_t>(arguments.input) | arguments.image_bytes;
-  return bits % sizeof(uint4) == 0;
+std::uintptr_t bits(const void* address) { return reinterpret_cast<std::uintptr_t>(address); }
+
+// all: the bits of addresses and sizes.
+bool vectorizes(std::uintptr_t all) { return all % sizeof(uint4) == 0; }
+
+// Of a kernel that copies so many images, by sixteen bytes or one by one.
+KernelLaunch copying(const void* by_vectors, const void* by_bytes, bool vectors, std::size_t image_bytes,
+                     std::size_t images) {
+  const std::size_t units = image_bytes / (vectors ? sizeof(uint4) : 1);
+  return {vectors ? by_vectors : by_bytes, dim3(blocks_of(units, kImageThreads), static_cast<unsigned>(images)),
+          dim3(kImageThreads)};
 }
 
 }  // namespace
 
 KernelLaunch route_kernel(const RouteArguments& arguments) {
-  const auto capacity = static_cast<std::size_t>(arguments.capacity);
-  const auto experts = static_cast<std::size_t>(arguments.experts);
+  const auto capacity = static_cast<std::size_t>(arguments.routing.capacity);
+  const auto experts = static_cast<std::size_t>(arguments.routing.experts);
   return {kernel_address(route), dim3(1), dim3(whole_warps(std::max(capacity, experts * kWarp), kMaxRouteThreads))};
 }
 
+KernelLaunch route_image_kernel(const RouteImageArguments& arguments) {
+  std::uintptr_t all = bits(arguments.image) | arguments.image_bytes;
+  for (const std::uint8_t* const input : arguments.inputs) all |= bits(input);
+  return copying(kernel_address(route_image<uint4>), kernel_address(route_image<std::uint8_t>), vectorizes(all),
+                 arguments.image_bytes, 1);
+}
+
 KernelLaunch gather_kernel(const GatherArguments& arguments, std::size_t rows) {
-  const bool vectors = vectorizes(arguments);
-  const std::size_t units = arguments.image_bytes / (vectors ? sizeof(uint4) : 1);
-  return {vectors ? kernel_address(gather<uint4>) : kernel_address(gather<std::uint8_t>),
-          dim3(blocks_of(units, kGatherThreads), static_cast<unsigned>(rows)), dim3(kGatherThreads)};
+  return copying(kernel_address(gather<uint4>), kernel_address(gather<std::uint8_t>),
+                 vectorizes(bits(arguments.images) | bits(arguments.input) | arguments.image_bytes),
+                 arguments.image_bytes, rows);
 }
 
 KernelLaunch scatter_kernel(const ScatterArguments& arguments, std::size_t rows) {
@@ -205,9 +238,11 @@ KernelLaunch copy_kernel(const CopyArguments& arguments) {
   return {kernel_address(copy), dim3(blocks_of(threads, kCopyThreads)), dim3(kCopyThreads)};
 }
 
-std::array<const void*, 5> all_kernels() {
-  return {kernel_address(route), kernel_address(gather<uint4>), kernel_address(gather<std::uint8_t>),
-          kernel_address(scatter), kernel_address(copy)};
+std::array<const void*, 7> all_kernels() {
+  return {
+      kernel_address(route),         kernel_address(route_image<uint4>),   kernel_address(route_image<std::uint8_t>),
+      kernel_address(gather<uint4>), kernel_address(gather<std::uint8_t>), kernel_address(scatter),
+      kernel_address(copy)};
 }
 
 }  // namespace trt_moe::cuda

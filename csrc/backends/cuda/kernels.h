@@ -13,34 +13,40 @@ inline constexpr std::size_t kMaxImages = 1024;  // in one batch
 inline constexpr std::size_t kMaxExperts = 64;
 inline constexpr std::size_t kMaxBodies = 384;  // buckets of all experts together
 
-// Which conditional handles the route kernel sets.
-enum class Handles : std::uint8_t {
-  kSwitches,   // handles[expert]: to the index of a bucket, or to their number for none
-  kIfs,        // handles[body]: to 1 or 0
-  kOneSwitch,  // handles[0], of a batch of one: to the place of its expert among the conditional ones, or to their
-               // number
-};
+// What the kernels take by value. Addresses are the device's; of answers also those of page-locked memory of the host,
+// so they are written once, and not read.
 
-// What the kernels take by value. All addresses are the device's.
-
-struct RouteArguments {
+struct RoutingArguments {
   const std::int32_t* images = nullptr;  // [1]: how many of the batch are there
   const float* weight = nullptr;         // [1]
   const float* costs = nullptr;          // [experts]
   const float* logits = nullptr;         // [capacity, experts], the gater's
-  float* gater_logits = nullptr;         // [capacity, experts], a copy of them
-  std::int32_t* routes = nullptr;        // [capacity]
+  float* gater_logits = nullptr;         // [capacity, experts], a copy of them: an answer
+  std::int32_t* routes = nullptr;        // [capacity], an answer
   std::int32_t* rows = nullptr;          // [experts, capacity]
   std::int32_t* counts = nullptr;        // [experts]
   std::int32_t capacity = 0;
   std::int32_t experts = 0;
   std::int32_t first_conditional = 0;  // experts before this one run whatever the routes
-  Handles kind = Handles::kIfs;
+};
+
+struct RouteArguments {
+  RoutingArguments routing;
+  bool ifs = false;  // handles[body] are set to 1 or 0; else handles[expert] to the index of a bucket, or to their
+                     // number for none
   std::uint16_t first_body[kMaxExperts + 1] = {};  // expert e has the bodies first_body[e] .. first_body[e + 1]
   std::uint16_t bucket[kMaxBodies] = {};           // the batch size of each body, ascending per expert
   cudaGraphConditionalHandle handles[kMaxBodies] = {};
 };
 static_assert(sizeof(RouteArguments) <= 4096, "what any driver lets a kernel take");
+
+struct RouteImageArguments {
+  RoutingArguments routing;               // capacity: 1
+  cudaGraphConditionalHandle handle = 0;  // set to the expert's place among the conditional ones, or to their number
+  const std::uint8_t* image = nullptr;    // [image_bytes]
+  std::size_t image_bytes = 0;
+  std::uint8_t* inputs[kMaxExperts] = {};  // of each expert
+};
 
 struct GatherArguments {
   const std::uint8_t* images = nullptr;  // [capacity, image_bytes]
@@ -52,7 +58,7 @@ struct GatherArguments {
 
 struct ScatterArguments {
   const float* logits = nullptr;        // [bucket, classes], the expert's
-  float* probabilities = nullptr;       // [capacity, classes]: softmax, or NaN where a logit is not finite
+  float* probabilities = nullptr;       // [capacity, classes], an answer: softmax, or NaN where a logit is not finite
   const std::int32_t* rows = nullptr;   // the expert's row list
   const std::int32_t* count = nullptr;  // [1]
   std::size_t classes = 0;
@@ -84,6 +90,8 @@ const void* kernel_address(void (*kernel)(Arguments...)) {
 
 // Chooses each image's expert, lists each expert's images in input order, and sets the conditional handles.
 KernelLaunch route_kernel(const RouteArguments& arguments);
+// The same for a single image, which it copies to its expert's input, if that is a conditional one.
+KernelLaunch route_image_kernel(const RouteImageArguments& arguments);
 // Copies an expert's images to its input. rows: the most there can be, no more than the row list has room for.
 KernelLaunch gather_kernel(const GatherArguments& arguments, std::size_t rows);
 // Turns an expert's logits into the probabilities of its images.
@@ -94,6 +102,6 @@ bool is_for_a_kernel(const CopyArguments& arguments);
 KernelLaunch copy_kernel(const CopyArguments& arguments);
 
 // Every kernel there is, for a device to load before any is part of a graph.
-std::array<const void*, 5> all_kernels();
+std::array<const void*, 7> all_kernels();
 
 }  // namespace trt_moe::cuda

@@ -28,8 +28,10 @@ Known::Known() {
   using namespace trt_moe::cuda;
   add<RouteArguments>(route_kernel({}).function);
   for (const std::size_t image_bytes : {16U, 7U}) {
+    RouteImageArguments image;
     GatherArguments gather;
-    gather.image_bytes = image_bytes;
+    image.image_bytes = gather.image_bytes = image_bytes;
+    add<RouteImageArguments>(route_image_kernel(image).function);
     add<GatherArguments>(gather_kernel(gather, 1).function);
   }
   add<ScatterArguments>(scatter_kernel({}, 1).function);

@@ -12,7 +12,18 @@ enum class Conditionals {
   kSwitch,  // from CUDA 12.8: one SWITCH per expert over its buckets, or for a single image one over the experts
 };
 
-enum class NodeKind { kCopyIn, kGater, kRoute, kSwitch, kIf, kCopyImage, kGather, kExpert, kScatter, kCopyOut };
+enum class NodeKind {
+  kCopyIn,
+  kGater,
+  kRoute,
+  kRouteImage,  // of a single image, which it takes to its expert, unless that runs whatever the route
+  kSwitch,
+  kIf,
+  kCopyImage,  // to the expert that runs whatever the route
+  kGather,
+  kExpert,
+  kScatter,
+};
 
 // One node of the device-routed graph. Nodes of a conditional's body name it as their parent.
 struct Node {
@@ -26,8 +37,8 @@ struct Node {
   bool operator==(const Node&) const = default;
 };
 
-// Which node depends on which: copy in, gater, route, conditionals (with gather, expert, scatter in their bodies), copy
-// out. A node comes after those that it waits for, and after its parent. Pure.
+// Which node depends on which: copy in, gater, route, conditionals with gather, expert and scatter in their bodies. A
+// node comes after those that it waits for, and after its parent. Pure.
 // buckets: how many each expert has. capacity: images that fit; a single one takes an expert's first bucket.
 // speculate: of a single image the first expert runs beside the gater, and the conditionals are of the others.
 // Throws Error(kInput) on no experts, an expert with no bucket, or kNone.

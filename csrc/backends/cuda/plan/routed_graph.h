@@ -18,7 +18,7 @@ struct CapturedModel {
   std::size_t bucket = 0;
 };
 
-// Where things lie in the two blocks that travel between host and device, in bytes from the block's start.
+// Where things lie in the two blocks that host and device share, in bytes from the block's start.
 // In: images int32, latency weight float32, cost of each expert float32, then the images.
 // Out: route int32 of each image (-1: a logit is not finite), gater logits float32, probabilities float32.
 // Rows of probabilities of which a logit is not finite are NaN; what lies past the last image is unspecified.
@@ -45,12 +45,11 @@ struct RoutedGraph {
   std::size_t classes = 0;
   std::size_t image_bytes = 0;
   RoutedLayout layout;
-  std::uintptr_t host_in = 0;     // pinned block "in"
-  std::uintptr_t device_in = 0;   // its copy: device_in + layout.images is the gater's input
-  std::uintptr_t rows = 0;        // device: int32 [experts, capacity], each expert's images in input order
-  std::uintptr_t counts = 0;      // device: int32 [experts]
-  std::uintptr_t device_out = 0;  // block "out"
-  std::uintptr_t host_out = 0;    // its pinned copy
+  std::uintptr_t host_in = 0;    // pinned block "in"
+  std::uintptr_t device_in = 0;  // its copy: device_in + layout.images is the gater's input
+  std::uintptr_t rows = 0;       // device: int32 [experts, capacity], each expert's images in input order
+  std::uintptr_t counts = 0;     // device: int32 [experts]
+  std::uintptr_t out = 0;        // pinned block "out", which the kernels write
 };
 
 }  // namespace trt_moe::cuda
