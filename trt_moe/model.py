@@ -12,6 +12,7 @@ from trt_moe import _core, blob_cache
 from trt_moe.arguments import whole, word
 from trt_moe.bundle import Bundle
 from trt_moe.engine_folder import engine_cache
+from trt_moe.errors import BundleError
 from trt_moe.inputs import as_images, as_one_image
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -55,14 +56,15 @@ class Model:
             buckets: batch sizes to compile for, ascending from 1; None: chosen by the model's size.
 
         Raises:
-            BundleError: the bundle or the model's file is damaged.
+            BundleError: the bundle or the model's file is damaged, or the model gives another number of logits.
             EngineBuildError: the model cannot be compiled, or not in that precision.
             DeviceError: this build has no such backend.
             InputError: unknown name or precision, or more threads than usable CPUs.
         """
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        entry = bundle.entry(name)
         core = _core.Model(
-            bundle.read(bundle.entry(name)),
+            bundle.read(entry),
             backend=backend,
             precision=word("precision", precision, PRECISIONS),
             threads=checked_threads(threads) or 0,
@@ -71,6 +73,12 @@ class Model:
         )
         if backend == blob_cache.BACKEND:
             blob_cache.trim(blob_cache.LIMIT)
+        # A file need not say how many logits its model gives.
+        if core.outputs != bundle.outputs(entry):
+            raise BundleError(
+                f"model {name}: gives {core.outputs} logits an image; expected {bundle.outputs(entry)}, "
+                f"one for each {'expert' if name == bundle.gater.name else 'class'} of the bundle"
+            )
         return cls(name, core)
 
     @property

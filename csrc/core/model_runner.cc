@@ -81,7 +81,10 @@ void ModelRunner::time(const std::uint8_t* image, std::size_t warmup, std::span<
   Poller between(poll);
   const Lease session(*this, Lane::kLatency);
   std::memcpy(session->input().data(), image, engine_->info().input.bytes());
-  for (std::size_t i = 0; i < warmup; ++i) session->run(1);
+  for (std::size_t i = 0; i < warmup; ++i) {
+    session->run(1);
+    between();
+  }
   for (double& value : milliseconds) {
     const auto start = std::chrono::steady_clock::now();
     session->run(1);

@@ -16,6 +16,7 @@ class FakeTensorRt:
     def __init__(self, flavour: FlavourName, names: Names) -> None:
         self.names = names
         self.contexts: list[Mock] = []
+        self.outputs = 3
         self.config = Mock(spec_set=names["IRuntimeConfig"]) if flavour == "tensorrt_rtx" else None
         self.engine = Mock(spec_set=names["ICudaEngine"])
         self.engine.create_execution_context.side_effect = self._context
@@ -45,6 +46,7 @@ class FakeTensorRt:
     def _context(self, strategy_or_config: Any) -> Mock:
         context = Mock(spec_set=self.names["IExecutionContext"])
         context.infer_shapes.return_value = []
+        context.get_tensor_shape.side_effect = lambda name: (context.set_input_shape.call_args.args[1][0], self.outputs)
         context.update_device_memory_size_for_shapes.return_value = 100 * (len(self.contexts) + 1)
         self.contexts.append(context)
         return context

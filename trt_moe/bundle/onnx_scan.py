@@ -42,6 +42,8 @@ _TENSOR_NAME = 8
 _TENSOR_EXTERNAL_DATA = 13
 _TENSOR_DATA_LOCATION = 14
 _MAX_DEPTH = 64
+_MAX_FIELDS = 1_000_000
+"""A network of some thousand nodes has some ten thousand; each takes microseconds, and memory."""
 
 _Field = tuple[int, int | memoryview]
 
@@ -171,12 +173,16 @@ def fields(data: memoryview) -> Iterator[_Field]:
 
 def _refuse_external(data: memoryview) -> None:
     stack: list[tuple[str, memoryview, int]] = [("Model", data, 0)]
+    left = _MAX_FIELDS
     while stack:
         message, content, depth = stack.pop()
         if depth > _MAX_DEPTH:
             raise ValueError("graphs nested too deep")
         nested = _NESTED.get(message, {})
         for number, value in fields(content):
+            left -= 1
+            if left < 0:
+                raise ValueError(f"more than {_MAX_FIELDS:,} fields")
             if message == "Tensor":
                 if number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_DATA_LOCATION and value != 0):
                     raise _ExternalDataError

@@ -86,6 +86,7 @@ class TensorRtSource:
         """See `Source`.
 
         Raises:
+            EngineBuildError: the engine gives another number of logits.
             DeviceError: TensorRT refuses a shape or an address, or says that a context cannot be captured.
         """
         self._stream = capture.stream
@@ -123,6 +124,13 @@ class TensorRtSource:
         self._expect(context.set_optimization_profile_async(profile, self._stream), f"profile {profile}")
         self._expect(context.set_input_shape(self._sidecar.inputs[0].name, shape), f"a batch of {bucket}")
         self._expect(not context.infer_shapes(), f"the shapes of a batch of {bucket}")
+        # A file need not say how many logits its model gives, and the core has room for these.
+        logits, expected = tuple(context.get_tensor_shape(self._sidecar.outputs[0].name)), (bucket, capture.outputs)
+        if logits != expected:
+            raise EngineBuildError(
+                f"{self._sidecar.spec.model}: of a batch of {bucket} its engine gives logits {list(logits)}; "
+                f"expected {list(expected)}"
+            )
         self._contexts[bucket] = context
         return int(context.update_device_memory_size_for_shapes())
 

@@ -192,6 +192,13 @@ class OpenVinoBackend final : public Backend {
         sized->reshape(ov::PartialShape{static_cast<std::int64_t>(batch), static_cast<std::int64_t>(shape.input.height),
                                         static_cast<std::int64_t>(shape.input.width),
                                         static_cast<std::int64_t>(shape.input.channels)});
+        // The logits are read on trust.
+        const ov::PartialShape logits = sized->output().get_partial_shape();
+        const ov::Shape expected{batch, shape.outputs};
+        if (logits.is_dynamic() || logits.to_shape() != expected) {
+          throw build_error("of a batch of " + std::to_string(batch) + " it gives " + logits.to_string() +
+                            "; expected " + ov::PartialShape(expected).to_string());
+        }
         return core_.compile_model(sized, "CPU", properties(options, for_threads, streams));
       };
       std::map<std::size_t, ov::CompiledModel> throughput;

@@ -119,6 +119,13 @@ def test_weights_in_other_files_deep_inside_are_refused(tiny):
     assert "weights in other files" in refused(tiny.path)
 
 
+def test_a_file_of_millions_of_nothings_is_refused(tiny):
+    empty_nodes = b"\x0a\x00" * 1_000_000
+    (tiny.path / "gater.onnx").write_bytes(b"\x3a\x80\x89\x7a" + empty_nodes)
+    rehash(tiny.path, "gater")
+    assert "gater.onnx: not an ONNX model, or cut short (more than 1,000,000 fields)" in refused(tiny.path)
+
+
 def test_foreign_io_is_refused(tiny):
     model = onnx.load(tiny.path / "expert-0.onnx")
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7

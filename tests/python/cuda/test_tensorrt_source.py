@@ -115,6 +115,14 @@ def test_a_refusal_is_an_error(fake: FakeTensorRt, engine: Engine, call: str, wo
         bound(fake, engine)[0].enqueue(1)
 
 
+def test_an_engine_with_another_number_of_logits(fake: FakeTensorRt, engine: Engine) -> None:
+    fake.outputs = 5
+    with pytest.raises(
+        EngineBuildError, match=r"light: of a batch of 1 its engine gives logits \[1, 5\]; expected \[1, 3\]"
+    ):
+        bound(fake, engine)
+
+
 def test_a_context_that_cannot_be_captured(fake: FakeTensorRt, engine: Engine) -> None:
     if fake.config is None:
         pytest.skip("only TensorRT-RTX can be asked")

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.support.tiny_bundle import write_tiny_bundle
@@ -33,3 +34,27 @@ def test_ctrl_c_stops_a_long_predict_and_leaves_the_router_usable(tmp_path: Path
     out, err = child.communicate(timeout=60)
     assert out == "interrupted\n[0, 0, 0]\n", err
     assert child.returncode == 0, err
+
+
+TIMED = """
+import sys, numpy as np, trt_moe
+model = trt_moe.Model.load(sys.argv[1], "expert-0")
+try:
+    print("started", flush=True)
+    model.time(np.full((64, 64, 1), 20, np.uint8), iterations=1, warmup=1 << 30)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def test_ctrl_c_stops_a_long_warm_up(tmp_path: Path) -> None:
+    slow = write_tiny_bundle(tmp_path / "slow", size=(64, 64), work=(60, 60), golden=0)
+    child = subprocess.Popen(
+        [sys.executable, "-c", TIMED, str(slow.path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "started\n"
+    time.sleep(0.2)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert out == "interrupted\n", err

@@ -3,13 +3,17 @@
 import locale
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import trt_moe
 import trt_moe.model
-from tests.support.tiny_bundle import TinyBundle, write_tiny_bundle
+from tests.support.tiny_bundle import TinyBundle, edit_manifest, write_tiny_bundle
+from trt_moe.bundle import sha256_file
 
 
 @pytest.fixture
@@ -89,6 +93,50 @@ def test_a_file_changed_after_the_bundle_was_loaded_is_not_run(tiny: TinyBundle)
     file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(trt_moe.BundleError, match="sha256"):
         trt_moe.Model.load(bundle, "expert-0")
+
+
+def replace_model(tiny: TinyBundle, name: str, model: onnx.ModelProto) -> None:
+    file = tiny.path / f"{name}.onnx"
+    onnx.save(model, file)
+
+    def change(manifest: dict[str, Any]) -> None:
+        entry = next(entry for entry in [manifest["gater"], *manifest["experts"]] if entry["name"] == name)
+        entry["sha256"] = sha256_file(file)
+
+    edit_manifest(tiny.path, change)
+
+
+@pytest.mark.parametrize(("name", "of"), [("expert-1", "class"), ("gater", "expert")])
+def test_another_number_of_logits_than_the_bundle_has_classes_or_experts(tmp_path: Path, name: str, of: str) -> None:
+    tiny = write_tiny_bundle(tmp_path / "tiny", experts=2, classes=2, golden=0)
+    model = onnx.load(write_tiny_bundle(tmp_path / "other", experts=5, classes=5).path / f"{name}.onnx")
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "logits"
+    replace_model(tiny, name, model)
+    expected = f"model {name}: gives 5 logits an image; expected 2, one for each {of} of the bundle"
+    with pytest.raises(trt_moe.BundleError, match=expected):
+        trt_moe.Model.load(tiny.path, name)
+    with pytest.raises(trt_moe.BundleError, match=expected):
+        trt_moe.Router(tiny.path, device="cpu")
+
+
+def test_a_model_that_gives_one_row_for_a_whole_batch(tiny: TinyBundle) -> None:
+    constants = {"shape": np.array([1, 1], np.int64), "weight": np.ones((1, 3), np.float32)}
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float"], ["mean"], keepdims=0),
+        helper.make_node("Reshape", ["mean", "shape"], ["row"]),
+        helper.make_node("MatMul", ["row", "weight"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "reduces",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", *tiny.shape])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])],
+        [numpy_helper.from_array(value, key) for key, value in constants.items()],
+    )
+    replace_model(tiny, "expert-0", helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8))
+    with pytest.raises(trt_moe.EngineBuildError, match=r"of a batch of 2 it gives \[1,3\]; expected \[2,3\]"):
+        trt_moe.Model.load(tiny.path, "expert-0")
 
 
 def test_models_that_are_loaded_at_the_same_time_leave_the_locale_alone(tiny: TinyBundle, cache: Path) -> None:
