@@ -22,7 +22,7 @@ from trt_moe.arguments import flag, real, whole, word
 from trt_moe.bundle import Bundle
 from trt_moe.bundle.manifest import MAX_LATENCY_WEIGHT, VerifyBy
 from trt_moe.completions import Completions
-from trt_moe.errors import DeviceError, EngineBuildError, InputError, MissingDependencyError
+from trt_moe.errors import DeviceError, EngineBuildError, InputError, MissingDependencyError, QueueFullError
 from trt_moe.golden import check_golden, noise_images, same_in_any_batch
 from trt_moe.inputs import as_images, as_one_image
 from trt_moe.model import PRECISIONS, Model, checked_threads
@@ -42,6 +42,7 @@ VERIFY_BY: tuple[VerifyBy, ...] = get_args(VerifyBy)
 MAX_BATCH = 1 << 16
 MAX_WAIT_US = 10_000_000
 MAX_QUEUE = 1 << 20
+_ROOM_AGAIN_S = 0.001
 
 
 class Router:
@@ -291,7 +292,8 @@ class Router:
         """`predict` for coroutines: the event loop goes on meanwhile.
 
         A single image goes the way of `submit`, and forms batches with those of other calls. Larger batches wait in a
-        thread of asyncio's; a cancelled call stops after at most `max_batch` more images.
+        thread of asyncio's, `max_batch` images at a time: the first find room or are refused, the others wait for it. A
+        cancelled call stops after at most `max_batch` more images.
         """
         import asyncio  # who uses no coroutines need not wait for it
 
@@ -310,7 +312,16 @@ class Router:
             return replace(result, latency_ms=result.latency_ms + waited_ms)
 
         parts = [images[begin : begin + self._max_batch] for begin in range(0, len(images), self._max_batch)]
-        results = [await asyncio.to_thread(answer, part) for part in parts or [images]]
+        results: list[Result] = []
+        for part in parts or [images]:
+            while True:
+                try:
+                    results.append(await asyncio.to_thread(answer, part))
+                    break
+                except QueueFullError:
+                    if not results:
+                        raise
+                    await asyncio.sleep(_ROOM_AGAIN_S)
         return results[0] if len(results) == 1 else join(results)
 
     def model(self, name: str) -> Model:

@@ -399,6 +399,25 @@ def test_a_cancelled_predict_async_stops_after_a_batch(tmp_path) -> None:
         assert router.stats()["stages"]["total"]["count"] < 100_000
 
 
+def test_a_predict_async_that_has_begun_waits_for_room(
+    router: trt_moe.Router, tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, predict = tiny.random(3 * 64), router.predict
+    full = iter([False, True, True, False, True, False])
+
+    def now_and_then(batch: np.ndarray) -> trt_moe.Result:
+        if next(full):
+            raise trt_moe.QueueFullError("full")
+        return predict(batch)
+
+    expected = predict(images)
+    monkeypatch.setattr(router, "predict", now_and_then)
+    np.testing.assert_array_equal(asyncio.run(router.predict_async(images)).probabilities, expected.probabilities)
+    full = iter([True])
+    with pytest.raises(trt_moe.QueueFullError):
+        asyncio.run(router.predict_async(images))
+
+
 def test_a_forgotten_router_stops_its_threads(tiny: TinyBundle) -> None:
     before = threading.active_count()
     router = trt_moe.Router(tiny.path)
