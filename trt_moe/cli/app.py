@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from trt_moe.errors import BundleError, DataError, InputError, MissingDependencyError, TrtMoeError
+from trt_moe.errors import BundleError, DataError, InputError, TrtMoeError
 
 FAILED = 1
 WRONG_INPUT = 2
@@ -31,7 +31,7 @@ class _Group(TyperGroup):
         except (InputError, BundleError, DataError) as error:
             _complain(str(error))
             raise typer.Exit(WRONG_INPUT) from None
-        except (TrtMoeError, MissingDependencyError) as error:
+        except TrtMoeError as error:
             _complain(str(error))
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:

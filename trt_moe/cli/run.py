@@ -186,7 +186,7 @@ def profile(
     bundle: Annotated[str, typer.Argument(help="A bundle's folder, or the name of a shipped bundle.")],
     iterations: Annotated[int, typer.Option("--iterations", "-n", min=1, help="Single images to time.")] = 1000,
     clients: Annotated[str, typer.Option(help="Numbers of client threads; none to skip.")] = "1,2,4,8,16",
-    seconds: Annotated[float, typer.Option(min=0.1, help="Of load for each number of clients.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Of load for each number of clients.")] = 3.0,
     latency_weight: options.LatencyWeight = None,
     verify_below: options.VerifyBelow = None,
     verify_by: options.VerifyByOption = None,

@@ -19,6 +19,7 @@ from trt_moe.compile.gate_runtime import logits
 from trt_moe.compile.half import float32_layers, must_stay_float32, prepare, to_half
 from trt_moe.data import SEVERITIES, corrupt
 from trt_moe.errors import EngineBuildError, ModelOutputError
+from trt_moe.logit_error import image_errors
 
 _SUSPECT_IMAGES = 16
 _FIRST_SUSPECTS = 4
@@ -96,8 +97,7 @@ INT8_THRESHOLDS = Thresholds(top1_agreement=0.95, logit_error=0.1, accuracy_drop
 class GateReport(_Section):
     """The outcome of the gate.
 
-    Logit errors are max |found - expected| of an image over max(1, the largest |expected| of all images), as the
-    tolerances of a bundle are; None where no image has finite logits.
+    Logit errors are those of `logit_error`; None where no image has finite logits.
     """
 
     passed: bool
@@ -155,7 +155,7 @@ def compare(
     limits = thresholds or Thresholds()
     if not np.isfinite(expected).all():
         raise ModelOutputError("the float32 model gives logits that are not finite on the samples; it is broken")
-    errors = image_errors(expected, found)
+    errors = image_errors(found, expected)
     finite = np.isfinite(errors)
     bias = np.float32(0) if samples.bias is None else samples.bias
     # NaN would win every argmax; an image without finite logits agrees with nothing.
@@ -220,7 +220,7 @@ def rescue(
         report = compare(expected, found, samples, "emulated", limits, float32_layers(candidate))
         if report.passed:
             return candidate, report
-        worst = np.argsort(-image_errors(expected, found), kind="stable")[:_SUSPECT_IMAGES]
+        worst = np.argsort(-image_errors(found, expected), kind="stable")[:_SUSPECT_IMAGES]
         suspects = gate_suspects.find(prepared, emulated, samples.images[worst])
         new = [name for name in suspects.overflowing if name not in kept | stays]
         if not new and len(kept | stays) <= _MAX_FLOAT32_SHARE * len(prepared.graph.node):
@@ -274,11 +274,3 @@ def _images(share: float, count: int) -> int:
 def _allowed(share: float, count: int) -> int:
     # A single image does not decide, however few there are: it may be a tie.
     return max(1, math.floor(share * count + 1e-9)) if share > 0 else 0
-
-
-def image_errors(expected: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Logit error of every image, float64 [N], in the measure of `GateReport`; inf where not finite."""
-    finite = np.atleast_1d(np.isfinite(found).all(axis=1))
-    scale = max(1.0, float(np.abs(expected).max()))
-    errors = np.abs(np.where(finite[:, None], found, 0.0) - expected).max(axis=1) / scale
-    return np.where(finite, errors, np.inf)

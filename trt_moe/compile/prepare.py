@@ -129,10 +129,11 @@ def _convert(
     samples = gate.Samples.of(bundle, entry)
     images = None
     if spec.precision == "int8":
-        if bundle.manifest.samples is None:
+        shipped = 0 if bundle.manifest.samples is None else len(samples.images)
+        if shipped < 2:
             raise EngineBuildError(
-                "int8 is calibrated on sample images, and the bundle ships none; give some to `trt-moe pack` "
-                "(--samples), or build it in fp16"
+                f"int8 is calibrated on one half of the sample images and judged by the other, and the bundle ships "
+                f"{shipped or 'none'}; give some to `trt-moe pack` (--samples), or build it in fp16"
             )
         calibration, samples = samples.halves()
         images = calibration.of_all_severities(bundle)

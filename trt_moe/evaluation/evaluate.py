@@ -19,7 +19,7 @@ from trt_moe.errors import DataError, InputError
 from trt_moe.evaluation import latency
 from trt_moe.evaluation.answers import Answers, collect, join
 from trt_moe.evaluation.frontier import Costs, Point, cascade_curve, frontier, thinned, within_of_dearest
-from trt_moe.evaluation.metrics import confusion_matrix, expected_calibration_error, latency_summary
+from trt_moe.evaluation.metrics import confusion, expected_calibration_error, latency_summary
 from trt_moe.evaluation.strategies import (
     Cascade,
     CueRule,
@@ -280,9 +280,7 @@ class _Evaluation:
             "frontier": [point.to_json(self.experts) for point in thinned(points)],
             "verified_frontier": [point.to_json() for point in thinned(rules)],
             "near_dearest": self._near_dearest(near),
-            "confusion": confusion_matrix(
-                self.all.labels, self._predicted(self.all), len(self.bundle.class_names)
-            ).tolist(),
+            "confusion": confusion(self.all.labels, self._predicted(self.all)).tolist(),
         }
         cascade = rivals.cascades[CASCADE]
         first_ms, dearest_ms = (self._mean_ms(name) for name in (cascade.first, self.dearest))

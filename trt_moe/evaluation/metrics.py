@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trt_moe.percentiles import percentiles
+
 ECE_BINS = 15
 
 
@@ -20,19 +22,12 @@ def expected_calibration_error(confidence: NDArray[np.float32], right: NDArray[n
     return float(gap[count > 0].sum() / len(confidence))
 
 
-def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """Int64 [classes, classes]: rows are the truth, columns the answers."""
-    flat = np.bincount(labels * classes + predicted, minlength=classes * classes)
-    return flat.reshape(classes, classes).astype(np.int64)
+def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Int64 [M, 3], truth, answer and the number of images, of all pairs that occur: few of many classes' do."""
+    pairs, count = np.unique(np.stack([labels, predicted], axis=1), axis=0, return_counts=True)
+    return np.column_stack([pairs, count])
 
 
 def latency_summary(values: NDArray[np.float64]) -> dict[str, Any]:
     """Mean, p50, p90, p99 in milliseconds and the number of measured images."""
-    p50, p90, p99 = np.percentile(values, [50, 90, 99])
-    return {
-        "mean_ms": float(values.mean()),
-        "p50_ms": float(p50),
-        "p90_ms": float(p90),
-        "p99_ms": float(p99),
-        "measured": len(values),
-    }
+    return {**percentiles(values), "measured": len(values)}

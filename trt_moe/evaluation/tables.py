@@ -169,5 +169,8 @@ def _print_remarks(data: dict[str, Any]) -> None:
 def print_confusion(data: dict[str, Any]) -> None:
     """Rows are the truth, columns the mixture's answers."""
     names = data["classes"]
-    rows = [[name, *row] for name, row in zip(names, data["confusion"], strict=True)]
+    images = {(truth, answer): count for truth, answer, count in data["confusion"]}
+    rows = [
+        [name, *(images.get((truth, answer), 0) for answer in range(len(names)))] for truth, name in enumerate(names)
+    ]
     print_table("confusion of the mixture (rows: truth)", ["class", *names], rows)

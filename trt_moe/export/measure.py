@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_moe.hardware import cpu_report
+from trt_moe.percentiles import percentiles
 
 if TYPE_CHECKING:
     from trt_moe import _core
@@ -27,9 +28,7 @@ class Timing:
 
     def summary(self) -> dict[str, float]:
         """Return mean, p50, p90 and p99, rounded to 0.1 us."""
-        p50, p90, p99 = np.percentile(self.milliseconds, [50, 90, 99])
-        values = {"mean_ms": self.milliseconds.mean(), "p50_ms": p50, "p90_ms": p90, "p99_ms": p99}
-        return {key: round(float(value), 4) for key, value in values.items()}
+        return {key: round(value, 4) for key, value in percentiles(self.milliseconds).items()}
 
 
 def measure_latency(

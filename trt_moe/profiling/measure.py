@@ -14,11 +14,11 @@ from trt_moe.bundle import Bundle
 from trt_moe.bundle.manifest import MIXTURE
 from trt_moe.console import ProgressCallback
 from trt_moe.evaluation.latency import measure
+from trt_moe.percentiles import percentiles
 from trt_moe.router import Router
 
 DEFAULT_CLIENTS = (1, 2, 4, 8, 16)
 
-_QUANTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p99_9_ms": 99.9}
 _NOISE_IMAGES = 64
 
 
@@ -41,7 +41,8 @@ def profile(
         progress: called as progress(what, done, total).
 
     Returns:
-        Ready for JSON: "latency" by model and "mixture", "stages" of the single images, "clients".
+        Ready for JSON: "latency" by model and "mixture", "stages" of the single images and of those that warmed up,
+        "clients".
     """
     bundle = router.bundle
     names = [entry.name for entry in [*bundle.models(), *bundle.baselines]]
@@ -75,10 +76,8 @@ def profile_images(bundle: Bundle) -> tuple[NDArray[np.uint8], str]:
 
 def summary(values: NDArray[np.float64]) -> dict[str, Any]:
     """Mean, quantiles, least and most in milliseconds, and images per second of one caller."""
-    quantiles = np.percentile(values, list(_QUANTILES.values()))
     return {
-        "mean_ms": float(values.mean()),
-        **{key: float(value) for key, value in zip(_QUANTILES, quantiles, strict=True)},
+        **percentiles(values, tail=True),
         "min_ms": float(values.min()),
         "max_ms": float(values.max()),
         "images_per_s": float(1e3 / values.mean()),
@@ -125,12 +124,10 @@ def _load(
     if errors:
         raise errors[0]
     values = np.concatenate([np.array(row) for row in latencies])
-    quantiles = np.percentile(values, list(_QUANTILES.values()))
     return {
         "clients": clients,
         "images_per_s": len(values) / elapsed,
-        "mean_ms": float(values.mean()),
-        **{key: float(value) for key, value in zip(_QUANTILES, quantiles, strict=True)},
+        **percentiles(values, tail=True),
         "max_ms": float(values.max()),
     }
 

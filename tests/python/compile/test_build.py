@@ -278,10 +278,17 @@ def test_layers_that_int8_spoils_stay_float32_unless_it_is_to_fail(
     assert "features2" in report["float32_layers"]  # type: ignore[operator]
 
 
-def test_int8_without_samples_is_refused(tmp_path: Path, build: Callable[..., BuildReport], cache: EngineCache) -> None:
-    bundle = Bundle.load(write_tiny_bundle(tmp_path / "golden", samples_per_class=0).path)
-    with pytest.raises(EngineBuildError, match=r"expert-0 in int8: .* ships none; give some to `trt-moe pack`"):
-        build(bundle, dataclasses.replace(FP32, precision="int8"))
+@pytest.mark.parametrize(("samples", "ships"), [(0, "none"), (1, "1")])
+def test_int8_without_samples_for_both_halves_is_refused(
+    tmp_path: Path, build: Callable[..., BuildReport], cache: EngineCache, samples: int, ships: str
+) -> None:
+    path = write_tiny_bundle(tmp_path / "few", samples_per_class=samples).path
+    if samples:
+        for image in sorted(path.glob("samples/*/*/*.png"))[samples:]:
+            image.unlink()
+        edit_manifest(path, lambda manifest: manifest["samples"].update(images=samples))
+    with pytest.raises(EngineBuildError, match=rf"expert-0 in int8: .* ships {ships}; give some to `trt-moe pack`"):
+        build(Bundle.load(path), dataclasses.replace(FP32, precision="int8"))
 
 
 def unsupported(operator: str, domain: str = "") -> bytes:

@@ -14,7 +14,7 @@ from trt_moe.evaluation.answers import collect
 from trt_moe.evaluation.cues import log_laplacian_variance
 from trt_moe.evaluation.metrics import expected_calibration_error
 from trt_moe.evaluation.picture import draw
-from trt_moe.evaluation.tables import print_report
+from trt_moe.evaluation.tables import print_confusion, print_report
 from trt_moe.router import Router
 
 WEIGHT = 6.0
@@ -130,8 +130,9 @@ def test_report_is_complete(report):
     for row in data["overall"].values():
         assert 0 <= row["accuracy"] <= 1
         assert row["mean_ms"] > 0
-    assert np.sum(data["confusion"]) == 120
-    assert np.trace(data["confusion"]) == pytest.approx(120 * data["overall"]["mixture"]["accuracy"])
+    assert sum(count for _, _, count in data["confusion"]) == 120
+    right = sum(count for truth, answer, count in data["confusion"] if truth == answer)
+    assert right == pytest.approx(120 * data["overall"]["mixture"]["accuracy"])
     assert data["near_dearest"]["measured_ms"] > 0
     assert data["frontier"][0]["latency_weight"] == 0
     assert {"latency_weight", "verify_below", "accuracy", "mean_ms"} == set(data["verified_frontier"][0])
@@ -147,6 +148,12 @@ def test_severities_add_up_to_the_strategies_over_all(report):
         assert np.mean([row[name] for row in rows]) == pytest.approx(overall[name]["accuracy"])
     for name, share in (("image_cue", "share_of_dearest"), ("gate_then_verify", "passed_on")):
         assert np.mean([row[f"{name}_share"] for row in rows]) == pytest.approx(overall[name][share])
+
+
+def test_the_confusion_table_has_every_pair(capsys):
+    print_confusion({"classes": ["cat", "dog"], "confusion": [[0, 0, 7], [1, 0, 5]]})
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["cat", "7", "0"] in rows and ["dog", "5", "0"] in rows
 
 
 def test_tables_show_every_strategy(report, capsys):

@@ -4,7 +4,7 @@ import pytest
 from support.made_answers import made_answers
 from trt_moe.evaluation.answers import SecondLook
 from trt_moe.evaluation.frontier import Costs, cascade_curve, frontier, thinned, within_of_dearest
-from trt_moe.evaluation.metrics import confusion_matrix, expected_calibration_error, latency_summary
+from trt_moe.evaluation.metrics import confusion, expected_calibration_error, latency_summary
 from trt_moe.evaluation.strategies import (
     Cascade,
     CueRule,
@@ -166,9 +166,9 @@ def test_calibration_error():
     assert expected_calibration_error(np.ones(4, np.float32), np.ones(4, bool)) == 0
 
 
-def test_confusion_matrix_rows_are_the_truth():
-    matrix = confusion_matrix(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), 3)
-    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+def test_confusion_is_truth_answer_and_count_of_what_occurs():
+    found = confusion(np.array([0, 0, 1, 99_999, 99_999]), np.array([0, 1, 1, 0, 0]))
+    assert found.tolist() == [[0, 0, 1], [0, 1, 1], [1, 1, 1], [99_999, 0, 2]]
 
 
 def test_latency_summary():
