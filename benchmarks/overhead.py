@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.common import Images
 from benchmarks.tables import markdown, percentiles
 from trt_moe import Bundle, Router
-from trt_moe.second_look import asked_last
+from trt_moe.routing_rule import asked_last
 
 TITLE = "Overhead: `router.predict` of one image over bare gater + bare experts"
 

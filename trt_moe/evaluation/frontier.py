@@ -15,10 +15,10 @@ from trt_moe.evaluation.strategies import (
     Floats,
     cascade_threshold,
     routed,
-    routes,
     shares,
     switch_weights,
 )
+from trt_moe.routing_rule import route
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def frontier(answers: Answers, experts: Sequence[str], relative_costs: Floats, c
     points = []
     right = [answers.right(name) for name in experts]
     for weight in switch_weights(answers.gater_logits, relative_costs):
-        chosen = routes(answers.gater_logits, relative_costs, float(weight))
+        chosen = route(answers.gater_logits, relative_costs, float(weight))
         share = shares(chosen, len(experts))
         accuracy = float(np.mean(routed(right, chosen)))
         points.append(Point(float(weight), accuracy, costs.mixture_ms(share), tuple(share.tolist())))

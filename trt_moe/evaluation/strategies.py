@@ -11,16 +11,10 @@ from numpy.typing import NDArray
 
 from trt_moe.bundle.manifest import MAX_LATENCY_WEIGHT, VerifyBy
 from trt_moe.evaluation.answers import Answers
-from trt_moe.second_look import second_costs
+from trt_moe.routing_rule import second_costs
 
 Floats = NDArray[np.float64]
 _T = TypeVar("_T", bound=np.generic)
-
-
-def routes(gater_logits: NDArray[np.float32], costs: Floats, latency_weight: float) -> NDArray[np.int64]:
-    """Int64 [N]: argmax_k(logit_k - latency_weight * cost_k), ties to the cheaper expert."""
-    scores = gater_logits - np.float32(latency_weight) * costs.astype(np.float32)
-    return np.asarray(scores.argmax(axis=1), np.int64)
 
 
 def shares(chosen: NDArray[np.int64], experts: int) -> Floats:

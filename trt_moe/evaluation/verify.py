@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from trt_moe.data.choose import evenly
 from trt_moe.evaluation.answers import Answers, join
 from trt_moe.evaluation.frontier import Costs
-from trt_moe.evaluation.strategies import Floats, routed, routes, shares, switch_weights
-from trt_moe.second_look import asked_last, second_costs, split_points
+from trt_moe.evaluation.strategies import Floats, routed, shares, switch_weights
+from trt_moe.routing_rule import asked_last, route, second_costs, split_points, unsure
 
 _T = TypeVar("_T", bound=np.generic)
 
@@ -41,9 +41,9 @@ class Decision:
 
 def decide(answers: Answers, experts: Sequence[str], relative_costs: Floats, rule: VerifyRule) -> Decision:
     """What the router does at this rule; `experts` go from the cheapest to the dearest."""
-    first = routes(answers.gater_logits, relative_costs, rule.latency_weight)
-    confidence = routed([answers.confidence[name] for name in experts], first)
-    passed_on = (confidence < rule.threshold) & (first != len(experts) - 1)
+    first = route(answers.gater_logits, relative_costs, rule.latency_weight)
+    confidence = np.stack([answers.confidence[name] for name in experts], axis=1)
+    passed_on = unsure(first, confidence, rule.threshold)
     return Decision(first, asked_last(first, passed_on, len(experts), answers.verify_by), passed_on)
 
 
@@ -168,7 +168,7 @@ class Verifier:
         return best
 
     def _first(self, answers: Answers, weight: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        chosen = routes(answers.gater_logits, self._relative, weight)
+        chosen = route(answers.gater_logits, self._relative, weight)
         return chosen, routed([answers.confidence[name] for name in self._experts], chosen)
 
     def _doubtful(

@@ -36,9 +36,8 @@ from trt_moe.errors import DataError
 from trt_moe.export.destination import new_bundle
 from trt_moe.export.measure import Timing, available_threads, cpu_name, load_onnx
 from trt_moe.export.reference import record_golden
-from trt_moe.second_look import asked_last
+from trt_moe.routing_rule import asked_last, route, unsure
 from trt_moe.softmax import softmax
-from trt_moe.training.routing import route, unsure
 
 GATER = "gater"
 _ON = " on "

@@ -13,7 +13,7 @@ import numpy as np
 from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.console import by_mirror
 from trt_moe.evaluation.strategies import oracle_gain
-from trt_moe.second_look import asked_last
+from trt_moe.routing_rule import asked_last, route, unsure
 from trt_moe.sweep.compare import FRONTIER_POINTS, ORACLE, Comparison, Outcomes, Spread
 from trt_moe.training.routing import (
     Bools,
@@ -22,8 +22,6 @@ from trt_moe.training.routing import (
     Ints,
     cascade_frontier,
     gater_frontier,
-    route,
-    unsure,
     verify_frontier,
 )
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from trt_moe.bundle.manifest import VerifyBy
+from trt_moe.routing_rule import route
 from trt_moe.training.routing import (
     Bools,
     Floats,
@@ -22,7 +23,6 @@ from trt_moe.training.routing import (
     cascade_frontier,
     collapse_warning,
     random_frontier,
-    route,
     tabulate,
 )
 

@@ -9,12 +9,13 @@ import numpy as np
 
 from trt_moe.console import by_mirror
 from trt_moe.evaluation.metrics import expected_calibration_error
+from trt_moe.routing_rule import route
 from trt_moe.softmax import softmax
 from trt_moe.sweep.claims import WEIGHT, Routed, gated, upper, verified
 from trt_moe.sweep.compare import Comparison, Spread
 from trt_moe.training.config import Method
 from trt_moe.training.logits import Judged
-from trt_moe.training.routing import Floats, frontier_score, gater_frontier, route
+from trt_moe.training.routing import Floats, frontier_score, gater_frontier
 
 BUDGETS = (0.3, 0.5, 0.7)
 """Mean costs at which gate-then-verify is judged."""

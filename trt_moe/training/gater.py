@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trt_moe.errors import InputError
 from trt_moe.models import ImageModel, SqueezeNetLight
 from trt_moe.models.gater import GATER_SIDE
+from trt_moe.routing_rule import route
 from trt_moe.training.checkpoint import load_checkpoint
 from trt_moe.training.config import COST_FREE, Method, TrainConfig, digest
 from trt_moe.training.experts import Shape, make_optimizer, predict
@@ -35,7 +36,6 @@ from trt_moe.training.routing import (
     explained_variance,
     frontier_score,
     gater_frontier,
-    route,
     routing_lines,
 )
 from trt_moe.training.splits import derived_seed

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trt_moe.models import ImageModel, Mixture
+from trt_moe.routing_rule import route
 from trt_moe.training.checkpoint import checkpoint_hash, load_checkpoint
 from trt_moe.training.config import JointConfig, TrainConfig, digest
 from trt_moe.training.experts import autocast, checkpoint_path, make_optimizer, predict
@@ -21,7 +22,7 @@ from trt_moe.training.logits import UNIFORM, Judged
 from trt_moe.training.loop import Progress, epoch_order, expect_finite, images_in_order, run_epoch, run_epochs
 from trt_moe.training.losses import expert_losses, gumbel_loss, gumbel_noise
 from trt_moe.training.processes import check_batch, connect
-from trt_moe.training.routing import collapse_warning, route, routing_lines
+from trt_moe.training.routing import collapse_warning, routing_lines
 from trt_moe.training.splits import Part, derived_seed, draw
 
 _EPOCH_CHECK_IMAGES = 3000

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from trt_moe.routing_rule import route
 from trt_moe.training.experts import predict
 from trt_moe.training.gater import TrainedGater
 from trt_moe.training.logits import Judged
@@ -16,7 +17,6 @@ from trt_moe.training.routing import (
     gater_frontier,
     oracle,
     random_frontier,
-    route,
     tabulate,
 )
 

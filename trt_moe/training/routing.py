@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from trt_moe.bundle.manifest import VerifyBy
 from trt_moe.data.choose import evenly
-from trt_moe.second_look import second_costs, split_points
+from trt_moe.routing_rule import route, second_costs, split_points
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
@@ -58,22 +58,6 @@ class RoutingTable:
             + f"  accuracy {accuracy:.4f}  cost {cost:.3f}"
             for s, shares, accuracy, cost in zip(self.severities, self.share, self.accuracy, self.cost, strict=True)
         ]
-
-
-def route(scores: Floats, costs: Floats, latency_weight: float) -> Ints:
-    """Return argmax_k(score_k - latency_weight * cost_k), ties to the lower index; int64 [N]."""
-    routes: Ints = np.argmax(scores - latency_weight * costs, axis=1).astype(np.int64)
-    return routes
-
-
-def unsure(routes: Ints, confidence: Floats, verify_below: float) -> Bools:
-    """Return which images are seen twice, bool [N]: the routed expert's confidence, of [N, K], is below.
-
-    What the last expert says always stands.
-    """
-    dearest = confidence.shape[1] - 1
-    passed_on: Bools = (confidence[np.arange(len(routes)), routes] < verify_below) & (routes != dearest)
-    return passed_on
 
 
 def tabulate(routes: Ints, right: Bools, costs: Floats, severities: Ints) -> RoutingTable:

@@ -16,19 +16,15 @@ from trt_moe.evaluation.strategies import (
     oracle,
     oracle_gain,
     routed,
-    routes,
     shares,
     switch_weights,
 )
+from trt_moe.routing_rule import route
 
 COSTS = np.array([0.1, 1.0])
 
 
-def test_routes_are_the_rule_of_the_bundle():
-    logits = np.array([[1.0, 1.0], [0.0, 2.0], [0.0, 0.5]], np.float32)
-    assert routes(logits, COSTS, 0.0).tolist() == [0, 1, 1]  # a tie goes to the cheaper one
-    assert routes(logits, COSTS, 1.0).tolist() == [0, 1, 0]
-    assert routes(logits, COSTS, 10.0).tolist() == [0, 0, 0]
+def test_shares_are_of_all_experts():
     assert shares(np.array([0, 1, 1, 1]), 3).tolist() == [0.25, 0.75, 0.0]
 
 
@@ -44,8 +40,8 @@ def test_switch_weights_span_all_shares():
     weights = switch_weights(logits, costs)
     assert weights[0] == 0
     assert (np.diff(weights) > 0).all()
-    assert shares(routes(logits, costs, weights[-1]), 3)[0] == 1.0
-    means = [shares(routes(logits, costs, w), 3) @ costs for w in weights]
+    assert shares(route(logits, costs, weights[-1]), 3)[0] == 1.0
+    means = [shares(route(logits, costs, w), 3) @ costs for w in weights]
     assert (np.diff(means) <= 1e-12).all()
 
 

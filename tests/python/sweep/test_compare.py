@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as arrays
 
 pytest.importorskip("torch")  # trt_moe.training imports it
 
+from trt_moe.routing_rule import route
 from trt_moe.sweep.compare import FRONTIER_POINTS, ONE, ORACLE, SEPARATE, Outcomes, Spread, compare, weight_at_cost
-from trt_moe.training.routing import route
 
 COSTS = np.array([0.25, 1.0])
 # Image 0 is easy, 1 and 2 need the dear expert, 3 is hopeless; severities 0, 0, 5, 5.

@@ -9,12 +9,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
 from trt_moe.errors import InputError, ModelOutputError  # noqa: E402
+from trt_moe.routing_rule import route  # noqa: E402
 from trt_moe.training import TrainConfig, gater  # noqa: E402
 from trt_moe.training.experts import Shape, predict  # noqa: E402
 from trt_moe.training.gater import build_gater, gater_path, train_gaters  # noqa: E402
 from trt_moe.training.logits import Judged  # noqa: E402
 from trt_moe.training.losses import balance_loss, gate_entropy, gumbel_loss  # noqa: E402
-from trt_moe.training.routing import explained_variance, frontier_score, gater_frontier, route  # noqa: E402
+from trt_moe.training.routing import explained_variance, frontier_score, gater_frontier  # noqa: E402
 from trt_moe.training.splits import Corrupted  # noqa: E402
 
 SHAPE = Shape(8, 8, 1, 2)

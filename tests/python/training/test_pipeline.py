@@ -22,6 +22,7 @@ from trt_moe.export.reference import run_onnx  # noqa: E402
 from trt_moe.export.torch_export import export_onnx  # noqa: E402
 from trt_moe.logit_error import relative_error  # noqa: E402
 from trt_moe.models import ImageModel  # noqa: E402
+from trt_moe.routing_rule import route  # noqa: E402
 from trt_moe.softmax import softmax  # noqa: E402
 from trt_moe.sweep.finished import open_run  # noqa: E402
 from trt_moe.training import TrainConfig, pipeline, splits  # noqa: E402
@@ -31,7 +32,6 @@ from trt_moe.training.joint import Tuned  # noqa: E402
 from trt_moe.training.logits import Judged  # noqa: E402
 from trt_moe.training.losses import check_costs  # noqa: E402
 from trt_moe.training.pipeline import _pooled, train  # noqa: E402
-from trt_moe.training.routing import route  # noqa: E402
 
 
 @pytest.fixture(scope="module")

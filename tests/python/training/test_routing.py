@@ -12,21 +12,13 @@ from trt_moe.training.routing import (
     gater_frontier,
     oracle,
     random_frontier,
-    route,
     routing_lines,
     tabulate,
-    unsure,
     verify_frontier,
 )
 
 COSTS = np.array([0.2, 1.0])
 NAMES = ["light", "heavy"]
-
-
-def test_route_subtracts_the_weighted_cost_and_prefers_the_lower_index():
-    scores = np.array([[0.0, 0.5], [0.0, 0.6], [0.0, 0.9]])
-    assert route(scores, np.array([0.0, 1.0]), 0.5).tolist() == [0, 1, 1]
-    assert route(np.zeros((1, 3)), np.zeros(3), 1.0).tolist() == [0]
 
 
 def test_a_table_has_a_row_per_severity():
@@ -91,13 +83,6 @@ def test_verifying_passes_on_what_the_routed_expert_is_unsure_of():
     frontier = verify_frontier(routes, confidences, right, verified, costs, 0.1, "mirror")
     assert frontier.costs == pytest.approx([0.525, 0.575, 0.65, 0.7])
     assert frontier.accuracies == pytest.approx([0.75, 1.0, 0.75, 0.75])
-
-
-def test_images_go_on_where_the_routed_expert_is_unsure_and_not_the_dearest():
-    confidence = np.array([[0.9, 0.1, 0.5], [0.1, 0.8, 0.5], [0.5, 0.5, 0.1], [0.4, 0.1, 0.5]])
-    routes = np.array([0, 0, 2, 1])
-    assert unsure(routes, confidence, 0.5).tolist() == [False, True, False, True]
-    assert not unsure(routes, confidence, 0.0).any()
 
 
 @pytest.mark.parametrize(

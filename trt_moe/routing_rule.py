@@ -1,4 +1,7 @@
-"""Gate, then verify: what a second look costs, and who has it."""
+"""The router's rule in numpy, for training and evaluation: who answers, who is unsure, and what a second look costs.
+
+The core has it in C++; `route` rounds as that does, so that both agree where scores all but tie.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_moe.bundle.manifest import VerifyBy
+
+
+def route(scores: NDArray[np.floating], costs: NDArray[np.floating], latency_weight: float) -> NDArray[np.int64]:
+    """Int64 [N]: argmax_k(score_k - latency_weight * cost_k) of scores [N, K], ties to the lower index."""
+    weighted = np.float32(latency_weight) * costs.astype(np.float32)
+    return np.asarray((scores.astype(np.float32) - weighted).argmax(axis=1), np.int64)
+
+
+def unsure(routes: NDArray[np.int64], confidence: NDArray[np.floating], verify_below: float) -> NDArray[np.bool_]:
+    """Bool [N]: which images are seen twice, since the routed expert's confidence, of [N, K], is below.
+
+    What the last expert says always stands.
+    """
+    dearest = confidence.shape[1] - 1
+    passed_on: NDArray[np.bool_] = (confidence[np.arange(len(routes)), routes] < verify_below) & (routes != dearest)
+    return passed_on
 
 
 def second_costs(costs: NDArray[np.floating], by: VerifyBy) -> NDArray[np.floating]:
