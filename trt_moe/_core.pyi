@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['CudaCapture', 'CudaDevice', 'DeviceRows', 'Model', 'Pipeline', 'arena_plan', 'built_backends', 'cpu_name', 'cuda_build', 'cuda_built', 'cuda_compute_capability', 'dlpack_capsule', 'graph_topology', 'plan_routes', 'read_dlpack', 'route_reference', 'usable_cpus']
+__all__: list[str] = ['CudaCapture', 'CudaDevice', 'DeviceRows', 'Model', 'Pipeline', 'arena_plan', 'built_backends', 'cpu_name', 'cpu_quota', 'cuda_build', 'cuda_built', 'cuda_compute_capability', 'dlpack_capsule', 'graph_topology', 'plan_routes', 'read_dlpack', 'route_reference', 'usable_cpus']
 class Model:
     """
     One model compiled for one device.
@@ -221,6 +221,10 @@ def built_backends() -> list[str]:
 def cpu_name() -> str:
     """
     The CPU's model name.
+    """
+def cpu_quota() -> int:
+    """
+    CPUs that the cgroup's quota allows, rounded up; 0 without a limit.
     """
 def cuda_build() -> str:
     """

@@ -55,7 +55,7 @@ def print_report(report: dict[str, Any]) -> None:
     """Print what `diagnose` found as tables."""
     product, cpu, gpu = report["trt_moe"], report["cpu"], report["gpu"]
     backends = ", ".join(product["backends"]) or product["error"] or "not built"
-    quota = f", cgroup quota {cpu['quota']:g}" if cpu["quota"] is not None else ""
+    quota = f", cgroup quota {cpu['quota']}" if cpu["quota"] is not None else ""
     devices = [
         f"{device['name']}, {device['memory_mib']:,} MiB, compute capability {device['compute_capability']}"
         for device in gpu["devices"]

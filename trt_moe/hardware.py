@@ -24,41 +24,22 @@ _TIMEOUT_S = 10
 
 
 def cpu_report() -> dict[str, Any]:
-    """Name, features, and how many CPUs are online, in the affinity mask, in the quota, and so usable."""
+    """Name, features, and how many CPUs are online, in the affinity mask, in the cgroup's quota, and so usable."""
     info = _read("/proc/cpuinfo") or ""
     name = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", info, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.MULTILINE)
     present = set(flags[1].split()) if flags else set()
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cpu_quota()
+    usable, quota = _of_the_core() or (affinity, 0)
     return {
         "name": name[1].strip() if name else platform.processor() or platform.machine(),
         "architecture": platform.machine(),
         "features": [feature for feature in CPU_FEATURES if feature in present],
         "online": os.cpu_count() or 1,
         "affinity": affinity,
-        "quota": quota,
-        "usable": _core_usable() or max(1, min(affinity, affinity if quota is None else int(quota + 0.5))),
+        "quota": quota or None,
+        "usable": usable,
     }
-
-
-def cpu_quota(proc_self_cgroup: str | None = None, root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """CPUs that the cgroup's quota allows (v2 or v1), the smallest on the way up; None without a limit."""
-    text = _read("/proc/self/cgroup") if proc_self_cgroup is None else proc_self_cgroup
-    quotas: list[float] = []
-    for line in (text or "").splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers == "":
-            folder = root / path.lstrip("/")
-            for place in (folder, *folder.parents):
-                quotas += _quota_v2(place)
-                if place == root:
-                    break
-        elif "cpu" in controllers.split(","):
-            # Inside a container the path of /proc/self/cgroup is the host's, the mount shows its end only.
-            for place in (root / "cpu" / path.lstrip("/"), root / "cpu"):
-                quotas += _quota_v1(place)
-    return min(quotas) if quotas else None
 
 
 def gpu_report() -> dict[str, Any]:
@@ -122,27 +103,13 @@ def library(name: str) -> str | None:
         return None
 
 
-def _core_usable() -> int | None:
+def _of_the_core() -> tuple[int, int] | None:
+    """Usable CPUs and those of the quota; None where the module was not built."""
     try:
         from trt_moe import _core
     except ImportError:
         return None
-    return int(_core.usable_cpus())
-
-
-def _quota_v2(folder: Path) -> list[float]:
-    parts = (_read(folder / "cpu.max") or "").split()
-    if len(parts) == 2 and parts[0].isdigit() and parts[1].isdigit() and int(parts[1]) > 0:
-        return [int(parts[0]) / int(parts[1])]
-    return []
-
-
-def _quota_v1(folder: Path) -> list[float]:
-    quota = (_read(folder / "cpu.cfs_quota_us") or "").strip()
-    period = (_read(folder / "cpu.cfs_period_us") or "").strip()
-    if quota.isdigit() and period.isdigit() and int(period) > 0:
-        return [int(quota) / int(period)]
-    return []
+    return _core.usable_cpus(), _core.cpu_quota()
 
 
 def _driver_version() -> str | None:

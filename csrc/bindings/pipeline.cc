@@ -61,7 +61,10 @@ py::dict stage_dict(const HistogramSnapshot& stage) {
 }
 
 py::typing::Dict<py::str, py::object> stats(const Pipeline& self) {
-  const SchedulerStats stats = self.stats();
+  const SchedulerStats stats = [&] {
+    const py::gil_scoped_release release;  // all workers' histograms are added up
+    return self.stats();
+  }();
   py::dict stages;
   for (std::size_t stage = 0; stage < kStageNames.size(); ++stage) {
     stages[py::str(std::string(kStageNames[stage]))] = stage_dict(stats.stages[stage]);

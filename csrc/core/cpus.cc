@@ -60,15 +60,19 @@ std::size_t cgroup_cpu_limit(const std::string& proc_self_cgroup, const fs::path
   return limit;
 }
 
+std::size_t cpu_quota() {
+  std::ifstream file("/proc/self/cgroup");
+  std::stringstream text;
+  text << file.rdbuf();
+  return cgroup_cpu_limit(text.str(), "/sys/fs/cgroup");
+}
+
 std::size_t usable_cpus() {
   std::size_t cpus = std::max(1U, std::thread::hardware_concurrency());
   cpu_set_t mask;
   CPU_ZERO(&mask);
   if (sched_getaffinity(0, sizeof(mask), &mask) == 0) cpus = static_cast<std::size_t>(std::max(1, CPU_COUNT(&mask)));
-  std::ifstream file("/proc/self/cgroup");
-  std::stringstream text;
-  text << file.rdbuf();
-  const std::size_t quota = cgroup_cpu_limit(text.str(), "/sys/fs/cgroup");
+  const std::size_t quota = cpu_quota();
   return quota == 0 ? cpus : std::min(cpus, quota);
 }
 

@@ -56,7 +56,8 @@ struct SchedulerStats {
   std::size_t in_flight = 0;
 };
 
-// The host-routed plan: one line of images for the gater and for each expert. Expert batches form across requests,
+// Who answers every request: another plan, where it was given one, or the host-routed plan, which is here. That has one
+// line of images for the gater and for each expert. Expert batches form across requests,
 // and an image is complete as soon as its own expert is done. Models on a device have workers of their own each, and
 // run side by side there; models on the host share theirs, which go where the first image waits longest since it
 // entered. A lone image that meets an idle scheduler is answered on its caller's thread, with no hand-over.

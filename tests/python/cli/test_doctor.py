@@ -7,25 +7,6 @@ from trt_moe.compile import flavour
 from trt_moe.errors import DeviceError, MissingDependencyError
 
 
-@pytest.mark.parametrize(
-    ("files", "text", "expected"),
-    [
-        ({}, "0::/a/b\n", None),
-        ({"a/b/cpu.max": "150000 100000\n"}, "0::/a/b\n", 1.5),
-        ({"a/b/cpu.max": "max 100000\n", "a/cpu.max": "200000 100000"}, "0::/a/b\n", 2.0),
-        ({"cpu.max": "50000 100000"}, "0::/a/b\n", 0.5),
-        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/x\n", 3.0),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/x\n", None),
-        ({"a/cpu.max": "garbage"}, "0::/a\nnonsense\n", None),
-    ],
-)
-def test_cpu_quota(tmp_path, files, text, expected):
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
-    assert hardware.cpu_quota(text, tmp_path) == expected
-
-
 def test_devices_of_nvidia_smi(monkeypatch):
     monkeypatch.setattr(hardware, "_run", lambda *command: "NVIDIA X, 81559, 9.0, 580.10\nNVIDIA Y, [N/A], 8.7, 580.10")
     monkeypatch.setattr(hardware, "_driver_version", lambda: None)
@@ -64,6 +45,15 @@ def test_jetson(monkeypatch):
     assert hardware.jetson_report() == {"release": "Jetson Linux 36.4.3", "jetpack": "JetPack 6.2+b77"}
     monkeypatch.setattr(hardware, "_read", lambda path: None)
     assert hardware.jetson_report() == {"release": None, "jetpack": None}
+
+
+def test_a_quota_is_told_where_there_is_one(monkeypatch, capsys):
+    monkeypatch.setattr(hardware, "_of_the_core", lambda: (1, 2))
+    doctor.print_report(doctor.diagnose())
+    assert "1 usable" in (text := capsys.readouterr().out) and "cgroup quota 2" in text
+    monkeypatch.setattr(hardware, "_of_the_core", lambda: None)
+    cpu = hardware.cpu_report()
+    assert (cpu["usable"], cpu["quota"]) == (cpu["affinity"], None)
 
 
 def test_missing_packages_come_with_their_command(monkeypatch):
@@ -113,7 +103,11 @@ def fake_core(monkeypatch, build, device=None):
         return SimpleNamespace(info=device)
 
     core = SimpleNamespace(
-        cuda_build=lambda: build, CudaDevice=cuda_device, built_backends=lambda: [], usable_cpus=lambda: 1
+        cuda_build=lambda: build,
+        CudaDevice=cuda_device,
+        built_backends=lambda: [],
+        usable_cpus=lambda: 1,
+        cpu_quota=lambda: 0,
     )
     monkeypatch.setattr("trt_moe._core", core)
 
