@@ -133,6 +133,13 @@ class Corruption(_Section):
     reference_side: Side
 
 
+class HeldOut(_Section):
+    """Of a data set without splits: the share of every class that training kept for the test, and of how many."""
+
+    share: Annotated[float, Field(gt=0.0, lt=1.0)]
+    images: dict[Text, Annotated[int, Field(ge=1)]]
+
+
 class Training(_Section):
     """Where the models come from, and the command that trains them again."""
 
@@ -144,6 +151,7 @@ class Training(_Section):
     commit: Text
     packages: dict[Text, Text]
     command: Text
+    held_out: HeldOut | None = None
 
 
 class SeverityEvaluation(_Section):

@@ -150,8 +150,7 @@ def evaluate_bundle(
     """
     from trt_moe.bundle import Bundle
     from trt_moe.console import note, print_json, progress
-    from trt_moe.data import load_dataset
-    from trt_moe.evaluation import evaluate, make_test_sets
+    from trt_moe.evaluation import evaluate, load_test_images, make_test_sets
     from trt_moe.evaluation.picture import draw
     from trt_moe.evaluation.tables import print_confusion, print_report
     from trt_moe.output import check_output, check_picture, write_json, written_after
@@ -161,9 +160,7 @@ def evaluate_bundle(
     check_output(output)
     check_picture(picture)
     loaded = Bundle.load(bundle)
-    dataset = load_dataset(data, split.value, loaded.input_shape, skip_broken)
-    for left_out in dataset.broken:
-        note(f"left out: {left_out}")
+    dataset = load_test_images(data, loaded, split.value, skip_broken, note)
     sets = make_test_sets(dataset, loaded, chosen, kind.value, images, seed)
     with (
         open_router(loaded, device, precision, threads, latency_weight, verify_below, verify_by) as router,

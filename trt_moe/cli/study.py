@@ -38,8 +38,7 @@ def study(
     """
     from trt_moe.bundle import Bundle
     from trt_moe.console import note, print_json, progress
-    from trt_moe.data import load_dataset
-    from trt_moe.evaluation import make_test_sets
+    from trt_moe.evaluation import load_test_images, make_test_sets
     from trt_moe.output import check_output, check_picture, write_json, written_after
     from trt_moe.study import study as run_study
     from trt_moe.study.picture import draw
@@ -48,9 +47,7 @@ def study(
     check_output(output)
     check_picture(picture)
     loaded = Bundle.load(bundle)
-    dataset = load_dataset(data, shape=loaded.input_shape, skip_broken=skip_broken)
-    for left_out in dataset.broken:
-        note(f"left out: {left_out}")
+    dataset = load_test_images(data, loaded, "test", skip_broken, note)
     sets = make_test_sets(dataset, loaded, images=images)
     with (
         open_router(loaded, device, precision, threads, None) as router,

@@ -29,7 +29,7 @@ from trt_moe.bundle import (
     sha256_file,
     write_manifest,
 )
-from trt_moe.bundle.manifest import VerifyBy
+from trt_moe.bundle.manifest import HeldOut, VerifyBy
 from trt_moe.data import EVALUATION_SEED, SEVERITIES, Dataset, corrupt
 from trt_moe.data.choose import evenly
 from trt_moe.errors import DataError
@@ -89,6 +89,7 @@ class BundleSource:
     noise_sigma: Sequence[float]
     reference_side: int
     test: Dataset
+    held_out: HeldOut | None = None
     evaluation_images: int = 10_000
     sample_images: int = 120
     golden_images: int = 12
@@ -196,6 +197,7 @@ def _training(source: BundleSource) -> Training:
         commit=_commit(),
         packages={name: importlib.metadata.version(name) for name in PACKAGES},
         command=source.command,
+        held_out=source.held_out,
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from trt_moe.bundle.manifest import ClassName, describe_errors
+from trt_moe.bundle.manifest import ClassName, HeldOut, describe_errors
 from trt_moe.bundle.writer import write_bytes
 from trt_moe.data import Dataset, load_dataset
 from trt_moe.data.datasets import has_splits, hold_out
@@ -151,6 +151,7 @@ def train(
         noise_sigma=config.corruption.noise_sigma,
         reference_side=config.corruption.reference_side,
         test=test,
+        held_out=_held_out(config, training_data, test),
         evaluation_images=config.evaluation_images,
         sample_images=config.sample_images,
         golden_images=config.golden_images,
@@ -177,11 +178,11 @@ def load_splits(config: TrainConfig, log: Callable[[str], None]) -> tuple[Datase
     """
     if config.data is None:
         raise InputError("no data set: give --data DIR, or data: in the config")
-    if config.held_out > 0 and not has_splits(config.data):
+    if _holds_out(config):
         training, test = hold_out(_load(config, "test"), config.held_out)
         log(
             f"held out {len(test)} of {len(test) + len(training)} images for the test; `trt-moe eval {config.data}` "
-            "would judge by all of them, also those that are learned from"
+            "judges by these, too"
         )
     else:
         training, test = _load(config, "train"), _load(config, "test")
@@ -191,6 +192,17 @@ def load_splits(config: TrainConfig, log: Callable[[str], None]) -> tuple[Datase
         if data.broken:
             log(f"left out {len(data.broken)} of the {what} images: {'; '.join(data.broken)}")
     return training, test
+
+
+def _holds_out(config: TrainConfig) -> bool:
+    return config.data is not None and config.held_out > 0 and not has_splits(config.data)
+
+
+def _held_out(config: TrainConfig, training: Dataset, test: Dataset) -> HeldOut | None:
+    if not _holds_out(config):
+        return None
+    counts = np.bincount(np.concatenate([training.labels, test.labels]), minlength=len(training.class_names))
+    return HeldOut(share=config.held_out, images=dict(zip(training.class_names, counts.tolist(), strict=True)))
 
 
 def _load(config: TrainConfig, part: Literal["train", "test"]) -> Dataset:

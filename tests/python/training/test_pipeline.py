@@ -455,6 +455,9 @@ def test_a_folder_without_splits_is_divided_where_the_config_says_so(raw_config,
     training, test = pipeline.load_splits(config, lines.append)
     assert (len(training), len(test)) == (180, 60)
     assert lines[0].startswith("held out 60 of 240 images for the test")
+    held_out = pipeline._held_out(config, training, test)
+    assert held_out is not None and held_out.share == 0.25
+    assert held_out.images == {f"class-{label}": int((whole.labels == label).sum()) for label in set(whole.labels)}
     training, test = pipeline.load_splits(config.model_copy(update={"data": data_folder}), lines.append)
     assert (len(training), len(test)) == (240, 60), "a folder with splits keeps them"
     assert lines[1:] == [f"held_out 0.25 is not used: {data_folder} keeps test images apart already"]
