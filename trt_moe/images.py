@@ -1,4 +1,4 @@
-"""Image files to the arrays that a bundle's models take, by one fixed transform.
+"""Images, of files and of memory, to the arrays that a bundle's models take, by one fixed transform.
 
 The transform: decode the first frame, turn it upright by its EXIF orientation, convert to the bundle's
 channels (1: grey by ITU-R 601 luma, 3: RGB, 4: RGBA; 16-bit greys keep their upper 8 bits), and resize to
@@ -12,9 +12,11 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, BinaryIO, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from trt_moe.bundle import Bundle
 from trt_moe.errors import DataError, InputError
 
-PathLike = str | os.PathLike[str]
+PathLike: TypeAlias = str | os.PathLike[str]
+Source: TypeAlias = PathLike | bytes | BinaryIO | Image.Image | NDArray[np.uint8]
+"""An image: a file's path or content, Pillow's, or uint8 [H, W] or [H, W, 1, 3 or 4] with red first."""
 
 _log = logging.getLogger("trt_moe")
 
@@ -40,12 +44,14 @@ _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "F")
 _TWELVE_BITS = 1 << 12
+_SIXTEEN_BITS = 1 << 16
 _NAMED_FAILURES = 8
+_EXPECTED = "expected paths, bytes or file objects of images, Pillow's images or uint8 arrays"
 
 
 @dataclass(frozen=True)
 class LoadFailure:
-    """A file, and why it or a part of it is not read."""
+    """A file, and why it or a part of it is not read; what lies in memory is called "image 3", counted from 0."""
 
     path: Path
     reason: str
@@ -61,7 +67,7 @@ class LoadedImages:
 
     Attributes:
         images: uint8 [N, H, W, C], the readable ones in the order they were given.
-        paths: their N paths.
+        paths: their N paths, or names as `LoadFailure` has them.
         failures: the others.
         remarks: what was not read of the readable ones: transparency, further frames, lower bits.
     """
@@ -74,78 +80,81 @@ class LoadedImages:
 
 @overload
 def load_images(
-    paths: PathLike | Iterable[PathLike], bundle: Bundle | PathLike, *, on_error: Literal["raise"] = "raise"
+    images: Source | Iterable[Source], bundle: Bundle | PathLike, *, on_error: Literal["raise"] = "raise"
 ) -> NDArray[np.uint8]: ...
 
 
 @overload
 def load_images(
-    paths: PathLike | Iterable[PathLike], bundle: Bundle | PathLike, *, on_error: Literal["skip"]
+    images: Source | Iterable[Source], bundle: Bundle | PathLike, *, on_error: Literal["skip"]
 ) -> LoadedImages: ...
 
 
 def load_images(
-    paths: PathLike | Iterable[PathLike], bundle: Bundle | PathLike, *, on_error: Literal["raise", "skip"] = "raise"
+    images: Source | Iterable[Source], bundle: Bundle | PathLike, *, on_error: Literal["raise", "skip"] = "raise"
 ) -> NDArray[np.uint8] | LoadedImages:
-    """Decode image files and resize them to the bundle's input, as its evaluation did.
+    """Decode images and resize them to the bundle's input, as its evaluation did.
 
     Args:
-        paths: one path or several.
+        images: one image or several, each a path, the bytes of a file or a file object, an image of Pillow's, or a
+            uint8 array [H, W] or [H, W, C] of 1, 3 (red first; of OpenCV's frames pass frame[..., ::-1]) or 4 channels.
         bundle: gives height, width and channels; the bundle, its folder or the name of a shipped one.
         on_error: "raise" names every unreadable file in one error; "skip" answers the others.
 
     Returns:
-        uint8 [N, H, W, C] in the order of `paths`; with "skip" a `LoadedImages`, which names the failures. What is
+        uint8 [N, H, W, C] in the order of `images`; with "skip" a `LoadedImages`, which names the failures. What is
         not read of an image (transparency, further frames) is logged; with "skip" it is in `LoadedImages.remarks`.
 
     Raises:
-        DataError: a file is not a readable image (with "raise").
-        InputError: no paths, or another `on_error`.
+        DataError: one is not a readable image (with "raise").
+        InputError: no images, something that is none of these, or another `on_error`.
     """
     if on_error not in ("raise", "skip"):
         raise InputError(f"on_error is {on_error!r}; expected 'raise' or 'skip'")
-    files = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
-    if not files:
-        raise InputError("no image paths were given; expected at least one")
+    sources = _listed_sources(images)
+    if not sources:
+        raise InputError("no images were given; expected at least one")
     shape = (bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)).input_shape
-    images: list[NDArray[np.uint8]] = []
+    decoded: list[NDArray[np.uint8]] = []
     good: list[Path] = []
     failures: list[LoadFailure] = []
     remarks: list[LoadFailure] = []
-    for path in files:
+    for index, source in enumerate(sources):
+        path = Path(source) if isinstance(source, str | os.PathLike) else Path(f"image {index}")
         try:
             said: list[str] = []
-            images.append(decode_image(path, shape, said.append))
+            decoded.append(decode_image(source, shape, said.append, path))
             good.append(path)
             remarks += (LoadFailure(path, remark) for remark in said)
         except DataError as error:
             failures.append(LoadFailure(path, str(error).removeprefix(f"{path}: ")))
     if on_error == "raise":
         if failures:
-            raise DataError(f"{len(failures)} of {len(files)} images cannot be read: {_listed(failures)}")
+            raise DataError(f"{len(failures)} of {len(sources)} images cannot be read: {_listed(failures)}")
         warn_of(remarks)
-        return np.stack(images)
-    stacked = np.stack(images) if images else np.empty((0, *shape), np.uint8)
+        return np.stack(decoded)
+    stacked = np.stack(decoded) if decoded else np.empty((0, *shape), np.uint8)
     return LoadedImages(stacked, tuple(good), tuple(failures), tuple(remarks))
 
 
 def decode_image(
-    path: PathLike, shape: tuple[int, int, int] | None, remark: Callable[[str], None] = lambda text: None
+    source: Source,
+    shape: tuple[int, int, int] | None,
+    remark: Callable[[str], None] = lambda text: None,
+    name: Path | None = None,
 ) -> NDArray[np.uint8]:
-    """One image file as uint8 [height, width, channels] = `shape`, by the transform of this module.
+    """One image as uint8 [height, width, channels] = `shape`, by the transform of this module.
 
     Without a shape it keeps its size, and is grey (one channel) where the file is, else RGB. What is not read of it is
-    told to `remark`.
+    told to `remark`. `name` is what messages call it, if not by its path.
 
     Raises:
         DataError: missing, no regular file, of no known format, damaged, or of over 100 million pixels.
+        InputError: an array of another dtype or shape, or no image at all.
     """
-    file = Path(path)
+    file = name or Path(source if isinstance(source, str | os.PathLike) else "image")
     try:
-        # Of a pipe or a device the end may never come.
-        if not stat.S_ISREG(mode := file.stat().st_mode) and not stat.S_ISDIR(mode):
-            raise DataError(f"{file}: is a pipe or a device; expected a regular file")
-        with Image.open(file, formats=_FORMATS) as image:
+        with _open(source, file) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(
                     f"{file}: has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
@@ -156,10 +165,10 @@ def decode_image(
             grey = image.mode in _GREY_MODES
             channels = shape[2] if shape is not None else 1 if grey else 3
             pixels = _convert(ImageOps.exif_transpose(image), _MODES[channels], remark)
+    except (DataError, InputError):
+        raise
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{file}: {_reason(file, error)}") from error
-    except DataError:
-        raise
     except Exception as error:
         # Damaged files make Pillow's decoders raise nearly anything (struct.error, KeyError, ...).
         raise DataError(f"{file}: damaged image ({type(error).__name__}: {error})") from error
@@ -167,6 +176,40 @@ def decode_image(
     if pixels.size != (width, height):
         pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(pixels, dtype=np.uint8).reshape(height, width, channels)
+
+
+def _listed_sources(images: Any) -> list[Any]:
+    if isinstance(images, np.ndarray):
+        one = images.ndim == 2 or (images.ndim == 3 and images.shape[2] in _MODES)
+        return [images] if one else list(images)
+    if isinstance(images, str | os.PathLike | bytes | bytearray | Image.Image) or hasattr(images, "read"):
+        return [images]
+    if not isinstance(images, Iterable):
+        raise InputError(f"images are {type(images).__name__}; {_EXPECTED}")
+    return list(images)
+
+
+def _open(source: Any, file: Path) -> AbstractContextManager[Image.Image]:
+    if isinstance(source, Image.Image):
+        return nullcontext(source)  # the caller's, and not to be closed here
+    if isinstance(source, np.ndarray):
+        channels = source.shape[2] if source.ndim == 3 else 1
+        if source.dtype != np.uint8 or source.ndim not in (2, 3) or channels not in _MODES or source.size == 0:
+            raise InputError(
+                f"{file} is an array of {source.dtype} {list(source.shape)}; expected uint8 [height, width] or "
+                "[height, width, channels] with 1, 3 or 4 channels"
+            )
+        return nullcontext(Image.fromarray(source if channels > 1 else source.reshape(source.shape[:2])))
+    if isinstance(source, bytes | bytearray):
+        return Image.open(BytesIO(source), formats=_FORMATS)
+    if hasattr(source, "read"):
+        return Image.open(source, formats=_FORMATS)
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"{file} is of type {type(source).__name__}; {_EXPECTED}")
+    # Of a pipe or a device the end may never come.
+    if not stat.S_ISREG(mode := file.stat().st_mode) and not stat.S_ISDIR(mode):
+        raise DataError(f"{file}: is a pipe or a device; expected a regular file")
+    return Image.open(file, formats=_FORMATS)
 
 
 def warn_of(remarks: list[LoadFailure]) -> None:
@@ -196,12 +239,17 @@ def find_images(paths: Iterable[PathLike]) -> tuple[list[Path], list[LoadFailure
             Path(folder, name)
             for folder, _, names in os.walk(path, onerror=failed)
             for name in names
-            if Path(name).suffix.lower() in SUFFIXES
+            if Path(name).suffix.lower() in SUFFIXES and not is_of_macos(name)
         )
         if not found and len(failures) == failures_before:
             failures.append(LoadFailure(path, f"holds no images; looked for {', '.join(sorted(SUFFIXES))}"))
         files += found
     return files, failures
+
+
+def is_of_macos(name: str) -> bool:
+    """Whether a file is what macOS keeps beside another one on foreign disks, under its name with "._" before it."""
+    return name.startswith("._")
 
 
 def _is_folder(path: Path) -> bool:
@@ -215,6 +263,8 @@ def _convert(image: Image.Image, mode: str, remark: Callable[[str], None]) -> Im
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit greys at 255 instead of scaling them.
         values = np.asarray(image).astype(np.int64)
+        if not 0 <= values.min() <= values.max() < _SIXTEEN_BITS:
+            raise DataError("holds 32-bit values, whose range is unknown; save it with 8 or 16 bits")
         if 0 < (largest := int(values.max())) < _TWELVE_BITS:
             remark(
                 f"has 16-bit values of at most {largest:,}, of which the upper 8 bits are read; scale them to 65,535"
@@ -226,6 +276,8 @@ def _convert(image: Image.Image, mode: str, remark: Callable[[str], None]) -> Im
         remark("is transparent in places, which are read as if they were opaque")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
+    if image.mode == "LAB":  # Pillow knows no other way from it
+        image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
 
 
@@ -242,7 +294,7 @@ def _reason(file: Path, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"has far too many pixels; at most {MAX_PIXELS:,} are decoded"
     if isinstance(error, UnidentifiedImageError):
-        if file.stat().st_size == 0:
+        if file.is_file() and file.stat().st_size == 0:
             return "the file is empty"
         return f"not an image, or of a format that is not read ({', '.join(_FORMATS)} are)"
     if isinstance(error, OSError) and error.strerror:

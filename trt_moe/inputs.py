@@ -61,7 +61,7 @@ def as_image(image: Any) -> NDArray[Any]:
             ) from error
     raise InputError(
         f"images are {type(image).__module__}.{type(image).__name__}; expected a uint8 numpy array, a list of them or "
-        "a DLPack tensor; read files with trt_moe.load_images(paths, router.bundle)"
+        "a DLPack tensor; trt_moe.load_images(images, router.bundle) reads files and Pillow's images"
     )
 
 
@@ -81,9 +81,9 @@ def _advice(images: NDArray[Any], shape: tuple[int, int, int]) -> str:
     if images.shape == shape:
         return "one image is a batch of one: pass image[None]"
     if images.shape[-3:] == (channels, height, width):
-        return "channels come last: pass np.moveaxis(images, -3, -1)"
+        return "channels come last: pass np.moveaxis(np.asarray(images), -3, -1)"
     if channels == 1 and images.shape[-2:] == (height, width):
         return "the channels' axis is missing: pass images[..., None]"
     if images.shape[1:] == shape:
         return "one image has no axis for a batch: pass images[0]"
-    return "read and resize files with trt_moe.load_images(paths, router.bundle)"
+    return "trt_moe.load_images(images, router.bundle) resizes arrays and files"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trt_moe.data.corruptions import SEVERITIES
 from trt_moe.errors import DataError, InputError
-from trt_moe.images import SUFFIXES, LoadFailure, decode_image, warn_of
+from trt_moe.images import SUFFIXES, LoadFailure, decode_image, is_of_macos, warn_of
 
 FASHION_CLASSES = (
     "T-shirt-top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle-boot",
@@ -326,7 +326,7 @@ def _walk(folder: Path, walked: set[Path]) -> Iterator[Path]:
 
 def _looks_like_image(path: Path) -> bool:
     suffix = path.suffix.lower()
-    return suffix in SUFFIXES or suffix in UNREAD_SUFFIXES
+    return (suffix in SUFFIXES or suffix in UNREAD_SUFFIXES) and not is_of_macos(path.name)
 
 
 def _decode(file: Path, shape: Shape | None, remark: Callable[[str], None]) -> NDArray[np.uint8]:

@@ -175,7 +175,7 @@ def test_an_animated_image_counts_once(tmp_path):
 
 def test_images_that_are_not_read_are_listed_and_other_files_ignored(tmp_path):
     _png(tmp_path / "sea" / "1.png", 5)
-    for name in ("2.HEIC", "3.avif", "notes.txt", ".DS_Store", "Thumbs.db", "labels.csv"):
+    for name in ("2.HEIC", "3.avif", "._1.png", "notes.txt", ".DS_Store", "Thumbs.db", "labels.csv"):
         (tmp_path / "sea" / name).write_bytes(b"some")
     with pytest.raises(DataError) as caught:
         load_dataset(tmp_path)

@@ -1,10 +1,11 @@
 import errno
 import os
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from support.tiny_bundle import write_tiny_bundle
 from trt_moe.bundle import Bundle
@@ -164,10 +165,69 @@ def test_every_cut_of_a_file_is_an_error_or_an_image(tmp_path):
 
 
 def test_wrong_arguments(bundle):
-    with pytest.raises(InputError, match="no image paths"):
+    with pytest.raises(InputError, match="no images were given"):
         load_images([], bundle)
     with pytest.raises(InputError, match="on_error is 'ignore'"):
         load_images(["a"], bundle, on_error="ignore")  # type: ignore[call-overload]
+
+
+def test_images_of_memory_are_read_as_files_are(tmp_path, bundle):
+    photo = save(tmp_path / "a.png", random_image((30, 20, 3)))
+    expected = load_images(photo, bundle)
+    content, frame = photo.read_bytes(), np.asarray(Image.open(photo))
+    flipped = np.ascontiguousarray(frame[..., ::-1])
+    for image in (content, bytearray(content), BytesIO(content), Image.open(photo), frame, flipped[..., ::-1]):
+        np.testing.assert_array_equal(load_images(image, bundle), expected)
+        np.testing.assert_array_equal(load_images([photo, image], bundle), np.concatenate([expected] * 2))
+    np.testing.assert_array_equal(load_images(np.stack([frame, frame]), bundle), np.concatenate([expected] * 2))
+    grey = random_image((9, 1))
+    for image in (grey, grey[..., None]):
+        np.testing.assert_array_equal(load_images(image, bundle), load_images(Image.fromarray(grey), bundle))
+    kept = Image.open(photo)
+    load_images(kept, bundle)
+    assert kept.getpixel((0, 0)) == tuple(frame[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((8, 8, 3), np.float32), r"image 0 is an array of float32 \[8, 8, 3\]; expected uint8"),
+        ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 2), np.uint8)], r"image 1 is an array of uint8 \[8, 8, 2\]"),
+        (np.zeros((1, 2, 8, 8, 3), np.uint8), r"image 0 is an array of uint8 \[2, 8, 8, 3\]"),
+        (np.zeros((0, 8, 3), np.uint8), "expected uint8"),
+        ([None], "image 0 is of type NoneType; expected paths, bytes or file objects"),
+        (7, "images are int; expected paths"),
+    ],
+)
+def test_what_is_no_image_in_memory(bundle, image, message):
+    with pytest.raises(InputError, match=message):
+        load_images(image, bundle)
+
+
+def test_broken_images_of_memory_are_named_by_their_place(bundle):
+    with pytest.raises(DataError, match="1 of 2 images cannot be read: image 1: not an image, or of a format"):
+        load_images([np.zeros((8, 8, 3), np.uint8), b"no image"], bundle)
+
+
+@pytest.mark.parametrize("values", [[[0, 1 << 24]], [[-1, 5]]])
+def test_integers_of_32_bits_are_refused_where_16_do_not_hold_them(tmp_path, values):
+    Image.fromarray(np.array(values, np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match="32-bit values, whose range is unknown"):
+        decode_image(tmp_path / "a.tif", RGB)
+
+
+def test_lab_colours_become_grey_too(tmp_path):
+    Image.new("RGB", (4, 4), (200, 30, 90)).save(tmp_path / "rgb.png")
+    grey = decode_image(tmp_path / "rgb.png", (4, 4, 1))
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    ImageCms.applyTransform(Image.open(tmp_path / "rgb.png"), to_lab).save(tmp_path / "lab.tif")
+    assert np.abs(decode_image(tmp_path / "lab.tif", (4, 4, 1)).astype(int) - grey).max() <= 4
+
+
+def test_what_macos_keeps_beside_files_is_no_image(tmp_path):
+    photo = save(tmp_path / "a.png", random_image((8, 8)))
+    (tmp_path / "._a.png").write_bytes(b"Mac OS X")
+    assert find_images([tmp_path]) == ([photo], [])
 
 
 def test_find_images_expands_folders(tmp_path):

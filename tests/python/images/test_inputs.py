@@ -10,8 +10,18 @@ from trt_moe.inputs import as_images, as_one_image
 @pytest.mark.parametrize(
     ("images", "shape", "advice", "mended"),
     [
-        (np.zeros((3, 1, 28, 28)), (28, 28, 1), "np.moveaxis(images, -3, -1)", lambda x: np.moveaxis(x, -3, -1)),
-        (np.zeros((3, 3, 8, 8)), (8, 8, 3), "np.moveaxis(images, -3, -1)", lambda x: np.moveaxis(x, -3, -1)),
+        (
+            np.zeros((3, 1, 28, 28)),
+            (28, 28, 1),
+            "np.moveaxis(np.asarray(images), -3, -1)",
+            lambda x: np.moveaxis(x, -3, -1),
+        ),
+        (
+            np.zeros((3, 3, 8, 8)),
+            (8, 8, 3),
+            "np.moveaxis(np.asarray(images), -3, -1)",
+            lambda x: np.moveaxis(x, -3, -1),
+        ),
         (np.zeros((3, 28, 28)), (28, 28, 1), "images[..., None]", lambda x: x[..., None]),
         (np.zeros((8, 8, 3)), (8, 8, 3), "image[None]", lambda x: x[None]),
     ],
@@ -27,7 +37,7 @@ def test_advice_for_a_batch(images, shape, advice, mended):
 @pytest.mark.parametrize(
     ("image", "advice", "mended"),
     [
-        (np.zeros((1, 28, 28)), "np.moveaxis(images, -3, -1)", lambda x: np.moveaxis(x, -3, -1)),
+        (np.zeros((1, 28, 28)), "np.moveaxis(np.asarray(images), -3, -1)", lambda x: np.moveaxis(x, -3, -1)),
         (np.zeros((28, 28)), "images[..., None]", lambda x: x[..., None]),
         (np.zeros((1, 28, 28, 1)), "images[0]", lambda x: x[0]),
     ],
