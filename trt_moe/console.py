@@ -79,6 +79,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     words = [max(width, *map(len, _broken(column, 1))) for width, column in zip(least, columns, strict=True)]
     whole = [max(width, len(column)) for width, column in zip(longest, columns, strict=True)]
     room = out.width - _BETWEEN * len(columns)
+    # Beside text rich breaks no word of a header, and leaves out what stands at the right.
+    text = [0 if numbers else min(width, 20) for width, numbers in zip(longest, numeric, strict=True)]
+    if sum(map(max, words, text) if any(text[1:]) else least) > room:
+        _print_list(columns, rows)
+        return
     between_words = sum(whole) > room >= sum(words)
     for column, numbers, width, word in zip(columns, numeric, least, words, strict=True):
         broken = between_words and numbers
@@ -92,6 +97,14 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     for row in rows:
         table.add_row(*(clean(cell) for cell in row))
     out.print(table)
+
+
+def _print_list(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """What fits into no table: each row's first cell, and the others below it."""
+    for row in rows:
+        stdout().print(clean(row[0]), style="bold")
+        for column, cell in zip(columns[1:], row[1:], strict=True):
+            stdout().print(f"  {clean(column)}: {clean(cell)}")
 
 
 def _broken(header: str, width: int) -> list[str]:

@@ -281,7 +281,9 @@ class Router:
     def submit(self, image: Any) -> Future[ResultRow]:
         """Hand in one uint8 [H, W, C] image and go on; the future gives its `ResultRow`.
 
-        Images of many callers form batches together. The image is copied.
+        Images of many callers form batches together. The image is copied. Keep the router until the answer is there:
+        one that is dropped closes, and the future gets `RouterClosedError`. Callbacks of the future run on the one
+        thread that hands out answers, and must not wait for another answer.
 
         Raises:
             InputError, QueueFullError, RouterClosedError: as `predict`, at once; the future has later errors.

@@ -40,7 +40,7 @@ class VerifyBy(str, Enum):
     mirror = "mirror"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of tables, and no progress.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of tables, and no progress bars.")]
 Bundle = Annotated[
     str,
     typer.Option("--bundle", "-b", help="A bundle's folder, or the name of a shipped bundle.", metavar="BUNDLE"),

@@ -145,7 +145,9 @@ def _print_remarks(data: dict[str, Any]) -> None:
         )
     out.print(f"{same}.")
     near = data["near_dearest"]
-    if near is not None:
+    if near is not None and near["of_dearest"] >= 1:
+        out.print(f"Nothing within half a point of always {data['experts'][-1]} takes less time than that, measured.")
+    elif near is not None:
         out.print(
             f"Within half a point of always {data['experts'][-1]}: "
             f"{routing_rule(near['latency_weight'], near['verify_below'], data['verify_by'])}, "

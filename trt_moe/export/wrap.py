@@ -47,13 +47,19 @@ class Preprocessing:
         """Refuse values that cannot be meant.
 
         Raises:
-            InputError: not finite, or a standard deviation of 0 or less.
+            InputError: not finite, a standard deviation of 0 or less, or a mean that no byte can have.
         """
         values = [self.scale, *self.mean, *self.std]
         if not np.isfinite(values).all() or self.scale <= 0 or min(self.std) <= 0:
             raise InputError(
                 f"preprocessing has scale {self.scale}, mean {self.mean}, std {self.std}; expected finite "
                 "numbers, scale and std above 0"
+            )
+        most = 255 * self.scale
+        if min(self.mean) < 0 or max(self.mean) > most * (1 + 1e-6):
+            raise InputError(
+                f"preprocessing has mean {self.mean}, but bytes become 0 to {most:g} by scale {self.scale:.6g}; for a "
+                "mean and std in bytes pass --scale 1"
             )
 
     def formula(self) -> str:

@@ -152,6 +152,9 @@ class JointConfig(Section):
     temperature: float = Field(default=1.0, gt=0, description="of Gumbel-Softmax")
 
 
+_OF_PIXELS = "of each channel, of images from 0 to 1"
+
+
 class TrainConfig(Section):
     """A whole run: data to bundle."""
 
@@ -170,8 +173,8 @@ class TrainConfig(Section):
     verify_by: VerifyBy = Field(default="dearest", description="of the bundle; training does not use it")
     seed: int = Field(default=0, ge=0)
     precision: Literal["fp32", "bf16"] = "bf16"
-    mean: tuple[float, ...] = Field(min_length=1)
-    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(min_length=1, description=_OF_PIXELS)
+    std: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1, description=_OF_PIXELS)
     flip: bool = True
     splits: SplitConfig = SplitConfig()
     corruption: CorruptionConfig = CorruptionConfig()
@@ -189,7 +192,12 @@ class TrainConfig(Section):
     sample_images: int = Field(default=120, ge=1, description="test images shipped, at each severity")
     golden_images: int = Field(default=12, ge=1)
     evaluation_images: int = Field(10_000, ge=1, description="test images in the manifest's accuracies, at most")
-    source: Path | None = Field(default=None, exclude=True, description="the file this came from")
+    _source: Path | None = None
+
+    @property
+    def source(self) -> Path | None:
+        """The file that this came from."""
+        return self._source
 
     @field_validator("experts", mode="before")
     @classmethod
@@ -307,6 +315,8 @@ def load_config(path: str | Path) -> TrainConfig:
     if not isinstance(raw, dict):
         raise InputError(f"{file} holds {type(raw).__name__}; expected keys and values, see configs/")
     try:
-        return TrainConfig.model_validate({**raw, "source": file})
+        config = TrainConfig.model_validate(raw)
     except ValidationError as error:
         raise InputError(f"{file}: {describe(error, TrainConfig)}") from error
+    config._source = file
+    return config

@@ -185,12 +185,28 @@ def load_splits(config: TrainConfig, log: Callable[[str], None]) -> tuple[Datase
             "judges by these, too"
         )
     else:
-        training, test = _load(config, "train"), _load(config, "test")
+        training, test = _load_both(config)
         if config.held_out > 0:
             log(f"held_out {config.held_out:g} is not used: {config.data} keeps test images apart already")
     for what, data in (("training", training), ("test", test)):
         if data.broken:
             log(f"left out {len(data.broken)} of the {what} images: {'; '.join(data.broken)}")
+    return training, test
+
+
+def _load_both(config: TrainConfig) -> tuple[Dataset, Dataset]:
+    """Both splits; what is broken in either is told at once."""
+    splits: list[Dataset] = []
+    errors: list[str] = []
+    parts: tuple[Literal["train", "test"], ...] = ("train", "test")
+    for part in parts:
+        try:
+            splits.append(_load(config, part))
+        except DataError as error:
+            errors.append(str(error))
+    if errors:
+        raise DataError("\n".join(errors))
+    training, test = splits
     return training, test
 
 

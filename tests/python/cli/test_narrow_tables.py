@@ -39,6 +39,30 @@ def test_headers_break_at_hyphens_too(monkeypatch, capsys):
     ]
 
 
+def test_what_fits_into_no_table_is_a_list(monkeypatch, capsys):
+    assert [line.rstrip() for line in lines(monkeypatch, capsys, 20)] == [
+        "0",
+        "  share squeezenet",
+        "%: 95.0",
+        "  share resnet %:",
+        "5.0",
+        "  mixture right %:",
+        "89.2",
+        "  squeezenet right",
+        "%: 88.3",
+        "  p99 ms: 0.736",
+    ]
+
+
+def test_no_column_is_left_out_at_any_width(monkeypatch, capsys):
+    for width in range(30, 100):
+        monkeypatch.setattr(console, "stdout", lambda width=width: Console(width=width, markup=False, highlight=False))
+        row = ["a/folder/of/images/Ankle-boot/00000.png", "Ankle-boot", "99.8 %", "squeezenet", "1.455"]
+        console.print_table("", ["image", "label", "probability", "expert", "ms"], [row])
+        printed = capsys.readouterr().out
+        assert all(cell in printed for cell in row[1:]), width
+
+
 def test_numbers_are_never_cut_off(monkeypatch, capsys):
     for width in (120, 57, 50):
         assert ROW in [line.split() for line in lines(monkeypatch, capsys, width)]

@@ -150,6 +150,14 @@ def test_severities_add_up_to_the_strategies_over_all(report):
         assert np.mean([row[f"{name}_share"] for row in rows]) == pytest.approx(overall[name][share])
 
 
+@pytest.mark.parametrize(("of_dearest", "said"), [(0.8, "at 80.0 % of its mean"), (1.4, "takes less time than that")])
+def test_a_setting_near_the_dearest_expert_is_named_only_where_it_saves_time(report, capsys, of_dearest, said):
+    near = {**report.data["near_dearest"], "of_dearest": of_dearest}
+    print_report({**report.data, "near_dearest": near})
+    text = " ".join(capsys.readouterr().out.split())
+    assert said in text and ("Within half a point" in text) == (of_dearest < 1)
+
+
 def test_the_confusion_table_has_every_pair(capsys):
     print_confusion({"classes": ["cat", "dog"], "confusion": [[0, 0, 7], [1, 0, 5]]})
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]

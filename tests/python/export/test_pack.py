@@ -286,10 +286,32 @@ def test_models_that_do_not_fit(tmp_path, options, preprocessing, message):
         wrap(model, SHAPE, Preprocessing(**preprocessing), "model")
 
 
-@pytest.mark.parametrize("values", [{"std": (0.0,)}, {"scale": 0.0}, {"mean": (float("nan"),)}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"std": (0.0,)},
+        {"scale": 0.0},
+        {"mean": (float("nan"),)},
+    ],
+)
 def test_impossible_preprocessing(values):
     with pytest.raises(InputError, match="expected finite"):
         Preprocessing(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "most"),
+    [
+        ({"mean": (123.675, 116.28, 103.53)}, "1 by scale 0.00392157"),
+        ({"mean": (-0.1,)}, "1 by scale"),
+        ({"mean": (256.0,), "scale": 1.0}, "255 by scale 1"),
+    ],
+)
+def test_a_mean_that_no_byte_can_have(values, most):
+    with pytest.raises(InputError, match=rf"bytes become 0 to {most}.*; for a mean and std in bytes pass --scale 1"):
+        Preprocessing(**values)
+    Preprocessing(mean=(0.0, 1.0), std=(1.0,))
+    Preprocessing(mean=(123.675,), std=(58.395,), scale=1.0)
 
 
 def test_files_that_are_no_models(tmp_path):

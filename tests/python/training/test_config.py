@@ -221,6 +221,8 @@ def message_about(raw, folder):
         (("experts", 1), "epoch", r"experts\.1\.epoch: no such key; near matches: epochs(, \w+)*"),
         (("gater",), "metods", r"gater\.metods: no such key; near matches: methods"),
         (("gater",), "teacher", r"gater\.teacher: no such key; there are methods, seeds, width, .*"),
+        ((), "source", r"source: no such key; .*"),
+        ((), "lerning", r"lerning: no such key; there are name, data, .*, evaluation_images"),
         (("splits",), "wings", r"splits\.wings: no such key; there are experts, gater, validation, seed"),
     ],
 )
@@ -230,6 +232,13 @@ def test_an_unknown_key_comes_with_those_that_it_may_stand_for(raw_config, tmp_p
         section = section[part]
     section[key] = 1
     assert re.fullmatch(message, message_about(raw_config, tmp_path))
+
+
+@pytest.mark.parametrize(("key", "values"), [("mean", [123.675]), ("mean", [-0.1]), ("std", [58.395])])
+def test_means_and_deviations_are_of_images_from_0_to_1(raw_config, tmp_path, key, values):
+    assert re.match(
+        rf"{key}\.0: .*(less|greater) than or equal to", message_about({**raw_config, key: values}, tmp_path)
+    )
 
 
 def test_a_wrong_entry_of_a_list_is_the_only_complaint(raw_config, tmp_path):

@@ -274,12 +274,15 @@ def test_broken_images_are_left_out_only_when_asked_and_told(raw_config, tmp_pat
             (tmp_path / "d" / part / name).mkdir(parents=True)
             Image.new("L", (16, 16)).save(tmp_path / "d" / part / name / "1.png")
     (tmp_path / "d" / "train" / "sea" / "2.png").write_bytes(b"no")
+    (tmp_path / "d" / "test" / "sea" / "3.png").write_bytes(b"no")
     config, lines = TrainConfig.model_validate({**raw_config, "data": tmp_path / "d"}), []
-    with pytest.raises(DataError, match=r"2\.png"):
+    with pytest.raises(DataError, match=r"(?s)2\.png.*3\.png"):
         pipeline.load_splits(config, lines.append)
     training, test = pipeline.load_splits(config.model_copy(update={"skip_broken": True}), lines.append)
     assert (len(training), len(test)) == (2, 2)
-    assert len(lines) == 1 and lines[0].startswith("left out 1 of the training images: ")
+    assert [line.split(": ")[0] for line in lines] == [
+        f"left out 1 of the {what} images" for what in ("training", "test")
+    ]
 
 
 def test_networks_of_one_shape_share_their_timings(raw_config):
