@@ -53,7 +53,7 @@ class Model:
             backend: one of those this build has.
             precision: "auto" (the fastest the CPU has natively), "fp32", "bf16" or "fp16".
             threads: CPU threads; None: one for each CPU that this process may use.
-            buckets: batch sizes to compile for, ascending from 1; None: chosen by the model's size.
+            buckets: batch sizes to compile for, ascending from 1; None: chosen by the model's and its images' size.
 
         Raises:
             BundleError: the bundle or the model's file is damaged, or the model gives another number of logits.

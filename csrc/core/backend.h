@@ -80,7 +80,7 @@ struct EngineOptions {
   std::string precision = "auto";    // "auto", "fp32", "bf16" or "fp16"
   std::size_t threads = 0;           // 0: every CPU this process may use
   std::string cache_dir;             // "": compiled engines are not kept
-  std::vector<std::size_t> buckets;  // empty: the backend chooses by the model's size
+  std::vector<std::size_t> buckets;  // empty: the backend chooses, by the model's and its images' size
 };
 
 // What runs engines on one kind of device.

@@ -13,8 +13,20 @@ namespace trt_moe {
 
 namespace {
 
-// Larger models gain nothing from batches on a CPU, and each bucket holds a copy of the weights.
+// Larger models, and batches of more pixels, gain nothing on a CPU; and each bucket holds a copy of the weights, and of
+// what the layers compute for each worker.
 constexpr std::size_t kBatchedModelBytes = std::size_t{16} << 20;
+constexpr std::size_t kBatchBytes = std::size_t{512} << 10;
+constexpr std::size_t kLargestBatch = 16;
+
+std::vector<std::size_t> default_buckets(std::size_t model_bytes, std::size_t image_bytes) {
+  std::vector<std::size_t> buckets{1};
+  if (model_bytes >= kBatchedModelBytes) return buckets;
+  for (std::size_t bucket = 2; bucket <= kLargestBatch && bucket * image_bytes <= kBatchBytes; bucket *= 2) {
+    buckets.push_back(bucket);
+  }
+  return buckets;
+}
 
 // All threads must beat one by this factor: they take CPUs that other images could use.
 constexpr double kWorthMoreThreads = 1.05;
@@ -178,15 +190,13 @@ class OpenVinoBackend final : public Backend {
                                          " CPUs; pass at most that, or leave it out for all of them");
     }
     const std::size_t threads = options.threads == 0 ? cpus : options.threads;
-    Buckets buckets(!options.buckets.empty()           ? options.buckets
-                    : onnx.size() < kBatchedModelBytes ? std::vector<std::size_t>{1, 2, 4, 8, 16}
-                                                       : std::vector<std::size_t>{1});
     // OpenVINO sets the process's locale while it compiles, and then what it was before: of two at once, the second
     // would find the first one's.
     const std::lock_guard one_at_a_time(compiling_);
     try {
       const std::shared_ptr<ov::Model> model = core_.read_model(onnx, ov::Tensor());
       const ModelShape shape = check_model(model);
+      Buckets buckets(options.buckets.empty() ? default_buckets(onnx.size(), shape.input.bytes()) : options.buckets);
       const auto compile = [&](std::size_t batch, std::size_t for_threads, std::size_t streams) {
         const std::shared_ptr<ov::Model> sized = model->clone();
         sized->reshape(ov::PartialShape{static_cast<std::int64_t>(batch), static_cast<std::int64_t>(shape.input.height),

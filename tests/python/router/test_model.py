@@ -67,6 +67,13 @@ def test_buckets_are_the_users_if_given(tiny: TinyBundle) -> None:
         trt_moe.Model.load(tiny.path, "expert-0", buckets=[2, 4])
 
 
+@pytest.mark.parametrize(("side", "largest"), [(8, 16), (96, 16), (128, 8), (160, 4), (224, 2), (512, 1)])
+def test_batches_of_many_pixels_are_not_compiled(tmp_path: Path, side: int, largest: int) -> None:
+    tiny = write_tiny_bundle(tmp_path / "tiny", size=(side, side), channels=3, golden=0, samples_per_class=0)
+    expected = [size for size in (1, 2, 4, 8, 16) if size <= largest]
+    assert trt_moe.Model.load(tiny.path, "expert-0").core.buckets == expected
+
+
 def test_a_precision_the_cpu_lacks_is_said(tiny: TinyBundle) -> None:
     for precision in ("bf16", "fp16"):
         try:
