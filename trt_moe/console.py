@@ -101,10 +101,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 def _print_list(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """What fits into no table: each row's first cell, and the others below it."""
+    out = stdout()
     for row in rows:
-        stdout().print(clean(row[0]), style="bold")
+        out.print(clean(row[0]), style="bold")
         for column, cell in zip(columns[1:], row[1:], strict=True):
-            stdout().print(f"  {clean(column)}: {clean(cell)}")
+            out.print(f"  {clean(column)}: {clean(cell)}")
 
 
 def _broken(header: str, width: int) -> list[str]:

@@ -1,6 +1,6 @@
 """Images, of files and of memory, to the arrays that a bundle's models take, by one fixed transform.
 
-The transform: decode the first frame, turn it upright by its EXIF orientation, convert to the bundle's
+The transform: decode a file's first frame, turn it upright by its EXIF orientation, convert to the bundle's
 channels (1: grey by ITU-R 601 luma, 3: RGB, 4: RGBA; 16-bit greys keep their upper 8 bits), and resize to
 the bundle's height and width with Pillow's bilinear filter (which averages when it shrinks), without
 keeping the aspect ratio. Images that have the bundle's size already are not resampled.
@@ -99,7 +99,7 @@ def load_images(
         images: one image or several, each a path, the bytes of a file or a file object, an image of Pillow's, or a
             uint8 array [H, W] or [H, W, C] of 1, 3 (red first; of OpenCV's frames pass frame[..., ::-1]) or 4 channels.
         bundle: gives height, width and channels; the bundle, its folder or the name of a shipped one.
-        on_error: "raise" names every unreadable file in one error; "skip" answers the others.
+        on_error: "raise" names every unreadable image in one error; "skip" answers the others.
 
     Returns:
         uint8 [N, H, W, C] in the order of `images`; with "skip" a `LoadedImages`, which names the failures. What is
@@ -126,7 +126,9 @@ def load_images(
             decoded.append(decode_image(source, shape, said.append, path))
             good.append(path)
             remarks += (LoadFailure(path, remark) for remark in said)
-        except DataError as error:
+        except (DataError, InputError) as error:
+            if isinstance(error, InputError) and on_error == "raise":
+                raise
             failures.append(LoadFailure(path, str(error).removeprefix(f"{path}: ")))
     if on_error == "raise":
         if failures:
@@ -159,8 +161,10 @@ def decode_image(
                 raise DataError(
                     f"{file}: has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
                 )
+            if not image.width * image.height:
+                raise DataError(f"{file}: has no pixels")
             # Further pictures in a phone's JPEG are previews and depths of the first.
-            if image.format != "MPO" and getattr(image, "is_animated", False):
+            if image is not source and image.format != "MPO" and getattr(image, "is_animated", False):
                 remark("has several frames; only the first is read")
             grey = image.mode in _GREY_MODES
             channels = shape[2] if shape is not None else 1 if grey else 3
@@ -180,9 +184,8 @@ def decode_image(
 
 def _listed_sources(images: Any) -> list[Any]:
     if isinstance(images, np.ndarray):
-        one = images.ndim == 2 or (images.ndim == 3 and images.shape[2] in _MODES)
-        return [images] if one else list(images)
-    if isinstance(images, str | os.PathLike | bytes | bytearray | Image.Image) or hasattr(images, "read"):
+        return list(images) if images.ndim == 4 else [images]
+    if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image) or hasattr(images, "read"):
         return [images]
     if not isinstance(images, Iterable):
         raise InputError(f"images are {type(images).__name__}; {_EXPECTED}")
@@ -197,10 +200,12 @@ def _open(source: Any, file: Path) -> AbstractContextManager[Image.Image]:
         if source.dtype != np.uint8 or source.ndim not in (2, 3) or channels not in _MODES or source.size == 0:
             raise InputError(
                 f"{file} is an array of {source.dtype} {list(source.shape)}; expected uint8 [height, width] or "
-                "[height, width, channels] with 1, 3 or 4 channels"
+                "[height, width, channels] with 1, 3 or 4 channels (of channels first: np.moveaxis(image, 0, -1))"
             )
         return nullcontext(Image.fromarray(source if channels > 1 else source.reshape(source.shape[:2])))
-    if isinstance(source, bytes | bytearray):
+    if isinstance(source, bytes | bytearray | memoryview):
+        if len(source) == 0:
+            raise DataError(f"{file}: the file is empty")
         return Image.open(BytesIO(source), formats=_FORMATS)
     if hasattr(source, "read"):
         return Image.open(source, formats=_FORMATS)

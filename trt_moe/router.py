@@ -294,8 +294,8 @@ class Router:
         """`predict` for coroutines: the event loop goes on meanwhile.
 
         A single image goes the way of `submit`, and forms batches with those of other calls. Larger batches wait in a
-        thread of asyncio's, `max_batch` images at a time: the first find room or are refused, the others wait for it. A
-        cancelled call stops after at most `max_batch` more images.
+        thread of asyncio's, `max_batch` images at a time: the first find room or are refused, the others wait for it,
+        however long that takes (see `asyncio.wait_for`). A cancelled call stops after at most `max_batch` more images.
         """
         import asyncio  # who uses no coroutines need not wait for it
 

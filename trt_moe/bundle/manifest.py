@@ -134,10 +134,17 @@ class Corruption(_Section):
 
 
 class HeldOut(_Section):
-    """Of a data set without splits: the share of every class that training kept for the test, and of how many."""
+    """Of class folders without splits: the share of every class that training kept for the test.
+
+    Attributes:
+        share: of the images of a class.
+        images: how many there were of all classes.
+        sha256: of the paths and sizes of their files, see `files_digest`.
+    """
 
     share: Annotated[float, Field(gt=0.0, lt=1.0)]
-    images: dict[Text, Annotated[int, Field(ge=1)]]
+    images: Annotated[int, Field(ge=1)]
+    sha256: Sha256
 
 
 class Training(_Section):

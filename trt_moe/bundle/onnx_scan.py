@@ -93,6 +93,8 @@ def scan(data: memoryview, what: str) -> ModelIO:
             f"{what}: keeps its weights in other files; "
             "export it as one file (onnx.save with save_as_external_data=False)"
         ) from None
+    except _TooManyFieldsError:
+        raise BundleError(f"{what}: has more than {_MAX_FIELDS:,} fields, the most that are read") from None
     except (ValueError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{what}: not an ONNX model, or cut short ({error})") from None
 
@@ -125,6 +127,10 @@ def check_io(io: ModelIO, shape: tuple[int, int, int], outputs: int, what: str) 
 
 
 class _ExternalDataError(Exception):
+    pass
+
+
+class _TooManyFieldsError(Exception):
     pass
 
 
@@ -182,7 +188,7 @@ def _refuse_external(data: memoryview) -> None:
         for number, value in fields(content):
             left -= 1
             if left < 0:
-                raise ValueError(f"more than {_MAX_FIELDS:,} fields")
+                raise _TooManyFieldsError
             if message == "Tensor":
                 if number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_DATA_LOCATION and value != 0):
                     raise _ExternalDataError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -38,6 +39,10 @@ _IDX_CLASSES = 10
 # Idx files hold no names, and MNIST's and others' are called the same; these are the labels that its own begin with.
 _FASHION_LABELS = {"train": [9, 0, 0, 3, 0, 2, 7, 2], "test": [9, 2, 1, 1, 6, 1, 4, 6]}
 _SPLIT_FOLDERS = {"train": ("seg_train", "train"), "test": ("seg_test", "test", "val")}
+
+
+class BrokenImagesError(DataError):
+    """Images that cannot be used, each with the reason."""
 
 
 @dataclass(frozen=True)
@@ -136,13 +141,24 @@ def hold_out(data: Dataset, share: float) -> tuple[Dataset, Dataset]:
     return training, replace(test, broken=())
 
 
+def files_digest(root: Path) -> str:
+    """Sha256 of the paths and sizes of all images below class folders: other files, another digest."""
+    digest = hashlib.sha256()
+    for folder in _folders(root):
+        for file in _files_of_class(folder):
+            digest.update(
+                f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0".encode(errors="surrogateescape")
+            )
+    return digest.hexdigest()
+
+
 def _checked(data: Dataset, skip_broken: bool) -> Dataset:
     """Raise where something was left out, unless that was asked for and something remains."""
     if data.broken and not (skip_broken and len(data)):
         listed = "\n  ".join(data.broken)
         count = f"{len(data.broken)} unusable image{'s' * (len(data.broken) > 1)}"
         advice = "mend or remove them, or leave them out with --skip-broken" if len(data) else "no image is left"
-        raise DataError(f"{data.name} has {count}; {advice}:\n  {listed}")
+        raise BrokenImagesError(f"{data.name} has {count}; {advice}:\n  {listed}")
     return data
 
 

@@ -280,7 +280,7 @@ class _Evaluation:
             "frontier": [point.to_json(self.experts) for point in thinned(points)],
             "verified_frontier": [point.to_json() for point in thinned(rules)],
             "near_dearest": self._near_dearest(near),
-            "confusion": confusion(self.all.labels, self._predicted(self.all)).tolist(),
+            "confusion": confusion(self.all.labels, self._predicted(self.all), self.bundle.class_names),
         }
         cascade = rivals.cascades[CASCADE]
         first_ms, dearest_ms = (self._mean_ms(name) for name in (cascade.first, self.dearest))

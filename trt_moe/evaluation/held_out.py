@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from trt_moe.bundle import Bundle
 from trt_moe.data import Dataset, load_dataset
-from trt_moe.data.datasets import Split, has_splits, hold_out
+from trt_moe.data.datasets import Split, files_digest, has_splits, hold_out
 
 
 def load_test_images(
@@ -38,11 +36,10 @@ def load_test_images(
     kept = None if training is None else training.held_out
     if kept is None or data.severities is not None or has_splits(Path(path)):
         return data
-    counts = np.bincount(data.labels, minlength=len(data.class_names))
-    if dict(zip(data.class_names, counts.tolist(), strict=True)) != kept.images:
+    if (len(data), files_digest(Path(path))) != (kept.images, kept.sha256):
         note(
-            f"{bundle.name} was trained on class folders of {sum(kept.images.values())} images; {data.name} has "
-            f"{len(data)}, all of which are taken: where some of them were trained on, accuracies are too high"
+            f"{bundle.name} was trained on class folders with {kept.images} images that are not, or no longer, these "
+            f"{len(data)}, all of which are taken: where it was trained on some of them, accuracies are too high"
         )
         return data
     learned, test = hold_out(data, kept.share)

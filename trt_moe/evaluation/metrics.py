@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,15 @@ def expected_calibration_error(confidence: NDArray[np.float32], right: NDArray[n
     return float(gap[count > 0].sum() / len(confidence))
 
 
-def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Int64 [M, 3], truth, answer and the number of images, of all pairs that occur: few of many classes' do."""
-    pairs, count = np.unique(np.stack([labels, predicted], axis=1), axis=0, return_counts=True)
-    return np.column_stack([pairs, count])
+def confusion(
+    labels: NDArray[np.int64], predicted: NDArray[np.int64], class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Truth, answer and the number of images, of all pairs that occur: few of many classes' do."""
+    pairs, counts = np.unique(np.stack([labels, predicted], axis=1), axis=0, return_counts=True)
+    return [
+        {"truth": class_names[truth], "answer": class_names[answer], "images": count}
+        for (truth, answer), count in zip(pairs.tolist(), counts.tolist(), strict=True)
+    ]
 
 
 def latency_summary(values: NDArray[np.float64]) -> dict[str, Any]:

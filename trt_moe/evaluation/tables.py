@@ -9,6 +9,7 @@ from trt_moe.console import by_mirror, milliseconds, percent, points, print_tabl
 from trt_moe.evaluation.evaluate import BASELINE_CASCADE, CASCADE, IMAGE_CUE, ORACLE, RANDOM, VERIFY
 
 _UNLIKE = 0.1
+_MATRIX_CLASSES = 20
 """Difference of mean latencies from which on the timed images are told to be unlike all of them."""
 
 
@@ -146,7 +147,7 @@ def _print_remarks(data: dict[str, Any]) -> None:
     out.print(f"{same}.")
     near = data["near_dearest"]
     if near is not None and near["of_dearest"] >= 1:
-        out.print(f"Nothing within half a point of always {data['experts'][-1]} takes less time than that, measured.")
+        out.print(f"No setting within half a point of always {data['experts'][-1]} measured faster.")
     elif near is not None:
         out.print(
             f"Within half a point of always {data['experts'][-1]}: "
@@ -169,10 +170,12 @@ def _print_remarks(data: dict[str, Any]) -> None:
 
 
 def print_confusion(data: dict[str, Any]) -> None:
-    """Rows are the truth, columns the mixture's answers."""
+    """Rows are the truth, columns the mixture's answers; of many classes, only the pairs that occur."""
     names = data["classes"]
-    images = {(truth, answer): count for truth, answer, count in data["confusion"]}
-    rows = [
-        [name, *(images.get((truth, answer), 0) for answer in range(len(names)))] for truth, name in enumerate(names)
-    ]
+    if len(names) > _MATRIX_CLASSES:
+        pairs = [[pair["truth"], pair["answer"], pair["images"]] for pair in data["confusion"]]
+        print_table("confusion of the mixture", ["truth", "answer", "images"], pairs)
+        return
+    images = {(pair["truth"], pair["answer"]): pair["images"] for pair in data["confusion"]}
+    rows = [[truth, *(images.get((truth, answer), 0) for answer in names)] for truth in names]
     print_table("confusion of the mixture (rows: truth)", ["class", *names], rows)

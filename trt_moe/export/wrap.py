@@ -57,9 +57,10 @@ class Preprocessing:
             )
         most = 255 * self.scale
         if min(self.mean) < 0 or max(self.mean) > most * (1 + 1e-6):
+            in_bytes = min(self.mean) >= 0 and most < 255
             raise InputError(
-                f"preprocessing has mean {self.mean}, but bytes become 0 to {most:g} by scale {self.scale:.6g}; for a "
-                "mean and std in bytes pass --scale 1"
+                f"preprocessing has mean {self.mean}, but bytes become 0 to {most:g} by scale {self.scale:.6g}"
+                + ("; for a mean and std in bytes pass --scale 1" if in_bytes else "")
             )
 
     def formula(self) -> str:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trt_moe.bundle.manifest import MAX_LATENCY_WEIGHT, RESERVED_MODEL_NAMES, VerifyBy
 from trt_moe.bundle.safety import sha256_file
@@ -155,6 +155,12 @@ class JointConfig(Section):
 _OF_PIXELS = "of each channel, of images from 0 to 1"
 
 
+def _up_to_1(value: float) -> float:
+    if value > 1:
+        raise ValueError(f"is {value:g}, of images from 0 to 1; divide a mean and std in bytes by 255")
+    return value
+
+
 class TrainConfig(Section):
     """A whole run: data to bundle."""
 
@@ -173,8 +179,12 @@ class TrainConfig(Section):
     verify_by: VerifyBy = Field(default="dearest", description="of the bundle; training does not use it")
     seed: int = Field(default=0, ge=0)
     precision: Literal["fp32", "bf16"] = "bf16"
-    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(min_length=1, description=_OF_PIXELS)
-    std: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1, description=_OF_PIXELS)
+    mean: tuple[Annotated[float, Field(ge=0), AfterValidator(_up_to_1)], ...] = Field(
+        min_length=1, description=_OF_PIXELS
+    )
+    std: tuple[Annotated[float, Field(gt=0), AfterValidator(_up_to_1)], ...] = Field(
+        min_length=1, description=_OF_PIXELS
+    )
     flip: bool = True
     splits: SplitConfig = SplitConfig()
     corruption: CorruptionConfig = CorruptionConfig()

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from trt_moe.bundle.manifest import ClassName, HeldOut, describe_errors
 from trt_moe.bundle.writer import write_bytes
 from trt_moe.data import Dataset, load_dataset
-from trt_moe.data.datasets import has_splits, hold_out
+from trt_moe.data.datasets import BrokenImagesError, files_digest, has_splits, hold_out
 from trt_moe.errors import DataError, InputError
 from trt_moe.export.bundle_writer import (
     GATER,
@@ -202,10 +202,10 @@ def _load_both(config: TrainConfig) -> tuple[Dataset, Dataset]:
     for part in parts:
         try:
             splits.append(_load(config, part))
-        except DataError as error:
+        except BrokenImagesError as error:
             errors.append(str(error))
     if errors:
-        raise DataError("\n".join(errors))
+        raise BrokenImagesError("\n".join(errors))
     training, test = splits
     return training, test
 
@@ -217,8 +217,8 @@ def _holds_out(config: TrainConfig) -> bool:
 def _held_out(config: TrainConfig, training: Dataset, test: Dataset) -> HeldOut | None:
     if not _holds_out(config):
         return None
-    counts = np.bincount(np.concatenate([training.labels, test.labels]), minlength=len(training.class_names))
-    return HeldOut(share=config.held_out, images=dict(zip(training.class_names, counts.tolist(), strict=True)))
+    assert config.data is not None
+    return HeldOut(share=config.held_out, images=len(training) + len(test), sha256=files_digest(config.data))
 
 
 def _load(config: TrainConfig, part: Literal["train", "test"]) -> Dataset:

@@ -13,8 +13,8 @@ inline constexpr std::size_t kMaxImages = 1024;  // in one batch
 inline constexpr std::size_t kMaxExperts = 64;
 inline constexpr std::size_t kMaxBodies = 384;  // buckets of all experts together
 
-// What the kernels take by value. Addresses are the device's; of answers also those of page-locked memory of the host,
-// so they are written once, and not read.
+// What the kernels take by value. Addresses are the device's; answers may go to page-locked memory of the host, so a
+// kernel writes each once, and reads none.
 
 struct RoutingArguments {
   const std::int32_t* images = nullptr;  // [1]: how many of the batch are there

@@ -123,7 +123,7 @@ def test_a_file_of_millions_of_nothings_is_refused(tiny):
     empty_nodes = b"\x0a\x00" * 1_000_000
     (tiny.path / "gater.onnx").write_bytes(b"\x3a\x80\x89\x7a" + empty_nodes)
     rehash(tiny.path, "gater")
-    assert "gater.onnx: not an ONNX model, or cut short (more than 1,000,000 fields)" in refused(tiny.path)
+    assert "gater.onnx: has more than 1,000,000 fields" in refused(tiny.path)
 
 
 def test_foreign_io_is_refused(tiny):

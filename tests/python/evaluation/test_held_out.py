@@ -9,16 +9,16 @@ from PIL import Image
 from tests.support.tiny_bundle import edit_manifest, write_tiny_bundle
 from trt_moe.bundle import Bundle
 from trt_moe.data import load_dataset
-from trt_moe.data.datasets import hold_out
+from trt_moe.data.datasets import files_digest, hold_out
 from trt_moe.evaluation import load_test_images
 
 COUNTS = {"class-0": 8, "class-1": 12, "class-2": 4}
 
 
 @pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
+def bundle(tmp_path: Path, folder: Path) -> Bundle:
     path = write_tiny_bundle(tmp_path / "tiny").path
-    held_out = {"share": 0.25, "images": COUNTS}
+    held_out = {"share": 0.25, "images": 24, "sha256": files_digest(folder)}
     edit_manifest(path, lambda manifest: manifest["training"].update(held_out=held_out))
     return Bundle.load(path)
 
@@ -44,10 +44,20 @@ def test_of_the_folder_that_was_trained_on_only_what_was_held_out(bundle: Bundle
 
 
 def test_another_folder_is_taken_whole_with_a_warning(bundle: Bundle, folder: Path) -> None:
-    (folder / "class-0" / "0.png").unlink()
     notes: list[str] = []
+    (folder / "class-0" / "0.png").rename(folder / "class-0" / "new.png")
+    assert len(load_test_images(folder, bundle, note=notes.append)) == 24
+    (folder / "class-0" / "new.png").unlink()
     assert len(load_test_images(folder, bundle, note=notes.append)) == 23
-    assert len(notes) == 1 and "24 images; data has 23" in notes[0] and "too high" in notes[0]
+    assert "no longer, these 24, all of which" in notes[0]
+    assert "no longer, these 23, all of which" in notes[1]
+
+
+def test_images_that_training_could_not_use_are_no_reason_to_guess(bundle: Bundle, folder: Path) -> None:
+    edit_manifest(bundle.path, lambda manifest: manifest["training"]["held_out"].update(images=23))
+    notes: list[str] = []
+    assert len(load_test_images(folder, Bundle.load(bundle.path), note=notes.append)) == 24
+    assert "too high" in notes[0]
 
 
 def test_what_is_a_test_split_already_is_taken_whole(bundle: Bundle, folder: Path) -> None:

@@ -163,8 +163,9 @@ def test_calibration_error():
 
 
 def test_confusion_is_truth_answer_and_count_of_what_occurs():
-    found = confusion(np.array([0, 0, 1, 99_999, 99_999]), np.array([0, 1, 1, 0, 0]))
-    assert found.tolist() == [[0, 0, 1], [0, 1, 1], [1, 1, 1], [99_999, 0, 2]]
+    found = confusion(np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 0, 0]), ["cat", "dog", "emu"])
+    expected = [("cat", "cat", 1), ("cat", "dog", 1), ("dog", "dog", 1), ("emu", "cat", 2)]
+    assert found == [{"truth": truth, "answer": answer, "images": images} for truth, answer, images in expected]
 
 
 def test_latency_summary():

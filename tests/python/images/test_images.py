@@ -176,7 +176,7 @@ def test_images_of_memory_are_read_as_files_are(tmp_path, bundle):
     expected = load_images(photo, bundle)
     content, frame = photo.read_bytes(), np.asarray(Image.open(photo))
     flipped = np.ascontiguousarray(frame[..., ::-1])
-    for image in (content, bytearray(content), BytesIO(content), Image.open(photo), frame, flipped[..., ::-1]):
+    for image in (content, memoryview(content), BytesIO(content), Image.open(photo), frame, flipped[..., ::-1]):
         np.testing.assert_array_equal(load_images(image, bundle), expected)
         np.testing.assert_array_equal(load_images([photo, image], bundle), np.concatenate([expected] * 2))
     np.testing.assert_array_equal(load_images(np.stack([frame, frame]), bundle), np.concatenate([expected] * 2))
@@ -193,7 +193,9 @@ def test_images_of_memory_are_read_as_files_are(tmp_path, bundle):
     [
         (np.zeros((8, 8, 3), np.float32), r"image 0 is an array of float32 \[8, 8, 3\]; expected uint8"),
         ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 2), np.uint8)], r"image 1 is an array of uint8 \[8, 8, 2\]"),
-        (np.zeros((1, 2, 8, 8, 3), np.uint8), r"image 0 is an array of uint8 \[2, 8, 8, 3\]"),
+        (np.zeros((1, 2, 8, 8, 3), np.uint8), r"image 0 is an array of uint8 \[1, 2, 8, 8, 3\]"),
+        (np.zeros((3, 8, 8), np.uint8), r"uint8 \[3, 8, 8\]; .*np\.moveaxis\(image, 0, -1\)"),
+        (np.array("a.png"), "image 0 is an array"),
         (np.zeros((0, 8, 3), np.uint8), "expected uint8"),
         ([None], "image 0 is of type NoneType; expected paths, bytes or file objects"),
         (7, "images are int; expected paths"),
@@ -205,8 +207,27 @@ def test_what_is_no_image_in_memory(bundle, image, message):
 
 
 def test_broken_images_of_memory_are_named_by_their_place(bundle):
+    good = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(DataError, match="1 of 2 images cannot be read: image 1: not an image, or of a format"):
-        load_images([np.zeros((8, 8, 3), np.uint8), b"no image"], bundle)
+        load_images([good, b"no image"], bundle)
+    loaded = load_images([good, b"", None, Image.new("RGB", (0, 5))], bundle, on_error="skip")
+    assert len(loaded.images) == 1
+    reasons = ["the file is empty", "is of type NoneType", "has no pixels"]
+    assert all(reason in str(failure) for reason, failure in zip(reasons, loaded.failures, strict=True))
+
+
+def test_an_image_of_pillows_is_read_where_it_stands_and_stays_as_it_is(tmp_path, bundle):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    animation = Image.open(tmp_path / "a.gif")
+    animation.seek(1)
+    loaded = load_images(animation, bundle, on_error="skip")
+    assert loaded.images[0, 0, 0].tolist() == [0, 0, 255] and not loaded.remarks and animation.tell() == 1
+    turned = Image.new("RGB", (8, 4), "red")
+    turned.getexif()[0x0112] = 3
+    turned.paste("blue", (4, 2, 8, 4))
+    assert load_images(turned, bundle)[0, 0, 0].tolist() == [0, 0, 255]
+    assert turned.size == (8, 4) and turned.getexif()[0x0112] == 3
 
 
 @pytest.mark.parametrize("values", [[[0, 1 << 24]], [[-1, 5]]])
