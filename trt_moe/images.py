@@ -26,7 +26,8 @@ from trt_moe.bundle import Bundle
 from trt_moe.errors import DataError, InputError
 
 PathLike: TypeAlias = str | os.PathLike[str]
-Source: TypeAlias = PathLike | bytes | BinaryIO | Image.Image | NDArray[np.uint8]
+_Content: TypeAlias = bytes | bytearray | memoryview
+Source: TypeAlias = PathLike | _Content | BinaryIO | Image.Image | NDArray[np.uint8]
 """An image: a file's path or content, Pillow's, or uint8 [H, W] or [H, W, 1, 3 or 4] with red first."""
 
 _log = logging.getLogger("trt_moe")
@@ -185,7 +186,7 @@ def decode_image(
 def _listed_sources(images: Any) -> list[Any]:
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]
-    if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image) or hasattr(images, "read"):
+    if isinstance(images, str | os.PathLike | _Content | Image.Image) or hasattr(images, "read"):
         return [images]
     if not isinstance(images, Iterable):
         raise InputError(f"images are {type(images).__name__}; {_EXPECTED}")
@@ -203,7 +204,7 @@ def _open(source: Any, file: Path) -> AbstractContextManager[Image.Image]:
                 "[height, width, channels] with 1, 3 or 4 channels (of channels first: np.moveaxis(image, 0, -1))"
             )
         return nullcontext(Image.fromarray(source if channels > 1 else source.reshape(source.shape[:2])))
-    if isinstance(source, bytes | bytearray | memoryview):
+    if isinstance(source, _Content):
         if len(source) == 0:
             raise DataError(f"{file}: the file is empty")
         return Image.open(BytesIO(source), formats=_FORMATS)

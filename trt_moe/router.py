@@ -313,17 +313,17 @@ class Router:
             result = self.predict(part)
             return replace(result, latency_ms=result.latency_ms + waited_ms)
 
-        parts = [images[begin : begin + self._max_batch] for begin in range(0, len(images), self._max_batch)]
+        parts = [images[begin : begin + self._max_batch] for begin in range(0, len(images), self._max_batch)] or [
+            images
+        ]
         results: list[Result] = []
-        for part in parts or [images]:
-            while True:
-                try:
-                    results.append(await asyncio.to_thread(answer, part))
-                    break
-                except QueueFullError:
-                    if not results:
-                        raise
-                    await asyncio.sleep(_ROOM_AGAIN_S)
+        while len(results) < len(parts):
+            try:
+                results.append(await asyncio.to_thread(answer, parts[len(results)]))
+            except QueueFullError:
+                if not results:
+                    raise
+                await asyncio.sleep(_ROOM_AGAIN_S)
         return results[0] if len(results) == 1 else join(results)
 
     def model(self, name: str) -> Model:

@@ -186,6 +186,18 @@ def edit_manifest(path: str | Path, change: Callable[[dict[str, Any]], object]) 
     file.write_text(json.dumps(data))
 
 
+def rehash(path: Path, name: str) -> None:
+    """Write the sha256 of a model's file into bundle.json, after the file was changed."""
+    digest = sha256_file(path / f"{name}.onnx")
+
+    def change(data: dict[str, Any]) -> None:
+        for entry in [data["gater"], *data["experts"], *data["baselines"]]:
+            if entry["name"] == name:
+                entry["sha256"] = digest
+
+    edit_manifest(path, change)
+
+
 def _score(position: NDArray[np.float64], count: int, scale: float) -> NDArray[np.float32]:
     weight, bias = linear_weights(count, scale)
     return (position[:, None] * weight + bias).astype(np.float32)

@@ -86,15 +86,8 @@ def scan_file(path: Path, what: str) -> ModelIO:
 def scan(data: memoryview, what: str) -> ModelIO:
     """Scan the bytes of an ONNX model; see `scan_file`."""
     try:
-        _refuse_external(data)
+        _refuse_external(data, what)
         return _read_io(data)
-    except _ExternalDataError:
-        raise BundleError(
-            f"{what}: keeps its weights in other files; "
-            "export it as one file (onnx.save with save_as_external_data=False)"
-        ) from None
-    except _TooManyFieldsError:
-        raise BundleError(f"{what}: has more than {_MAX_FIELDS:,} fields, the most that are read") from None
     except (ValueError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{what}: not an ONNX model, or cut short ({error})") from None
 
@@ -124,14 +117,6 @@ def check_io(io: ModelIO, shape: tuple[int, int, int], outputs: int, what: str) 
     fits = len(dims) == 2 and (dims[1] == outputs or not isinstance(dims[1], int))
     if port.name != "logits" or port.dtype != FLOAT32 or not fits:
         raise BundleError(f"{what}: gives {port}; {expected}")
-
-
-class _ExternalDataError(Exception):
-    pass
-
-
-class _TooManyFieldsError(Exception):
-    pass
 
 
 def varint(data: memoryview, at: int) -> tuple[int, int]:
@@ -177,7 +162,7 @@ def fields(data: memoryview) -> Iterator[_Field]:
         at += length
 
 
-def _refuse_external(data: memoryview) -> None:
+def _refuse_external(data: memoryview, what: str) -> None:
     stack: list[tuple[str, memoryview, int]] = [("Model", data, 0)]
     left = _MAX_FIELDS
     while stack:
@@ -188,10 +173,13 @@ def _refuse_external(data: memoryview) -> None:
         for number, value in fields(content):
             left -= 1
             if left < 0:
-                raise _TooManyFieldsError
+                raise BundleError(f"{what}: has more than {_MAX_FIELDS:,} fields, the most that are read")
             if message == "Tensor":
                 if number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_DATA_LOCATION and value != 0):
-                    raise _ExternalDataError
+                    raise BundleError(
+                        f"{what}: keeps its weights in other files; "
+                        "export it as one file (onnx.save with save_as_external_data=False)"
+                    )
             elif number in nested and isinstance(value, memoryview):
                 stack.append((nested[number], value, depth + 1))
 

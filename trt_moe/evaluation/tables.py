@@ -9,8 +9,9 @@ from trt_moe.console import by_mirror, milliseconds, percent, points, print_tabl
 from trt_moe.evaluation.evaluate import BASELINE_CASCADE, CASCADE, IMAGE_CUE, ORACLE, RANDOM, VERIFY
 
 _UNLIKE = 0.1
-_MATRIX_CLASSES = 20
 """Difference of mean latencies from which on the timed images are told to be unlike all of them."""
+_MATRIX_CLASSES = 20
+"""The most whose confusion is a matrix."""
 
 
 def print_report(data: dict[str, Any]) -> None:

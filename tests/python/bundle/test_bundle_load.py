@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from support.tiny_bundle import TinyBundle, edit_manifest, write_tiny_bundle
+from support.tiny_bundle import TinyBundle, edit_manifest, rehash, write_tiny_bundle
 from trt_moe.bundle import Bundle, sha256_file, shipped_bundles
 from trt_moe.bundle.onnx_scan import scan
 from trt_moe.errors import BundleError, InputError
@@ -74,17 +74,6 @@ def test_truncated_onnx_fails_its_sha256(tiny):
     assert "expert-1.onnx" in message
     assert "sha256" in message
     assert "trt-moe pack" in message
-
-
-def rehash(path: Path, name: str) -> None:
-    digest = sha256_file(path / f"{name}.onnx")
-
-    def change(data):
-        for entry in [data["gater"], *data["experts"], *data["baselines"]]:
-            if entry["name"] == name:
-                entry["sha256"] = digest
-
-    edit_manifest(path, change)
 
 
 def test_truncated_onnx_with_a_matching_sha256(tiny):

@@ -286,14 +286,7 @@ def test_models_that_do_not_fit(tmp_path, options, preprocessing, message):
         wrap(model, SHAPE, Preprocessing(**preprocessing), "model")
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"std": (0.0,)},
-        {"scale": 0.0},
-        {"mean": (float("nan"),)},
-    ],
-)
+@pytest.mark.parametrize("values", [{"std": (0.0,)}, {"scale": 0.0}, {"mean": (float("nan"),)}])
 def test_impossible_preprocessing(values):
     with pytest.raises(InputError, match="expected finite"):
         Preprocessing(**values)

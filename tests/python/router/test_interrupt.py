@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.support.tiny_bundle import write_tiny_bundle
 
-SCRIPT = """
+PREDICT = """
 import sys, numpy as np, trt_moe
 router = trt_moe.Router(sys.argv[1], check=False)
 images = np.full((50_000, 64, 64, 1), 20, np.uint8)
@@ -23,19 +23,6 @@ print(router.predict(images[:3]).experts.tolist())
 """
 
 
-def test_ctrl_c_stops_a_long_predict_and_leaves_the_router_usable(tmp_path: Path) -> None:
-    slow = write_tiny_bundle(tmp_path / "slow", size=(64, 64), work=(60, 60), golden=0)
-    child = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(slow.path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "started\n"
-    child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
-    assert out == "interrupted\n[0, 0, 0]\n", err
-    assert child.returncode == 0, err
-
-
 TIMED = """
 import sys, numpy as np, trt_moe
 model = trt_moe.Model.load(sys.argv[1], "expert-0")
@@ -47,14 +34,24 @@ except KeyboardInterrupt:
 """
 
 
-def test_ctrl_c_stops_a_long_warm_up(tmp_path: Path) -> None:
+def interrupted(script: str, tmp_path: Path, seconds: float = 0.0) -> str:
+    """What a script prints that gets Ctrl-C so many seconds after it printed "started", of a slow bundle."""
     slow = write_tiny_bundle(tmp_path / "slow", size=(64, 64), work=(60, 60), golden=0)
     child = subprocess.Popen(
-        [sys.executable, "-c", TIMED, str(slow.path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, str(slow.path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert child.stdout is not None
     assert child.stdout.readline() == "started\n"
-    time.sleep(0.2)
+    time.sleep(seconds)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
-    assert out == "interrupted\n", err
+    assert child.returncode == 0, err
+    return out
+
+
+def test_ctrl_c_stops_a_long_predict_and_leaves_the_router_usable(tmp_path: Path) -> None:
+    assert interrupted(PREDICT, tmp_path) == "interrupted\n[0, 0, 0]\n"
+
+
+def test_ctrl_c_stops_a_long_warm_up(tmp_path: Path) -> None:
+    assert interrupted(TIMED, tmp_path, seconds=0.2) == "interrupted\n"

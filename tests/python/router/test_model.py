@@ -3,7 +3,6 @@
 import locale
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -12,8 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import trt_moe
 import trt_moe.model
-from tests.support.tiny_bundle import TinyBundle, edit_manifest, write_tiny_bundle
-from trt_moe.bundle import sha256_file
+from tests.support.tiny_bundle import TinyBundle, rehash, write_tiny_bundle
 
 
 @pytest.fixture
@@ -103,14 +101,8 @@ def test_a_file_changed_after_the_bundle_was_loaded_is_not_run(tiny: TinyBundle)
 
 
 def replace_model(tiny: TinyBundle, name: str, model: onnx.ModelProto) -> None:
-    file = tiny.path / f"{name}.onnx"
-    onnx.save(model, file)
-
-    def change(manifest: dict[str, Any]) -> None:
-        entry = next(entry for entry in [manifest["gater"], *manifest["experts"]] if entry["name"] == name)
-        entry["sha256"] = sha256_file(file)
-
-    edit_manifest(tiny.path, change)
+    onnx.save(model, tiny.path / f"{name}.onnx")
+    rehash(tiny.path, name)
 
 
 @pytest.mark.parametrize(("name", "of"), [("expert-1", "class"), ("gater", "expert")])
