@@ -8,11 +8,18 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import concurrency, int8, memory, overhead, peers
+from benchmarks import concurrency, deadline, int8, memory, overhead, peers
 from benchmarks.common import environment, load_mixed_images
 from trt_moe import Bundle
 
-BENCHMARKS = {"overhead": overhead, "peers": peers, "concurrency": concurrency, "memory": memory, "int8": int8}
+BENCHMARKS = {
+    "overhead": overhead,
+    "peers": peers,
+    "concurrency": concurrency,
+    "deadline": deadline,
+    "memory": memory,
+    "int8": int8,
+}
 
 
 def main() -> None:

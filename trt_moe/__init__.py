@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from trt_moe.errors import (
     BundleError,
     DataError,
+    DeadlineError,
     DeviceError,
     EngineBuildError,
     InputError,
@@ -30,6 +31,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "DataError",
+    "DeadlineError",
     "DeviceError",
     "DeviceResult",
     "EngineBuildError",

@@ -77,12 +77,12 @@ class Pipeline:
         """
         Bytes on the device and page-locked on the host, by model; its own weights not counted.
         """
-    def predict(self, images: numpy.ndarray, keep: DeviceRows | None = None) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]:
+    def predict(self, images: numpy.ndarray, keep: DeviceRows | None = None, deadline_ms: typing.SupportsFloat | typing.SupportsIndex | None = None) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]:
         """
         (probabilities float32 [N,C], gater logits float32 [N,K], routes int64 [N], latency_ms float32 [N]). `keep`:
         device_rows(N), which get the answers too.
         """
-    def predict_device(self, address: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex, keep: DeviceRows | None = None) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]:
+    def predict_device(self, address: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex, keep: DeviceRows | None = None, deadline_ms: typing.SupportsFloat | typing.SupportsIndex | None = None) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]:
         """
         predict for `count` uint8 [H,W,C] images, densely packed at an address of the models' CUDA device. They are
         read after the work that is on `stream` now: a CUDA stream, 1 (the legacy default), 2 (the thread's) or 0
@@ -90,7 +90,7 @@ class Pipeline:
         """
     def stats(self) -> dict[str, typing.Any]:
         ...
-    def submit(self, ticket: typing.SupportsInt | typing.SupportsIndex, image: numpy.ndarray) -> None:
+    def submit(self, ticket: typing.SupportsInt | typing.SupportsIndex, image: numpy.ndarray, deadline_ms: typing.SupportsFloat | typing.SupportsIndex | None = None) -> None:
         ...
     def take_completed(self) -> list[tuple[int, typing.Any, numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], int, float]]:
         """

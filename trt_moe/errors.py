@@ -21,6 +21,10 @@ class QueueFullError(TrtMoeError):
     """The router already holds `max_queue` unfinished images; nothing of this request was taken."""
 
 
+class DeadlineError(TrtMoeError):
+    """No expert could answer in the time that the request allowed."""
+
+
 class RouterClosedError(TrtMoeError):
     """The router was closed before or while the request was made."""
 

@@ -22,7 +22,14 @@ from trt_moe.arguments import flag, real, whole, word
 from trt_moe.bundle import Bundle
 from trt_moe.bundle.manifest import MAX_LATENCY_WEIGHT, VerifyBy
 from trt_moe.completions import Completions
-from trt_moe.errors import DeviceError, EngineBuildError, InputError, MissingDependencyError, QueueFullError
+from trt_moe.errors import (
+    DeadlineError,
+    DeviceError,
+    EngineBuildError,
+    InputError,
+    MissingDependencyError,
+    QueueFullError,
+)
 from trt_moe.golden import check_golden, noise_images, same_in_any_batch
 from trt_moe.inputs import as_images, as_one_image
 from trt_moe.model import PRECISIONS, Model, checked_threads
@@ -42,6 +49,8 @@ VERIFY_BY: tuple[VerifyBy, ...] = get_args(VerifyBy)
 MAX_BATCH = 1 << 16
 MAX_WAIT_US = 10_000_000
 MAX_QUEUE = 1 << 20
+_MAX_DUE_MS = 1e9  # eleven days
+_LEAST_DUE_MS = 1e-6
 _ROOM_AGAIN_S = 0.001
 
 
@@ -205,11 +214,17 @@ class Router:
         return self._verify_by
 
     @overload
-    def predict(self, batch: Any, *, device_output: Literal[False] = False) -> Result: ...
+    def predict(
+        self, batch: Any, *, device_output: Literal[False] = False, deadline_ms: float | None = None
+    ) -> Result: ...
     @overload
-    def predict(self, batch: Any, *, device_output: Literal[True]) -> DeviceResult: ...
+    def predict(
+        self, batch: Any, *, device_output: Literal[True], deadline_ms: float | None = None
+    ) -> DeviceResult: ...
 
-    def predict(self, batch: Any, *, device_output: bool = False) -> Result | DeviceResult:
+    def predict(
+        self, batch: Any, *, device_output: bool = False, deadline_ms: float | None = None
+    ) -> Result | DeviceResult:
         """Classify a batch of images; blocks until all are answered.
 
         Args:
@@ -218,26 +233,32 @@ class Router:
                 the producer's stream, on the device.
             device_output: leave the answers on the GPU, for torch or cupy to go on with. Needs the device-routed plan
                 and no verification.
+            deadline_ms: milliseconds from this call on in which the answers are due. Each image goes to the best
+                expert, by the routing rule, that can answer in time, by how long each one's runs have been taking
+                and by what waits for it; a second look that would come too late is left out. What comes late all the
+                same is given: see `Result.latency_ms`.
 
         Raises:
             InputError: wrong dtype, rank or size, an empty batch, or answers that cannot stay on the GPU.
             QueueFullError: no room for it now; nothing was taken.
+            DeadlineError: there is an image that no expert can answer in time. Nothing more is run of this batch.
             RouterClosedError: the router was closed.
             ModelOutputError: a model gave logits that are not finite for one of the images.
         """
         if device_output:
             self._check_stays_on_device()
+        due = _due(deadline_ms)
         found = None
         if self._cuda is not None and not isinstance(batch, np.ndarray):
             found = self._cuda.on_device(batch, self._pipeline.input_stream)
         if found is not None:
             keep = self._pipeline.device_rows(found.count) if device_output else None
-            answers = self._pipeline.predict_device(found.address, found.count, found.stream, keep)
+            answers = self._pipeline.predict_device(found.address, found.count, found.stream, keep, due)
         else:
             images = as_images(batch, self._bundle.input_shape)
             # An empty batch is predict's to refuse.
             keep = self._pipeline.device_rows(len(images)) if device_output and len(images) else None
-            answers = self._pipeline.predict(images, keep)
+            answers = self._pipeline.predict(images, keep, due)
         probabilities, gater_logits, experts, latency_ms = answers
         if keep is not None:
             return self._device_result(keep, latency_ms)
@@ -278,40 +299,54 @@ class Router:
             self._completions.expert_names,
         )
 
-    def submit(self, image: Any) -> Future[ResultRow]:
+    def submit(self, image: Any, *, deadline_ms: float | None = None) -> Future[ResultRow]:
         """Hand in one uint8 [H, W, C] image and go on; the future gives its `ResultRow`.
 
         Images of many callers form batches together. The image is copied. Keep the router until the answer is there:
         one that is dropped closes, and the future gets `RouterClosedError`. Callbacks of the future run on the one
         thread that hands out answers, and must not wait for another answer.
 
+        Args:
+            image: what to classify.
+            deadline_ms: as in `predict`; the future gets the `DeadlineError`, and `max_wait_us` does not hold.
+
         Raises:
             InputError, QueueFullError, RouterClosedError: as `predict`, at once; the future has later errors.
         """
-        return self._completions.submit(as_one_image(image, self._bundle.input_shape))
+        return self._completions.submit(as_one_image(image, self._bundle.input_shape), _due(deadline_ms))
 
-    async def predict_async(self, batch: Any) -> Result:
+    async def predict_async(self, batch: Any, *, deadline_ms: float | None = None) -> Result:
         """`predict` for coroutines: the event loop goes on meanwhile.
 
         A single image goes the way of `submit`, and forms batches with those of other calls. Larger batches wait in a
         thread of asyncio's, `max_batch` images at a time: the first find room or are refused, the others wait for it,
         however long that takes (see `asyncio.wait_for`). A cancelled call stops after at most `max_batch` more images.
+        `deadline_ms` counts from this call on for all of them.
         """
         import asyncio  # who uses no coroutines need not wait for it
 
         start = perf_counter()
+        due = _due(deadline_ms)
         images = as_images(batch, self._bundle.input_shape)
         if len(images) == 1:
             return as_result(
-                await asyncio.wrap_future(self._completions.submit(images[0])),
+                await asyncio.wrap_future(self._completions.submit(images[0], due)),
                 self._completions.class_names,
                 self._completions.expert_names,
             )
 
+        def waited_ms() -> float:
+            return (perf_counter() - start) * 1e3
+
         def answer(part: NDArray[np.uint8]) -> Result:
-            waited_ms = np.float32((perf_counter() - start) * 1e3)
-            result = self.predict(part)
-            return replace(result, latency_ms=result.latency_ms + waited_ms)
+            waited = waited_ms()
+            if due is not None and due - waited < _LEAST_DUE_MS:
+                raise DeadlineError(
+                    f"an image was to be answered in {due:g} ms, which were over before its turn came; allow more "
+                    "time, or hand in fewer images at once"
+                )
+            result = self.predict(part, deadline_ms=None if due is None else due - waited)
+            return replace(result, latency_ms=result.latency_ms + np.float32(waited))
 
         parts = [images[begin : begin + self._max_batch] for begin in range(0, len(images), self._max_batch)] or [
             images
@@ -321,7 +356,7 @@ class Router:
             try:
                 results.append(await asyncio.to_thread(answer, parts[len(results)]))
             except QueueFullError:
-                if not results:
+                if not results or (due is not None and waited_ms() > due):
                     raise
                 await asyncio.sleep(_ROOM_AGAIN_S)
         return results[0] if len(results) == 1 else join(results)
@@ -356,7 +391,8 @@ class Router:
             p99_ms, p99_9_ms, max_ms (per image; quantiles to 3.2 %). "experts": by name: images it
             answered, alone or second, their share, images it was unsure of and passed on to be verified, batches it
             ran.
-            "in_flight": unfinished images.
+            "deadlines": how many images were "moved" to another expert for a deadline's sake, and how many calls
+            "missed" theirs (`DeadlineError`). "in_flight": unfinished images.
         """
         raw = self._pipeline.stats()
         total = sum(raw["images"])
@@ -371,7 +407,12 @@ class Router:
                 self.expert_names, raw["images"], raw["passed_on"], raw["batches"], strict=True
             )
         }
-        return {"stages": raw["stages"], "experts": experts, "in_flight": raw["in_flight"]}
+        return {
+            "stages": raw["stages"],
+            "experts": experts,
+            "deadlines": {"moved": raw["moved"], "missed": raw["missed"]},
+            "in_flight": raw["in_flight"],
+        }
 
     def close(self, *, cancel_pending: bool = False) -> None:
         """Take no more images, answer those that wait, and stop the workers. Closing twice is fine.
@@ -434,6 +475,16 @@ class Router:
         return Model.load(
             self._bundle, name, backend=self._backend, precision=precision, threads=self._threads, buckets=buckets
         )
+
+
+def _due(deadline_ms: Any) -> float | None:
+    """A deadline as the core takes it; InputError unless it is one."""
+    if deadline_ms is None:
+        return None
+    due = real("deadline_ms", deadline_ms, _MAX_DUE_MS)
+    if due < _LEAST_DUE_MS:
+        raise InputError(f"deadline_ms is {deadline_ms}; expected a number above 0, in milliseconds from the call on")
+    return due
 
 
 def _close(pipeline: _core.Pipeline, completions: Completions, cancel_pending: bool = True) -> bool:

@@ -38,8 +38,8 @@ Pipeline::Pipeline(const std::shared_ptr<Engine>& gater, const std::vector<Exper
   if (routing_.plan) use(routing_.plan);
 }
 
-void Pipeline::predict_there(const DeviceImages& images, const OutputRows& rows, void (*poll)(),
-                             const DeviceRows* keep) {
+void Pipeline::predict_there(const DeviceImages& images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep,
+                             std::chrono::nanoseconds limit) {
   if (!device_input_ || images.address == 0 || images.count == 0) {
     throw Error(ErrorKind::kInput, "found " + std::to_string(images.count) + " images at device address " +
                                        std::to_string(images.address) +
@@ -47,14 +47,14 @@ void Pipeline::predict_there(const DeviceImages& images, const OutputRows& rows,
                                        "; expected at least one, on the models' CUDA device");
   }
   device_input_->expect_on_device(images);
-  if (keep != nullptr || images_stay_on_device()) return predict(images, rows, poll, keep);
-  const Clock::time_point submitted = Clock::now();
+  if (keep != nullptr || images_stay_on_device()) return predict(images, rows, poll, keep, limit);
+  const CallTimes times = CallTimes::within(limit);
   admit(images.count, [&](bool alone) {
     Poller between(poll);
     for (std::size_t begin = 0; begin < images.count; begin += device_input_->capacity()) {
       const std::size_t count = std::min(device_input_->capacity(), images.count - begin);
       const cuda::DeviceInput::OnHost there(*device_input_, images.part(begin, count));
-      answer(there.view(), rows.part(begin, classes(), experts()), submitted, poll, nullptr, alone);
+      answer(there.view(), rows.part(begin, classes(), experts()), times, poll, nullptr, alone);
       between();
     }
   });

@@ -11,6 +11,7 @@ const char* class_name(ErrorKind kind) {
   switch (kind) {
     case ErrorKind::kInput: return "InputError";
     case ErrorKind::kQueueFull: return "QueueFullError";
+    case ErrorKind::kDeadline: return "DeadlineError";
     case ErrorKind::kRouterClosed: return "RouterClosedError";
     case ErrorKind::kDevice:
     case ErrorKind::kDeviceLost: return "DeviceError";

@@ -13,9 +13,12 @@ namespace trt_moe {
 
 namespace {
 
+constexpr double kMostMs = 1e9;  // eleven days: none, for all that is timed here
+
 using Completed = py::typing::Tuple<py::int_, py::object, py::array_t<float>, py::array_t<float>, py::int_, py::float_>;
 
-Answers predict(Pipeline& self, const py::array& images, const std::optional<cuda::DeviceOutputs::Rows>& keep) {
+Answers predict(Pipeline& self, const py::array& images, const std::optional<cuda::DeviceOutputs::Rows>& keep,
+                std::optional<double> deadline_ms) {
   ImageBatchView view = image_batch(images, self.input());
   view.page_locked = self.routes_on_device() && in_input_buffer(images);
   const DeviceRows* const kept = kept_rows(keep, view.count);
@@ -23,7 +26,7 @@ Answers predict(Pipeline& self, const py::array& images, const std::optional<cud
   const OutputRows rows = answers.rows();
   {
     const py::gil_scoped_release release;
-    self.predict(view, rows, &check_signals, kept);
+    self.predict(view, rows, &check_signals, kept, limit_of(deadline_ms));
   }
   return answers.take();
 }
@@ -74,11 +77,23 @@ py::typing::Dict<py::str, py::object> stats(const Pipeline& self) {
   out["images"] = stats.images;
   out["passed_on"] = stats.passed_on;
   out["batches"] = stats.batches;
+  out["moved"] = stats.moved;
+  out["missed"] = stats.missed;
   out["in_flight"] = stats.in_flight;
   return out;
 }
 
 }  // namespace
+
+std::chrono::nanoseconds limit_of(std::optional<double> deadline_ms) {
+  if (!deadline_ms) return kNoLimit;
+  if (*deadline_ms > 0 && *deadline_ms <= kMostMs) {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(
+        std::chrono::duration<double, std::milli>(*deadline_ms));
+  }
+  throw Error(ErrorKind::kInput, "deadline_ms is " + std::to_string(*deadline_ms) + "; expected more than 0, up to " +
+                                     std::to_string(kMostMs));
+}
 
 AnswerArrays::AnswerArrays(const Scheduler& scheduler, std::size_t images)
     : probabilities({images, scheduler.classes()}),
@@ -122,18 +137,18 @@ void register_pipeline(py::module_& module) {
            py::arg("latency_weight"), py::arg("verify_below"), py::arg("verify_by_mirror"), py::arg("max_batch"),
            py::arg("max_wait_us"), py::arg("max_queue"), py::arg("warmup"), py::arg("device_routed") = false,
            py::arg("speculate") = false)
-      .def("predict", &predict, py::arg("images"), py::arg("keep") = py::none(),
+      .def("predict", &predict, py::arg("images"), py::arg("keep") = py::none(), py::arg("deadline_ms") = py::none(),
            "(probabilities float32 [N,C], gater logits float32 [N,K], routes int64 [N], latency_ms float32 [N]). "
            "`keep`:\n"
            "device_rows(N), which get the answers too.")
       .def(
           "submit",
-          [](Pipeline& self, std::uint64_t ticket, const py::array& image) {
+          [](Pipeline& self, std::uint64_t ticket, const py::array& image, std::optional<double> deadline_ms) {
             const std::uint8_t* const pixels = single_image(image, self.input());
             const py::gil_scoped_release release;
-            self.submit(ticket, pixels);
+            self.submit(ticket, pixels, limit_of(deadline_ms));
           },
-          py::arg("ticket"), py::arg("image"))
+          py::arg("ticket"), py::arg("image"), py::arg("deadline_ms") = py::none())
       .def("take_completed", &take_completed,
            "Blocks for finished submissions: [(ticket, error or None, probabilities, gater logits, route, "
            "latency_ms)];\n"

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/typing.h>
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
@@ -39,6 +40,10 @@ struct AnswerArrays {
 
 // Whether the images lie in an array that `input_buffer` gave.
 bool in_input_buffer(const pybind11::array& images);
+
+// Of a call that is to be answered within so many milliseconds, or whenever it is. Throws Error(kInput) unless
+// positive.
+std::chrono::nanoseconds limit_of(std::optional<double> deadline_ms);
 
 // Where `images` answers are kept on the device, if anywhere. Throws Error(kInput) when they do not fit.
 const DeviceRows* kept_rows(const std::optional<cuda::DeviceOutputs::Rows>& keep, std::size_t images);

@@ -8,7 +8,7 @@ namespace trt_moe {
 
 // Each kind is raised in Python as the exception of the same name in trt_moe/errors.py; a lost device, which
 // this process cannot use any more, as DeviceError.
-enum class ErrorKind { kInput, kQueueFull, kRouterClosed, kDevice, kDeviceLost, kEngineBuild, kModelOutput };
+enum class ErrorKind { kInput, kQueueFull, kDeadline, kRouterClosed, kDevice, kDeviceLost, kEngineBuild, kModelOutput };
 
 class Error : public std::runtime_error {
  public:

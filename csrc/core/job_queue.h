@@ -22,6 +22,7 @@ struct Job {
   Clock::time_point queued;   // when it entered the line it is in
   bool verifies = false;      // an expert was unsure, and has left its probabilities in the request's rows
   bool patient = false;       // may wait for company: nobody is blocked by it
+  std::int64_t work_ns = 0;   // what it adds to the work of the crew that it waits for
   // In earlier lines, and with an expert that was unsure:
   std::uint64_t waited_ns = 0;
   std::uint64_t gather_ns = 0;

@@ -8,13 +8,13 @@
 
 namespace trt_moe {
 
-Request::Request(ImageBatchView images, OutputRows rows, Clock::time_point submitted)
-    : images_(images), rows_(rows), submitted_(submitted), remaining_(images.count) {}
+Request::Request(ImageBatchView images, OutputRows rows, const CallTimes& times)
+    : images_(images), rows_(rows), times_(times), remaining_(images.count) {}
 
-void Request::reset(ImageBatchView images, OutputRows rows, Clock::time_point submitted) {
+void Request::reset(ImageBatchView images, OutputRows rows, const CallTimes& times) {
   images_ = images;
   rows_ = rows;
-  submitted_ = submitted;
+  times_ = times;
   remaining_.store(images.count, std::memory_order_relaxed);
   cancelled_.store(false, std::memory_order_relaxed);
   const std::lock_guard lock(failure_mutex_);
@@ -72,14 +72,14 @@ void BlockingRequest::abandon() {
 }
 
 SubmittedRequest::SubmittedRequest(std::size_t image_bytes, std::size_t classes, std::size_t experts)
-    : Request({}, {}, {}), image_(image_bytes), probabilities_(classes), gater_logits_(experts) {}
+    : Request({}, {}, Clock::time_point{}), image_(image_bytes), probabilities_(classes), gater_logits_(experts) {}
 
-void SubmittedRequest::start(std::uint64_t ticket, const std::uint8_t* image, CompletionQueue& completed) {
+void SubmittedRequest::start(std::uint64_t ticket, const std::uint8_t* image, const CallTimes& times,
+                             CompletionQueue& completed) {
   ticket_ = ticket;
   completed_ = &completed;
   std::memcpy(image_.data(), image, image_.size());
-  reset({image_.data(), 1, image_.size()}, {probabilities_.data(), gater_logits_.data(), &route_, &latency_ms_},
-        Clock::now());
+  reset({image_.data(), 1, image_.size()}, {probabilities_.data(), gater_logits_.data(), &route_, &latency_ms_}, times);
 }
 
 void SubmittedRequest::finish() { completed_->push(this); }

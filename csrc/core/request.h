@@ -9,12 +9,11 @@
 #include <optional>
 #include <vector>
 
+#include "core/call_times.h"
 #include "core/error.h"
 #include "core/tensor_view.h"
 
 namespace trt_moe {
-
-using Clock = std::chrono::steady_clock;
 
 // Where the answers of a request go, one row an image; borrowed.
 struct OutputRows {
@@ -32,30 +31,31 @@ struct OutputRows {
 // after the last one they never touch the request again.
 class Request {
  public:
-  Request(ImageBatchView images, OutputRows rows, Clock::time_point submitted);
+  Request(ImageBatchView images, OutputRows rows, const CallTimes& times);
   virtual ~Request() = default;
   Request(const Request&) = delete;
   Request& operator=(const Request&) = delete;
 
   const ImageBatchView& images() const noexcept { return images_; }
   const OutputRows& rows() const noexcept { return rows_; }
-  Clock::time_point submitted() const noexcept { return submitted_; }
+  const CallTimes& times() const noexcept { return times_; }
+  Clock::time_point submitted() const noexcept { return times_.submitted; }
   bool cancelled() const noexcept { return cancelled_.load(std::memory_order_relaxed); }
 
-  // Images not yet started are completed without running.
-  void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }
+  // Images not yet started are completed without running. False: that was so already.
+  bool cancel() noexcept { return !cancelled_.exchange(true, std::memory_order_relaxed); }
   void complete_one();
   void fail_one(Failure failure);  // the first error wins
 
  protected:
   virtual void finish() = 0;  // runs once, on the thread that completes the last image
   std::optional<Failure> failure() const;
-  void reset(ImageBatchView images, OutputRows rows, Clock::time_point submitted);
+  void reset(ImageBatchView images, OutputRows rows, const CallTimes& times);
 
  private:
   ImageBatchView images_;
   OutputRows rows_;
-  Clock::time_point submitted_;
+  CallTimes times_;
   std::atomic<std::size_t> remaining_;
   std::atomic<bool> cancelled_{false};
   mutable std::mutex failure_mutex_;
@@ -89,7 +89,7 @@ class SubmittedRequest final : public Request {
  public:
   SubmittedRequest(std::size_t image_bytes, std::size_t classes, std::size_t experts);
 
-  void start(std::uint64_t ticket, const std::uint8_t* image, CompletionQueue& completed);
+  void start(std::uint64_t ticket, const std::uint8_t* image, const CallTimes& times, CompletionQueue& completed);
 
   std::uint64_t ticket() const noexcept { return ticket_; }
   const std::vector<float>& probabilities() const noexcept { return probabilities_; }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -25,8 +26,16 @@ struct RoutePlan {
 // kNoRoute when a logit is not finite.
 std::uint32_t choose_route(std::span<const float> logits, std::span<const float> costs, float latency_weight) noexcept;
 
-// logits: [images * experts], row-major. Images without a route are in no group. Storage in `plan` is
-// reused, so a warm plan allocates nothing.
+// The same of the experts that take no longer than `left`; kNoRoute also when none is left.
+std::uint32_t choose_route_in_time(std::span<const float> logits, std::span<const float> costs, float latency_weight,
+                                   std::span<const std::chrono::nanoseconds> takes,
+                                   std::chrono::nanoseconds left) noexcept;
+
+// Choosing and grouping in one. logits: [images * experts], row-major. Images without a route are in no group. Storage
+// in `plan` is reused, so a warm plan allocates nothing.
 void plan_routes(std::span<const float> logits, std::span<const float> costs, float latency_weight, RoutePlan& plan);
+
+// Groups the images by the routes that `plan` has.
+void group_by_route(std::size_t experts, RoutePlan& plan);
 
 }  // namespace trt_moe

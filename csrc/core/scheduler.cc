@@ -130,6 +130,12 @@ Scheduler::Scheduler(std::shared_ptr<Engine> gater, std::vector<Expert> experts,
   }
   inline_lane_->images.resize(experts_.size());
   inline_lane_->passed_on.resize(experts_.size());
+  inline_lane_->takes.resize(experts_.size());
+  for (const Expert& expert : experts_) {
+    inline_lane_->run_times.emplace_back(Buckets({1}));
+    run_times_.emplace_back(expert.engine->info().buckets);
+  }
+  first_looks_.resize(experts_.size());
   if (options_.warmup) {
     inline_lane_->gater->run(1);
     for (const auto& session : inline_lane_->experts) session->run(1);
@@ -146,6 +152,7 @@ Scheduler::Scheduler(std::shared_ptr<Engine> gater, std::vector<Expert> experts,
   } else {
     for (const std::size_t model : models) add_crew({model});
   }
+  if (options_.warmup) time_runs();
   try {
     start_threads();
   } catch (const std::system_error& error) {
@@ -162,13 +169,14 @@ Failure Scheduler::bad_logits(const std::string& model) {
                                        "ONNX file is broken: train or export the bundle again"};
 }
 
-void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep) {
-  const Clock::time_point submitted = Clock::now();
+void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep,
+                        std::chrono::nanoseconds limit) {
+  const CallTimes times = CallTimes::within(limit);
   if (keep != nullptr && !images_stay_on_device()) throw not_on_device("answers");
   // Counted before the admission looks whether we are closing: close() sees this call, or it is refused.
   const ActivePredict active(*this);
   const Admission admission(*this, places_for(images.count));
-  answer(images, rows, submitted, poll, keep, admission.was_idle());
+  answer(images, rows, times, poll, keep, admission.was_idle());
 }
 
 void Scheduler::admit(std::size_t images, const std::function<void(bool)>& answer) {
@@ -181,12 +189,12 @@ std::size_t Scheduler::places_for(std::size_t images) const noexcept {
   return std::min({images, options_.max_batch, options_.max_queue});
 }
 
-void Scheduler::answer(ImageBatchView images, const OutputRows& rows, Clock::time_point submitted, void (*poll)(),
+void Scheduler::answer(ImageBatchView images, const OutputRows& rows, const CallTimes& times, void (*poll)(),
                        const DeviceRows* keep, bool alone) {
-  if (routes_on_device()) return run_routed(images, rows, submitted, poll, keep, alone);
+  if (routes_on_device()) return run_routed(images, rows, times, poll, keep, alone);
   if (images.count == 1 && alone) {
     const std::unique_lock lane(inline_lane_->mutex, std::try_to_lock);
-    if (lane.owns_lock()) return run_inline(images.data, rows, submitted);
+    if (lane.owns_lock()) return run_inline(images.data, rows, times);
   }
   const std::size_t places = places_for(images.count);
   // More images than places go through in two alternating parts, so that the workers never run dry between them.
@@ -203,7 +211,7 @@ void Scheduler::answer(ImageBatchView images, const OutputRows& rows, Clock::tim
       }
       const std::size_t count = std::min(part, images.count - begin);
       request.emplace(ImageBatchView{images.image(begin), count, images.image_bytes},
-                      rows.part(begin, classes_, experts_.size()), submitted);
+                      rows.part(begin, classes_, experts_.size()), times);
       const Clock::time_point queued = Clock::now();
       const auto job = [&](std::size_t i) { return Job{&*request, static_cast<std::uint32_t>(i), queued, queued}; };
       if (!push(kGater, count, job)) {
@@ -222,15 +230,17 @@ void Scheduler::answer(ImageBatchView images, const OutputRows& rows, Clock::tim
   }
 }
 
-void Scheduler::predict(const DeviceImages& images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep) {
-  const Clock::time_point submitted = Clock::now();
+void Scheduler::predict(const DeviceImages& images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep,
+                        std::chrono::nanoseconds limit) {
+  const CallTimes times = CallTimes::within(limit);
   if (!images_stay_on_device()) throw not_on_device("images");
   const ActivePredict active(*this);
   const Admission admission(*this, places_for(images.count));
-  run_routed(images, rows, submitted, poll, keep, admission.was_idle());
+  run_routed(images, rows, times, poll, keep, admission.was_idle());
 }
 
-void Scheduler::submit(std::uint64_t ticket, const std::uint8_t* image) {
+void Scheduler::submit(std::uint64_t ticket, const std::uint8_t* image, std::chrono::nanoseconds limit) {
+  const CallTimes times = CallTimes::within(limit);
   Admission admission(*this, 1);
   SubmittedRequest* request = nullptr;
   {
@@ -244,9 +254,9 @@ void Scheduler::submit(std::uint64_t ticket, const std::uint8_t* image) {
       spare_.pop_back();
     }
   }
-  request->start(ticket, image, completed_);
-  const Clock::time_point submitted = request->submitted();
-  const Job job{.request = request, .entered = submitted, .queued = submitted, .patient = true};
+  request->start(ticket, image, times, completed_);
+  const Job job{
+      .request = request, .entered = times.submitted, .queued = times.submitted, .patient = !times.has_deadline()};
   if (!push(kGater, 1, [&](std::size_t) { return job; })) {
     const std::lock_guard lock(spare_mutex_);
     spare_.push_back(request);
@@ -323,7 +333,7 @@ SchedulerStats Scheduler::stats() const {
   for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
     const std::uint64_t alone = std::atomic_ref(inline_lane_->images[expert]).load(std::memory_order_relaxed);
     const std::uint64_t alone_unsure = std::atomic_ref(inline_lane_->passed_on[expert]).load(std::memory_order_relaxed);
-    stats.images.push_back(alone);
+    stats.images.push_back(alone + std::atomic_ref(first_looks_[expert]).load(std::memory_order_relaxed));
     stats.passed_on.push_back(alone_unsure);
     stats.batches.push_back(alone + alone_unsure);
   }
@@ -351,6 +361,8 @@ SchedulerStats Scheduler::stats() const {
   for (std::size_t stage = 0; stage < kStageNames.size(); ++stage) {
     for (const StageRecorder* recorder : recorders) stats.stages[stage].merge(recorder->snapshot(stage));
   }
+  stats.moved = moved_.load(std::memory_order_relaxed);
+  stats.missed = missed_.load(std::memory_order_relaxed);
   stats.in_flight = in_flight_.load(std::memory_order_relaxed);
   return stats;
 }

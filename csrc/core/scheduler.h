@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -18,6 +19,7 @@
 #include "core/job_queue.h"
 #include "core/request.h"
 #include "core/route_plan.h"
+#include "core/run_times.h"
 #include "core/stage_stats.h"
 
 namespace trt_moe {
@@ -53,6 +55,8 @@ struct SchedulerStats {
   std::vector<std::uint64_t> images;     // answered, per expert
   std::vector<std::uint64_t> passed_on;  // run, but unsure and passed on to be verified, per expert
   std::vector<std::uint64_t> batches;    // run, per expert
+  std::uint64_t moved = 0;               // images, from one expert to another to be answered by a deadline
+  std::uint64_t missed = 0;              // calls that failed, as no expert could answer by the deadline
   std::size_t in_flight = 0;
 };
 
@@ -77,16 +81,20 @@ class Scheduler {
 
   // Answers every image or throws: Error(kQueueFull) with nothing taken, Error(kRouterClosed), Error(kModelOutput).
   // Of more than max_batch images, max_batch are under way at a time. `poll`: see BlockingRequest::wait. `keep`: where
-  // the answers are written on the device as well; Error(kInput) unless images stay there.
-  void predict(ImageBatchView images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep = nullptr);
+  // the answers are written on the device as well; Error(kInput) unless images stay there. `limit`: from now on, for
+  // the answers. An image is answered by the best expert that can in what is left of it, by what runs took so far and
+  // by what waits; Error(kDeadline) where none can. An answer that comes late all the same is given.
+  void predict(ImageBatchView images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep = nullptr,
+               std::chrono::nanoseconds limit = kNoLimit);
   // The same for images on the device, in place; Error(kInput) unless images stay there.
-  void predict(const DeviceImages& images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep = nullptr);
+  void predict(const DeviceImages& images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep = nullptr,
+               std::chrono::nanoseconds limit = kNoLimit);
   bool routes_on_device() const noexcept { return routed_lane_ != nullptr; }
   // Routed there, and not verified: that takes the images through the host.
   bool images_stay_on_device() const noexcept { return routes_on_device() && verify_below() <= 0.0F; }
 
   // Takes a copy of one image; its answer comes out of take_completed under `ticket`.
-  void submit(std::uint64_t ticket, const std::uint8_t* image);
+  void submit(std::uint64_t ticket, const std::uint8_t* image, std::chrono::nanoseconds limit = kNoLimit);
   void take_completed(std::vector<SubmittedRequest*>& into);  // empty: closed and drained, or in a fork
   void recycle(SubmittedRequest* request);                    // every request taken must come back
 
@@ -118,7 +126,7 @@ class Scheduler {
   // alone: nothing else is under way.
   void admit(std::size_t images, const std::function<void(bool alone)>& answer);
   // Part of such an answer; see predict.
-  void answer(ImageBatchView images, const OutputRows& rows, Clock::time_point submitted, void (*poll)(),
+  void answer(ImageBatchView images, const OutputRows& rows, const CallTimes& times, void (*poll)(),
               const DeviceRows* keep, bool alone);
 
  private:
@@ -132,6 +140,7 @@ class Scheduler {
   class Admission;
   class ActivePredict;
   class Speculation;
+  class WorkDone;
   struct InlineLane;
   struct RoutedLane;
 
@@ -139,12 +148,12 @@ class Scheduler {
   void gather(std::span<const Job> batch, Session& session) const;
   void run_gater(Worker& worker, Seat& seat, std::size_t count);
   void run_expert(std::size_t expert, Worker& worker, Seat& seat, std::size_t count);
-  void run_inline(const std::uint8_t* image, const OutputRows& rows, Clock::time_point submitted);
+  void run_inline(const std::uint8_t* image, const OutputRows& rows, const CallTimes& times);
   template <typename Images>
-  void run_routed(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)(),
+  void run_routed(const Images& images, const OutputRows& rows, const CallTimes& times, void (*poll)(),
                   const DeviceRows* keep, bool alone);
   template <typename Images>
-  void run_routed_part(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)(),
+  void run_routed_part(const Images& images, const OutputRows& rows, const CallTimes& times, void (*poll)(),
                        const DeviceRows* keep, bool alone);
   void check_rows(const RoutedRows& answers) const;
   // Of a failed run, inside its catch block. A device that is lost closes the scheduler, and fails all that waits.
@@ -154,6 +163,23 @@ class Scheduler {
   // For a first look as it is, for a second one mirrored where those are by mirror.
   void copy_image(const std::uint8_t* image, bool verifies, std::uint8_t* to) const;
   std::size_t drop_cancelled(std::span<Job> batch);
+  void complete(const Job& job, Worker& worker, Clock::time_point done);
+
+  // Deadlines, in scheduler_deadlines.cc.
+  void time_runs();
+  std::chrono::nanoseconds waits_for(std::size_t expert) const noexcept;
+  bool in_time(const CallTimes& times, std::size_t expert, Clock::time_point now) const noexcept;
+  void take_on(Job& job, std::size_t expert) noexcept;
+  void route_in_time(const Job& job, std::uint32_t& route, Worker& worker);
+  std::uint32_t route_inline_in_time(std::span<const float> scores, std::uint32_t route, const CallTimes& times,
+                                     Clock::time_point now);
+  std::span<const float> costs_in_time(std::size_t images, const CallTimes& times, Clock::time_point now);
+  std::size_t drop_expired(std::span<Job> batch);
+  std::size_t drop_late(std::size_t expert, Worker& worker, std::size_t count);
+  void turn_away(std::size_t expert, Job& job, Worker& worker, Clock::time_point now);
+  Error missed_deadline(const CallTimes& times, Clock::time_point now);
+  void miss_deadline(Request& request, Clock::time_point now);
+
   const std::shared_ptr<Engine>& engine(std::size_t model) const;
   void add_crew(const std::vector<std::size_t>& models);
   void open_seats(Worker& worker, const std::vector<std::size_t>& models);
@@ -185,6 +211,11 @@ class Scheduler {
   std::vector<CrewLine> line_of_;  // by model: of the gater, then of each expert
   std::unique_ptr<InlineLane> inline_lane_;
   std::unique_ptr<RoutedLane> routed_lane_;  // none: host-routed
+
+  std::deque<RunTimes> run_times_;          // of the workers, by expert
+  std::vector<std::uint64_t> first_looks_;  // images that stayed with their first one, as a second came too late
+  std::atomic<std::uint64_t> moved_{0};
+  std::atomic<std::uint64_t> missed_{0};
 
   CompletionQueue completed_;
   std::mutex spare_mutex_;

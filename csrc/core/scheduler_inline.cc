@@ -34,16 +34,18 @@ class Scheduler::Speculation {
   OverlappingSession* session_;
 };
 
-void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, Clock::time_point submitted) try {
+void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, const CallTimes& times) try {
   InlineLane& lane = *inline_lane_;
   const Clock::time_point start = Clock::now();
+  if (start >= times.deadline) throw missed_deadline(times, start);
   Speculation speculation(lane.speculative, image, input_.bytes());
   std::memcpy(lane.gater->input().data(), image, input_.bytes());
   const std::span<const float> scores = lane.gater->run(1);
   std::copy(scores.begin(), scores.end(), rows.gater_logits);
-  const std::uint32_t route = choose_route(scores, costs_, latency_weight());
+  std::uint32_t route = choose_route(scores, costs_, latency_weight());
   if (route == kNoRoute) throw error_of(bad_logits("the gater"));
   const Clock::time_point gated = Clock::now();
+  if (times.has_deadline()) route = route_inline_in_time(scores, route, times, gated);
 
   std::size_t expert = route;
   std::uint64_t gather_ns = 0;
@@ -58,6 +60,7 @@ void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, Cl
     const Clock::time_point gathered = Clock::now();
     const std::span<const float> logits = started ? speculation.take() : session.run(1);
     const Clock::time_point ran = Clock::now();
+    if (!started) lane.run_times[expert].record(1, ran - gathered, ran);
     if (!all_finite(logits)) throw error_of(bad_logits("expert " + experts_[expert].name));
     const float confidence = verifies ? softmax_mean(logits, rows.probabilities) : softmax(logits, rows.probabilities);
     done = Clock::now();
@@ -65,18 +68,19 @@ void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, Cl
     expert_ns += ns_between(gathered, ran);
     scatter_ns += ns_between(ran, done);
     if (verifies || !unsure(expert, confidence)) break;
+    if (done + lane.run_times[verifier_of(expert)].expected(1) > times.deadline) break;
     add_one(lane.passed_on[expert]);
     expert = verifier_of(expert);
   }
   *rows.routes = static_cast<std::int64_t>(expert);
-  *rows.latency_ms = ms_between(submitted, done);
+  *rows.latency_ms = ms_between(times.submitted, done);
 
   lane.stats.record(Stage::kGate, ns_between(start, gated));
-  lane.stats.record(Stage::kQueue, ns_between(submitted, start));
+  lane.stats.record(Stage::kQueue, ns_between(times.submitted, start));
   lane.stats.record(Stage::kGather, gather_ns);
   lane.stats.record(Stage::kExpert, expert_ns);
   lane.stats.record(Stage::kScatter, scatter_ns);
-  lane.stats.record(Stage::kTotal, ns_between(submitted, done));
+  lane.stats.record(Stage::kTotal, ns_between(times.submitted, done));
   add_one(lane.images[expert]);
 } catch (const std::exception&) {
   throw error_of(take_failure());  // the same error as from a worker

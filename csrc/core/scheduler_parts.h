@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/run_times.h"
 #include "core/scheduler.h"
 
 namespace trt_moe {
@@ -80,6 +82,7 @@ struct Scheduler::Worker {
   std::vector<std::unique_ptr<Seat>> seats;
   std::vector<Job> batch;
   std::vector<Job> unsure;
+  std::vector<std::chrono::nanoseconds> takes;  // for one image on its way, of each expert
   RoutePlan plan;
   StageRecorder stats;
   std::thread thread;
@@ -92,6 +95,9 @@ struct Scheduler::Crew {
   JobQueue queue;
   std::vector<std::size_t> models;
   std::vector<std::unique_ptr<Worker>> workers;
+  // Of the images that wait for its experts, or are with them.
+  std::atomic<std::int64_t> work_ns{0};
+  std::atomic<std::int64_t> images{0};
 };
 
 // The caller's own thread: one latency session a model, used by one caller at a time.
@@ -99,7 +105,9 @@ struct Scheduler::InlineLane {
   std::mutex mutex;
   std::unique_ptr<Session> gater;
   std::vector<std::unique_ptr<Session>> experts;
-  OverlappingSession* speculative = nullptr;  // the cheapest expert's session, where it starts beside the gater
+  std::deque<RunTimes> run_times;               // of each expert
+  std::vector<std::chrono::nanoseconds> takes;  // for the image at hand, of each expert
+  OverlappingSession* speculative = nullptr;    // the cheapest expert's session, where it starts beside the gater
   std::vector<std::uint64_t> images;
   std::vector<std::uint64_t> passed_on;
   StageRecorder stats;
@@ -111,6 +119,8 @@ struct Scheduler::RoutedLane {
   std::shared_ptr<RoutedPlan> plan;
   std::vector<std::vector<std::uint32_t>> unsure;  // of the run, indices of images by the expert that verifies them
   std::vector<bool> ran;                           // in the run, by expert
+  std::deque<RunTimes> run_times;                  // of whole runs, by the dearest expert that ran
+  std::vector<float> costs;                        // with the latency weight in them, for a run with a deadline
   std::vector<std::uint64_t> images;
   std::vector<std::uint64_t> passed_on;
   std::vector<std::uint64_t> batches;

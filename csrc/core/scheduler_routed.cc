@@ -9,6 +9,17 @@
 
 namespace trt_moe {
 
+namespace {
+
+// Up to the first that is no less than `most`.
+std::vector<std::size_t> powers_of_two(std::size_t most) {
+  std::vector<std::size_t> powers{1};
+  while (powers.back() < most) powers.push_back(powers.back() * 2);
+  return powers;
+}
+
+}  // namespace
+
 void Scheduler::use(std::shared_ptr<RoutedPlan> plan) {
   routed_lane_ = std::make_unique<RoutedLane>();
   routed_lane_->unsure.resize(experts_.size());
@@ -18,10 +29,13 @@ void Scheduler::use(std::shared_ptr<RoutedPlan> plan) {
   routed_lane_->images.resize(experts_.size());
   routed_lane_->passed_on.resize(experts_.size());
   routed_lane_->batches.resize(experts_.size());
+  const Buckets sizes(powers_of_two(routed_lane_->plan->capacity()), Batching::kPadded);
+  for (std::size_t expert = 0; expert < experts_.size(); ++expert) routed_lane_->run_times.emplace_back(sizes);
+  routed_lane_->costs.resize(experts_.size());
 }
 
 template <typename Images>
-void Scheduler::run_routed(const Images& images, const OutputRows& rows, Clock::time_point submitted, void (*poll)(),
+void Scheduler::run_routed(const Images& images, const OutputRows& rows, const CallTimes& times, void (*poll)(),
                            const DeviceRows* keep, bool alone) {
   // What is verified waits in a line, which has room for max_queue.
   const std::size_t part = std::min({routed_lane_->plan->capacity(), options_.max_batch, options_.max_queue});
@@ -31,14 +45,14 @@ void Scheduler::run_routed(const Images& images, const OutputRows& rows, Clock::
     const std::size_t count = std::min(part, images.count - begin);
     DeviceRows kept;
     if (keep != nullptr) kept = keep->part(begin, classes_, experts_.size());
-    run_routed_part(images.part(begin, count), rows.part(begin, classes_, experts_.size()), submitted, poll,
+    run_routed_part(images.part(begin, count), rows.part(begin, classes_, experts_.size()), times, poll,
                     keep == nullptr ? nullptr : &kept, alone);
   }
 }
 
 template <typename Images>
-void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Clock::time_point submitted,
-                                void (*poll)(), const DeviceRows* keep, bool alone) {
+void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, const CallTimes& times, void (*poll)(),
+                                const DeviceRows* keep, bool alone) {
   RoutedLane& lane = *routed_lane_;
   // An expert's queue takes images of the host only.
   constexpr bool kVerifies = std::is_same_v<Images, ImageBatchView>;
@@ -47,8 +61,13 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Cl
     const std::lock_guard lock(lane.mutex);
     if (cancel_pending_.load(std::memory_order_relaxed)) throw error_of(closed_failure());
     const Clock::time_point start = Clock::now();
+    RoutedCall call{costs_, latency_weight(), keep, alone};
+    if (times.has_deadline()) {
+      call.costs = costs_in_time(images.count, times, start);
+      call.latency_weight = 1.0F;
+    }
     try {
-      const RoutedRows answers = lane.plan->run(images, {costs_, latency_weight(), keep, alone});
+      const RoutedRows answers = lane.plan->run(images, call);
       check_rows(answers);
       std::copy(answers.routes.begin(), answers.routes.end(), rows.routes);
       std::copy(answers.gater_logits.begin(), answers.gater_logits.end(), rows.gater_logits);
@@ -58,6 +77,8 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Cl
     }
     const Clock::time_point done = Clock::now();
     for (auto& indices : lane.unsure) indices.clear();
+    const auto dearest = static_cast<std::size_t>(*std::max_element(rows.routes, rows.routes + images.count));
+    lane.run_times[dearest].record(images.count, done - start, done);
     std::size_t sure = images.count;
     std::fill(lane.ran.begin(), lane.ran.end(), false);
     for (std::size_t i = 0; i < images.count; ++i) {
@@ -65,26 +86,29 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, Cl
       if (!lane.ran[expert]) add_one(lane.batches[expert]);
       lane.ran[expert] = true;
       const float* const row = rows.probabilities + i * classes_;
-      if (kVerifies && keep == nullptr && unsure(expert, *std::max_element(row, row + classes_))) {
+      if (kVerifies && keep == nullptr && unsure(expert, *std::max_element(row, row + classes_)) &&
+          in_time(times, verifier_of(expert), done)) {
         lane.unsure[verifier_of(expert)].push_back(static_cast<std::uint32_t>(i));
         --sure;
         add_one(lane.passed_on[expert]);
         continue;
       }
-      rows.latency_ms[i] = ms_between(submitted, done);
-      lane.stats.record(Stage::kQueue, ns_between(submitted, start));
-      lane.stats.record(Stage::kTotal, ns_between(submitted, done));
+      rows.latency_ms[i] = ms_between(times.submitted, done);
+      lane.stats.record(Stage::kQueue, ns_between(times.submitted, start));
+      lane.stats.record(Stage::kTotal, ns_between(times.submitted, done));
       add_one(lane.images[expert]);
     }
     if constexpr (kVerifies) {
       if (sure < images.count) {
-        verified.emplace(images, rows, submitted);
+        verified.emplace(images, rows, times);
         for (std::size_t i = 0; i < sure; ++i) verified->complete_one();
       }
       for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
         const auto& indices = lane.unsure[expert];
         const auto job = [&](std::size_t i) {
-          return Job{.request = &*verified, .index = indices[i], .entered = done, .queued = done, .verifies = true};
+          Job each{.request = &*verified, .index = indices[i], .entered = done, .queued = done, .verifies = true};
+          take_on(each, expert);
+          return each;
         };
         if (indices.empty() || push(expert + 1, indices.size(), job)) continue;
         for (std::size_t i = 0; i < indices.size(); ++i) verified->fail_one(closed_failure());
@@ -103,9 +127,9 @@ void Scheduler::check_rows(const RoutedRows& answers) const {
   }
 }
 
-template void Scheduler::run_routed(const ImageBatchView&, const OutputRows&, Clock::time_point, void (*)(),
+template void Scheduler::run_routed(const ImageBatchView&, const OutputRows&, const CallTimes&, void (*)(),
                                     const DeviceRows*, bool);
-template void Scheduler::run_routed(const DeviceImages&, const OutputRows&, Clock::time_point, void (*)(),
+template void Scheduler::run_routed(const DeviceImages&, const OutputRows&, const CallTimes&, void (*)(),
                                     const DeviceRows*, bool);
 
 }  // namespace trt_moe

@@ -41,6 +41,7 @@ void Scheduler::add_crew(const std::vector<std::size_t>& models) {
     Worker& worker = *crew.workers.emplace_back(std::make_unique<Worker>());
     worker.batch.resize(largest);
     worker.unsure.reserve(largest);
+    worker.takes.resize(experts_.size());
   }
   // As many as will run at once, since on many CPUs there are many workers.
   std::atomic<std::size_t> next{0};
@@ -96,6 +97,19 @@ std::size_t Scheduler::drop_cancelled(std::span<Job> batch) {
   return kept;
 }
 
+// With its answer in the request's rows.
+void Scheduler::complete(const Job& job, Worker& worker, Clock::time_point done) {
+  const Clock::time_point submitted = job.request->submitted();
+  job.request->rows().latency_ms[job.index] = ms_between(submitted, done);
+  // Recorded before the image completes: whoever has all answers finds them all in stats().
+  worker.stats.record(Stage::kQueue, job.waited_ns);
+  worker.stats.record(Stage::kGather, job.gather_ns);
+  worker.stats.record(Stage::kExpert, job.expert_ns);
+  worker.stats.record(Stage::kScatter, job.scatter_ns);
+  worker.stats.record(Stage::kTotal, ns_between(submitted, done));
+  job.request->complete_one();
+}
+
 // Copies each job's image to its row of the session's input.
 void Scheduler::gather(std::span<const Job> batch, Session& session) const {
   std::uint8_t* row = session.input().data();
@@ -105,9 +119,29 @@ void Scheduler::gather(std::span<const Job> batch, Session& session) const {
   }
 }
 
+// Takes these jobs off the crew's work once they are through.
+class Scheduler::WorkDone {
+ public:
+  WorkDone(Crew& crew, std::span<const Job> jobs) : crew_(crew), images_(static_cast<std::int64_t>(jobs.size())) {
+    for (const Job& job : jobs) work_ns_ += job.work_ns;
+  }
+  ~WorkDone() {
+    crew_.work_ns.fetch_sub(work_ns_, std::memory_order_relaxed);
+    crew_.images.fetch_sub(images_, std::memory_order_relaxed);
+  }
+  WorkDone(const WorkDone&) = delete;
+  WorkDone& operator=(const WorkDone&) = delete;
+
+ private:
+  Crew& crew_;
+  std::int64_t images_;
+  std::int64_t work_ns_ = 0;
+};
+
 void Scheduler::run_gater(Worker& worker, Seat& seat, std::size_t count) {
   const Buckets& buckets = gater_->info().buckets;
-  std::size_t left = drop_cancelled(std::span(worker.batch).first(count));
+  const std::size_t wanted = drop_cancelled(std::span(worker.batch).first(count));
+  const std::size_t left = drop_expired(std::span(worker.batch).first(wanted));
   // A batch that lost cancelled images may fill no bucket any more; it then runs as several that are filled.
   for (std::size_t begin = 0; begin < left;) {
     const std::span<Job> batch = std::span(worker.batch).subspan(begin, buckets.filled_by(left - begin));
@@ -116,9 +150,10 @@ void Scheduler::run_gater(Worker& worker, Seat& seat, std::size_t count) {
     try {
       gather(batch, *seat.session);
       const std::span<const float> logits = seat.session->run(batch.size());
-      plan_routes(logits, costs_, latency_weight(), worker.plan);
+      worker.plan.routes.resize(batch.size());
       for (std::size_t i = 0; i < batch.size(); ++i) {
         const auto row = logits.subspan(i * experts_.size(), experts_.size());
+        worker.plan.routes[i] = choose_route(row, costs_, latency_weight());
         std::copy(row.begin(), row.end(), batch[i].request->rows().gater_logits + batch[i].index * experts_.size());
       }
     } catch (...) {
@@ -132,8 +167,15 @@ void Scheduler::run_gater(Worker& worker, Seat& seat, std::size_t count) {
       worker.stats.record(Stage::kGate, ns_between(start, gated));
     }
     for (std::size_t i = 0; i < batch.size(); ++i) {
-      if (worker.plan.routes[i] == kNoRoute) batch[i].request->fail_one(bad_logits("the gater"));
+      std::uint32_t& route = worker.plan.routes[i];
+      if (route == kNoRoute) {
+        batch[i].request->fail_one(bad_logits("the gater"));
+      } else {
+        route_in_time(batch[i], route, worker);
+      }
+      if (route != kNoRoute) take_on(batch[i], route);
     }
+    group_by_route(experts_.size(), worker.plan);
     for (std::size_t expert = experts_.size(); expert-- > 0;) {
       const std::span<const std::uint32_t> group = worker.plan.group(expert);
       if (!group.empty()) pass_on(expert + 1, group.size(), [&](std::size_t i) { return batch[group[i]]; });
@@ -143,7 +185,8 @@ void Scheduler::run_gater(Worker& worker, Seat& seat, std::size_t count) {
 
 void Scheduler::run_expert(std::size_t expert, Worker& worker, Seat& seat, std::size_t count) {
   const Buckets& buckets = experts_[expert].engine->info().buckets;
-  std::size_t left = drop_cancelled(std::span(worker.batch).first(count));
+  const WorkDone work(*line_of_[expert + 1].crew, std::span(worker.batch).first(count));
+  const std::size_t left = drop_late(expert, worker, drop_cancelled(std::span(worker.batch).first(count)));
   for (std::size_t begin = 0; begin < left;) {
     const std::span<Job> batch = std::span(worker.batch).subspan(begin, buckets.filled_by(left - begin));
     begin += batch.size();
@@ -159,6 +202,7 @@ void Scheduler::run_expert(std::size_t expert, Worker& worker, Seat& seat, std::
       continue;
     }
     const Clock::time_point ran = Clock::now();
+    run_times_[expert].record(batch.size(), ran - gathered, ran);
     add_one(seat.batches);
     for (std::size_t i = 0; i < batch.size(); ++i) {
       Job& job = batch[i];
@@ -175,23 +219,17 @@ void Scheduler::run_expert(std::size_t expert, Worker& worker, Seat& seat, std::
       job.gather_ns += ns_between(start, gathered);
       job.expert_ns += ns_between(gathered, ran);
       job.scatter_ns += ns_between(ran, done);
-      if (!job.verifies && unsure(expert, confidence)) {
+      rows.routes[job.index] = static_cast<std::int64_t>(expert);
+      if (!job.verifies && unsure(expert, confidence) && in_time(job.request->times(), verifier_of(expert), done)) {
         job.queued = done;
         job.verifies = true;
+        take_on(job, verifier_of(expert));
         worker.unsure.push_back(job);
         add_one(seat.passed_on);
         continue;
       }
-      rows.routes[job.index] = static_cast<std::int64_t>(expert);
-      rows.latency_ms[job.index] = ms_between(job.request->submitted(), done);
-      // Recorded before the image completes: whoever has all answers finds them all in stats().
-      worker.stats.record(Stage::kQueue, job.waited_ns);
-      worker.stats.record(Stage::kGather, job.gather_ns);
-      worker.stats.record(Stage::kExpert, job.expert_ns);
-      worker.stats.record(Stage::kScatter, job.scatter_ns);
-      worker.stats.record(Stage::kTotal, ns_between(job.request->submitted(), done));
       add_one(seat.images);
-      job.request->complete_one();
+      complete(job, worker, done);
     }
     if (!worker.unsure.empty()) {
       pass_on(verifier_of(expert) + 1, worker.unsure.size(), [&](std::size_t i) { return worker.unsure[i]; });

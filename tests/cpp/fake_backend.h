@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <condition_variable>
 #include <functional>
 #include <mutex>
 #include <numeric>
+#include <thread>
 #include <vector>
 
 #include "core/backend.h"
@@ -63,8 +65,9 @@ class FakeEngine final : public Engine {
   const EngineInfo& info() const override { return info_; }
   std::unique_ptr<Session> open(Lane lane) override { return std::make_unique<FakeSession>(*this, lane); }
 
-  Gate gate;                         // every run passes it
-  std::atomic<int> runs_to_fail{0};  // so many next runs throw
+  Gate gate;                                       // every run passes it
+  std::atomic<int> runs_to_fail{0};                // so many next runs throw
+  std::atomic<std::chrono::milliseconds> takes{};  // every run
   std::mutex sizes_mutex;
   std::vector<std::size_t> sizes;  // images of every run so far
 
@@ -80,6 +83,7 @@ class FakeEngine final : public Engine {
 
     std::span<const float> run(std::size_t images) override {
       engine_.gate.pass();
+      std::this_thread::sleep_for(engine_.takes.load());
       {
         const std::lock_guard lock(engine_.sizes_mutex);
         engine_.sizes.push_back(images);

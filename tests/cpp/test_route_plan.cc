@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -7,6 +8,7 @@
 #include "core/route_plan.h"
 
 using trt_moe::choose_route;
+using trt_moe::choose_route_in_time;
 using trt_moe::kNoRoute;
 using trt_moe::plan_routes;
 using trt_moe::RoutePlan;
@@ -32,6 +34,23 @@ TEST_CASE("a logit that is not finite gives no route") {
   const std::vector<float> costs{0.1F, 1.0F};
   CHECK(choose_route(std::vector<float>{0.0F, std::nanf("")}, costs, 0.0F) == kNoRoute);
   CHECK(choose_route(std::vector<float>{std::numeric_limits<float>::infinity(), 0.0F}, costs, 0.0F) == kNoRoute);
+}
+
+TEST_CASE("in time the best of those that are, by the same rule") {
+  using Ms = std::chrono::milliseconds;
+  const std::vector<float> logits{1.0F, 2.0F, 4.0F};
+  const std::vector<float> costs{0.1F, 0.5F, 1.0F};
+  const std::vector<std::chrono::nanoseconds> takes{Ms(1), Ms(5), Ms(20)};
+  const auto in = [&](Ms left, float weight) { return choose_route_in_time(logits, costs, weight, takes, left); };
+  CHECK(in(Ms(20), 0.0F) == 2);
+  CHECK(in(Ms(19), 0.0F) == 1);
+  CHECK(in(Ms(5), 0.0F) == 1);
+  CHECK(in(Ms(4), 0.0F) == 0);
+  CHECK(in(Ms(0), 0.0F) == kNoRoute);
+  CHECK(in(Ms(-1), 0.0F) == kNoRoute);
+  CHECK(in(Ms(19), 10.0F) == 0);
+  const std::vector<float> broken{1.0F, 2.0F, std::nanf("")};
+  CHECK(choose_route_in_time(broken, costs, 0.0F, takes, Ms(1)) == kNoRoute);
 }
 
 TEST_CASE("images are grouped by expert in input order") {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tests.support.gpu_router import check, open_router
 from tests.support.tiny_bundle import TinyBundle
 from tests.support.tiny_modules import tiny_modules
-from trt_moe import ModelOutputError, Result, Router, RouterClosedError
+from trt_moe import DeadlineError, ModelOutputError, Result, Router, RouterClosedError
 from trt_moe.softmax import softmax
 
 BATCHES = (1, 2, 3, 5, 8, 31, 32, 33, 64, 100)
@@ -157,3 +157,13 @@ def test_a_closed_router(tiny: TinyBundle) -> None:
     router.close()
     with pytest.raises(RouterClosedError):
         router.predict(tiny.grey(0))
+
+
+def test_deadlines(router: Router, tiny: TinyBundle) -> None:
+    for count in (1, 5, 64):
+        images = tiny.random(count)
+        check(router.predict(images, deadline_ms=600_000), tiny, images)
+        with pytest.raises(DeadlineError, match="was to be answered in"):
+            router.predict(images, deadline_ms=1e-5)
+        check(router.predict(images), tiny, images)
+    assert router.submit(tiny.grey(0)[0], deadline_ms=600_000).result(30).expert == 0

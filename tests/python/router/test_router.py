@@ -405,10 +405,10 @@ def test_a_predict_async_that_has_begun_waits_for_room(
     images, predict = tiny.random(3 * 64), router.predict
     full = iter([False, True, True, False, True, False])
 
-    def now_and_then(batch: np.ndarray) -> trt_moe.Result:
-        if next(full):
+    def now_and_then(batch: np.ndarray, deadline_ms: float | None) -> trt_moe.Result:
+        if next(full, True):
             raise trt_moe.QueueFullError("full")
-        return predict(batch)
+        return predict(batch, deadline_ms=deadline_ms)
 
     expected = predict(images)
     monkeypatch.setattr(router, "predict", now_and_then)
@@ -416,6 +416,9 @@ def test_a_predict_async_that_has_begun_waits_for_room(
     full = iter([True])
     with pytest.raises(trt_moe.QueueFullError):
         asyncio.run(router.predict_async(images))
+    full = iter([False])
+    with pytest.raises(trt_moe.QueueFullError):
+        asyncio.run(router.predict_async(images, deadline_ms=2000))
 
 
 def test_a_forgotten_router_stops_its_threads(tiny: TinyBundle) -> None:

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <chrono>
+
+namespace trt_moe {
+
+using Clock = std::chrono::steady_clock;
+
+inline constexpr std::chrono::nanoseconds kNoLimit = std::chrono::nanoseconds::max();
+
+// When a call was made, and when its answers are due.
+struct CallTimes {
+  // NOLINTNEXTLINE(google-explicit-constructor): a call without a deadline is its time.
+  CallTimes(Clock::time_point made, Clock::time_point due = Clock::time_point::max())
+      : submitted(made), deadline(due) {}
+
+  // Made now, with so long for its answers.
+  static CallTimes within(std::chrono::nanoseconds limit) {
+    const Clock::time_point now = Clock::now();
+    return limit == kNoLimit ? CallTimes(now) : CallTimes(now, now + limit);
+  }
+
+  bool has_deadline() const noexcept { return deadline != Clock::time_point::max(); }
+
+  Clock::time_point submitted;
+  Clock::time_point deadline;  // max: none
+};
+
+}  // namespace trt_moe
