@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Callable
@@ -13,26 +14,33 @@ import numpy as np
 
 from benchmarks.common import Images, OpenVinoPeer, PythonRouting
 from benchmarks.tables import markdown, percentiles
-from trt_moe import Bundle, Router
+from trt_moe import Bundle, DeadlineError, Router
 
 TITLE = "16 client threads, single images"
 CLIENTS = 16
 
 
 class GroupingServer:
-    """What users write today: a thread that takes all waiting images, groups them by expert and runs OpenVINO."""
+    """What users write today: a thread that takes all waiting images, groups them by expert and runs OpenVINO.
 
-    def __init__(self, routing: PythonRouting, max_batch: int = 64) -> None:
+    With `due_s` it drops those that are older when their turn comes.
+    """
+
+    def __init__(self, routing: PythonRouting, max_batch: int = 64, due_s: float = math.inf) -> None:
         self._routing = routing
         self._max_batch = max_batch
-        self._queue: queue.Queue[tuple[Images, Future[Any]] | None] = queue.Queue()
+        self._due_s = due_s
+        self._queue: queue.Queue[tuple[Images, float, Future[Any]] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
     def predict(self, image: Images) -> Any:
+        return self.submit(image).result()
+
+    def submit(self, image: Images) -> Future[Any]:
         future: Future[Any] = Future()
-        self._queue.put((image, future))
-        return future.result()
+        self._queue.put((image, perf_counter(), future))
+        return future
 
     def close(self) -> None:
         self._queue.put(None)
@@ -47,9 +55,19 @@ class GroupingServer:
                     self._queue.put(None)
                     break
                 waiting.append(item)
-            answers = self._routing.grouped(np.concatenate([image for image, _ in waiting]))
-            for answer, (_, future) in zip(answers, waiting, strict=True):
-                future.set_result(answer)
+            self._answer(waiting)
+
+    def _answer(self, waiting: list[tuple[Images, float, Future[Any]]]) -> None:
+        oldest = perf_counter() - self._due_s
+        for _, entered, future in waiting:
+            if entered < oldest:
+                future.set_exception(DeadlineError("dropped"))
+        left = [(image, future) for image, entered, future in waiting if entered >= oldest]
+        if not left:
+            return
+        answers = self._routing.grouped(np.concatenate([image for image, _ in left]))
+        for answer, (_, future) in zip(answers, left, strict=True):
+            future.set_result(answer)
 
 
 class LockedLoop:

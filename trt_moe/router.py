@@ -58,7 +58,7 @@ class Router:
     """Routes every image to one expert of a bundle and runs it there.
 
     Thread-safe. An image's answer is the same whether it comes alone, in a batch of any size or from many
-    threads at once. Also a context manager.
+    threads at once, unless it is due in time (`deadline_ms` of `predict`). Also a context manager.
 
     Args:
         bundle: a bundle, its folder, or the name of a shipped one such as "fashion-mnist".
@@ -233,15 +233,16 @@ class Router:
                 the producer's stream, on the device.
             device_output: leave the answers on the GPU, for torch or cupy to go on with. Needs the device-routed plan
                 and no verification.
-            deadline_ms: milliseconds from this call on in which the answers are due. Each image goes to the best
-                expert, by the routing rule, that can answer in time, by how long each one's runs have been taking
-                and by what waits for it; a second look that would come too late is left out. What comes late all the
-                same is given: see `Result.latency_ms`.
+            deadline_ms: milliseconds in which the answers are due, from when the images, checked and put together,
+                reach the core. Each goes to the best expert, by the routing rule, that can answer in time, by how
+                long each one's runs have been taking and by what waits for it; a second look that would come too late
+                is left out. What comes late all the same is given: see `Result.latency_ms`.
 
         Raises:
             InputError: wrong dtype, rank or size, an empty batch, or answers that cannot stay on the GPU.
             QueueFullError: no room for it now; nothing was taken.
-            DeadlineError: there is an image that no expert can answer in time. Nothing more is run of this batch.
+            DeadlineError: there is an image that no expert can answer in time; the others are not run any more. Behind
+                images that have no deadline this shows only when the turn comes.
             RouterClosedError: the router was closed.
             ModelOutputError: a model gave logits that are not finite for one of the images.
         """
@@ -320,7 +321,8 @@ class Router:
 
         A single image goes the way of `submit`, and forms batches with those of other calls. Larger batches wait in a
         thread of asyncio's, `max_batch` images at a time: the first find room or are refused, the others wait for it,
-        however long that takes (see `asyncio.wait_for`). A cancelled call stops after at most `max_batch` more images.
+        however long that takes, unless they are due (see also `asyncio.wait_for`). A cancelled call stops after at most
+        `max_batch` more images.
         `deadline_ms` counts from this call on for all of them.
         """
         import asyncio  # who uses no coroutines need not wait for it
@@ -338,14 +340,11 @@ class Router:
         def waited_ms() -> float:
             return (perf_counter() - start) * 1e3
 
-        def answer(part: NDArray[np.uint8]) -> Result:
+        def answer(part: NDArray[np.uint8], others: int) -> Result:
             waited = waited_ms()
-            if due is not None and due - waited < _LEAST_DUE_MS:
-                raise DeadlineError(
-                    f"an image was to be answered in {due:g} ms, which were over before its turn came; allow more "
-                    "time, or hand in fewer images at once"
-                )
-            result = self.predict(part, deadline_ms=None if due is None else due - waited)
+            # The images that are still to come get their share of what is left.
+            share = None if due is None else max((due - waited) * len(part) / (len(part) + others), _LEAST_DUE_MS)
+            result = self.predict(part, deadline_ms=share)
             return replace(result, latency_ms=result.latency_ms + np.float32(waited))
 
         parts = [images[begin : begin + self._max_batch] for begin in range(0, len(images), self._max_batch)] or [
@@ -353,11 +352,22 @@ class Router:
         ]
         results: list[Result] = []
         while len(results) < len(parts):
+            others = sum(len(part) for part in parts[len(results) + 1 :])
             try:
-                results.append(await asyncio.to_thread(answer, parts[len(results)]))
+                results.append(await asyncio.to_thread(answer, parts[len(results)], others))
+            except DeadlineError as error:
+                raise DeadlineError(
+                    f"{len(images)} images were to be answered in {due:g} ms, in which no expert can answer all; allow "
+                    "more time, or hand in fewer images at once"
+                ) from error
             except QueueFullError:
-                if not results or (due is not None and waited_ms() > due):
+                if not results:
                     raise
+                if due is not None and waited_ms() > due:
+                    raise DeadlineError(
+                        f"{len(images)} images were to be answered in {due:g} ms, which were over before there was "
+                        "room for all; allow more time, raise max_queue, or hand in fewer images at once"
+                    ) from None
                 await asyncio.sleep(_ROOM_AGAIN_S)
         return results[0] if len(results) == 1 else join(results)
 
@@ -391,8 +401,9 @@ class Router:
             p99_ms, p99_9_ms, max_ms (per image; quantiles to 3.2 %). "experts": by name: images it
             answered, alone or second, their share, images it was unsure of and passed on to be verified, batches it
             ran.
-            "deadlines": how many images were "moved" to another expert for a deadline's sake, and how many calls
-            "missed" theirs (`DeadlineError`). "in_flight": unfinished images.
+            "deadlines": how many images were "moved" to another expert for a deadline's sake, and how often one was
+            "missed" (`DeadlineError`; by a call of more than `max_batch` images up to twice). "in_flight": unfinished
+            images.
         """
         raw = self._pipeline.stats()
         total = sum(raw["images"])
@@ -483,7 +494,7 @@ def _due(deadline_ms: Any) -> float | None:
         return None
     due = real("deadline_ms", deadline_ms, _MAX_DUE_MS)
     if due < _LEAST_DUE_MS:
-        raise InputError(f"deadline_ms is {deadline_ms}; expected a number above 0, in milliseconds from the call on")
+        raise InputError(f"deadline_ms is {deadline_ms}; expected a number from {_LEAST_DUE_MS:g} to {_MAX_DUE_MS:g}")
     return due
 
 

@@ -54,7 +54,8 @@ void Pipeline::predict_there(const DeviceImages& images, const OutputRows& rows,
     for (std::size_t begin = 0; begin < images.count; begin += device_input_->capacity()) {
       const std::size_t count = std::min(device_input_->capacity(), images.count - begin);
       const cuda::DeviceInput::OnHost there(*device_input_, images.part(begin, count));
-      answer(there.view(), rows.part(begin, classes(), experts()), times, poll, nullptr, alone);
+      answer(there.view(), rows.part(begin, classes(), experts()), times.before(images.count - begin - count), poll,
+             nullptr, alone);
       between();
     }
   });

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstddef>
 
 namespace trt_moe {
 
@@ -20,10 +21,18 @@ struct CallTimes {
     return limit == kNoLimit ? CallTimes(now) : CallTimes(now, now + limit);
   }
 
+  // For a part of the call's images, which so many others follow.
+  CallTimes before(std::size_t others) const noexcept {
+    CallTimes part = *this;
+    part.later += others;
+    return part;
+  }
+
   bool has_deadline() const noexcept { return deadline != Clock::time_point::max(); }
 
   Clock::time_point submitted;
   Clock::time_point deadline;  // max: none
+  std::size_t later = 0;       // images of the call that are handed in after these
 };
 
 }  // namespace trt_moe

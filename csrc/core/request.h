@@ -40,6 +40,7 @@ class Request {
   const OutputRows& rows() const noexcept { return rows_; }
   const CallTimes& times() const noexcept { return times_; }
   Clock::time_point submitted() const noexcept { return times_.submitted; }
+  std::size_t remaining() const noexcept { return remaining_.load(std::memory_order_relaxed); }
   bool cancelled() const noexcept { return cancelled_.load(std::memory_order_relaxed); }
 
   // Images not yet started are completed without running. False: that was so already.

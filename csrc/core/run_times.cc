@@ -12,9 +12,11 @@ constexpr float kDeviationGain = 1.0F / 4;
 constexpr float kDeviations = 4.0F;
 // A run counts for no more than so many times what was expected: one that was held up tells little of the next.
 constexpr float kMostAtOnce = 2.0F;
-// An estimate that is eased again and again loses 63 % of what it has above the fastest run in this time,
+// An estimate that is eased again and again loses 63 % of what it has above the floor in this time,
 constexpr std::chrono::duration<float> kEasesIn{1.0F};
-// whatever the time between two of them, which counts for no more than this.
+// the floor 63 % of itself in this,
+constexpr std::chrono::duration<float> kFloorEasesIn{10.0F};
+// and the time between two eases counts for no more than this.
 constexpr std::chrono::duration<float> kLongestStep{0.25F};
 
 float microseconds(std::chrono::nanoseconds time) { return std::chrono::duration<float, std::micro>(time).count(); }
@@ -28,16 +30,20 @@ std::chrono::nanoseconds nanoseconds(float us) {
 void RunTime::record(std::chrono::nanoseconds took, Clock::time_point at) noexcept {
   const float us = std::max(microseconds(took), 0.001F);
   Estimate estimate = estimate_.load(std::memory_order_relaxed);
+  Floor floor = floor_.load(std::memory_order_relaxed);
   if (estimate.mean_us == 0.0F) {
     estimate.mean_us = us;
+    floor.us = us;
   } else {
     const float most = kMostAtOnce * (estimate.mean_us + kDeviations * estimate.deviation_us);
     const float error = std::min(us, most) - estimate.mean_us;
     estimate.mean_us += kMeanGain * error;
     estimate.deviation_us += kDeviationGain * (std::abs(error) - estimate.deviation_us);
+    floor.us = std::min(us, floor.us + kMeanGain * (us - floor.us));
   }
+  floor.left = 1.0F;
   estimate_.store(estimate, std::memory_order_relaxed);
-  if (us < least_us_.load(std::memory_order_relaxed)) least_us_.store(us, std::memory_order_relaxed);
+  floor_.store(floor, std::memory_order_relaxed);
   touched_.store(at, std::memory_order_relaxed);
 }
 
@@ -54,8 +60,12 @@ void RunTime::ease(Clock::time_point at) noexcept {
   Estimate estimate = estimate_.load(std::memory_order_relaxed);
   if (estimate.mean_us == 0.0F) return;
   const std::chrono::duration<float> passed = at - touched_.exchange(at, std::memory_order_relaxed);
-  const float kept = std::exp(-std::clamp(passed, std::chrono::duration<float>(0), kLongestStep) / kEasesIn);
-  const float least = std::min(least_us_.load(std::memory_order_relaxed), estimate.mean_us);
+  const auto step = std::clamp(passed, std::chrono::duration<float>(0), kLongestStep);
+  Floor floor = floor_.load(std::memory_order_relaxed);
+  floor.left *= std::exp(-step / kFloorEasesIn);
+  floor_.store(floor, std::memory_order_relaxed);
+  const float least = std::min(floor.us * floor.left, estimate.mean_us);
+  const float kept = std::exp(-step / kEasesIn);
   estimate.mean_us = least + kept * (estimate.mean_us - least);
   estimate.deviation_us *= kept;
   estimate_.store(estimate, std::memory_order_relaxed);

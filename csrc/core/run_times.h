@@ -3,7 +3,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstddef>
-#include <limits>
 #include <vector>
 
 #include "core/buckets.h"
@@ -23,7 +22,8 @@ class RunTime {
   std::chrono::nanoseconds mean() const noexcept;
 
   // A run was not made as it would have taken too long. Then no run corrects the estimate either, so each of these
-  // brings it nearer to the fastest run so far, and within seconds a run that was slow for once is tried again.
+  // brings it nearer to the fastest of the last runs, which takes seconds, and that nearer to nothing, which takes
+  // longer: in the end one is tried again.
   void ease(Clock::time_point at) noexcept;
 
  private:
@@ -31,11 +31,15 @@ class RunTime {
     float mean_us = 0.0F;
     float deviation_us = 0.0F;
   };
+  struct Floor {
+    float us = 0.0F;
+    float left = 1.0F;  // of it, after the eases since the last run
+  };
   std::atomic<Estimate> estimate_{};
-  std::atomic<float> least_us_{std::numeric_limits<float>::infinity()};
+  std::atomic<Floor> floor_{};
   std::atomic<Clock::time_point> touched_{};
 
-  static_assert(std::atomic<Estimate>::is_always_lock_free);
+  static_assert(std::atomic<Estimate>::is_always_lock_free && std::atomic<Floor>::is_always_lock_free);
 };
 
 // Of one model's runs: of each batch size, and for an image's share of one.

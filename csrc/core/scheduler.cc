@@ -131,11 +131,12 @@ Scheduler::Scheduler(std::shared_ptr<Engine> gater, std::vector<Expert> experts,
   inline_lane_->images.resize(experts_.size());
   inline_lane_->passed_on.resize(experts_.size());
   inline_lane_->takes.resize(experts_.size());
+  run_times_.emplace_back(gater_->info().buckets);
   for (const Expert& expert : experts_) {
     inline_lane_->run_times.emplace_back(Buckets({1}));
     run_times_.emplace_back(expert.engine->info().buckets);
   }
-  first_looks_.resize(experts_.size());
+  first_looks_ = std::vector<std::atomic<std::uint64_t>>(experts_.size());
   if (options_.warmup) {
     inline_lane_->gater->run(1);
     for (const auto& session : inline_lane_->experts) session->run(1);
@@ -209,9 +210,11 @@ void Scheduler::answer(ImageBatchView images, const OutputRows& rows, const Call
         request->wait(poll);
         between();
       }
+      // The other part has failed.
+      if (const auto& other = parts[(turn + 1) % 2]; other && other->cancelled()) break;
       const std::size_t count = std::min(part, images.count - begin);
       request.emplace(ImageBatchView{images.image(begin), count, images.image_bytes},
-                      rows.part(begin, classes_, experts_.size()), times);
+                      rows.part(begin, classes_, experts_.size()), times.before(images.count - begin - count));
       const Clock::time_point queued = Clock::now();
       const auto job = [&](std::size_t i) { return Job{&*request, static_cast<std::uint32_t>(i), queued, queued}; };
       if (!push(kGater, count, job)) {
@@ -333,7 +336,7 @@ SchedulerStats Scheduler::stats() const {
   for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
     const std::uint64_t alone = std::atomic_ref(inline_lane_->images[expert]).load(std::memory_order_relaxed);
     const std::uint64_t alone_unsure = std::atomic_ref(inline_lane_->passed_on[expert]).load(std::memory_order_relaxed);
-    stats.images.push_back(alone + std::atomic_ref(first_looks_[expert]).load(std::memory_order_relaxed));
+    stats.images.push_back(alone + first_looks_[expert].load(std::memory_order_relaxed));
     stats.passed_on.push_back(alone_unsure);
     stats.batches.push_back(alone + alone_unsure);
   }

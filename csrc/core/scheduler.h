@@ -56,7 +56,7 @@ struct SchedulerStats {
   std::vector<std::uint64_t> passed_on;  // run, but unsure and passed on to be verified, per expert
   std::vector<std::uint64_t> batches;    // run, per expert
   std::uint64_t moved = 0;               // images, from one expert to another to be answered by a deadline
-  std::uint64_t missed = 0;              // calls that failed, as no expert could answer by the deadline
+  std::uint64_t missed = 0;              // requests that no expert could answer by their deadline
   std::size_t in_flight = 0;
 };
 
@@ -83,7 +83,8 @@ class Scheduler {
   // Of more than max_batch images, max_batch are under way at a time. `poll`: see BlockingRequest::wait. `keep`: where
   // the answers are written on the device as well; Error(kInput) unless images stay there. `limit`: from now on, for
   // the answers. An image is answered by the best expert that can in what is left of it, by what runs took so far and
-  // by what waits; Error(kDeadline) where none can. An answer that comes late all the same is given.
+  // by what waits; Error(kDeadline) where none can, which may show only when its turn comes. An answer that comes late
+  // all the same is given.
   void predict(ImageBatchView images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep = nullptr,
                std::chrono::nanoseconds limit = kNoLimit);
   // The same for images on the device, in place; Error(kInput) unless images stay there.
@@ -140,7 +141,7 @@ class Scheduler {
   class Admission;
   class ActivePredict;
   class Speculation;
-  class WorkDone;
+  class WorkAtHand;
   struct InlineLane;
   struct RoutedLane;
 
@@ -168,15 +169,19 @@ class Scheduler {
   // Deadlines, in scheduler_deadlines.cc.
   void time_runs();
   std::chrono::nanoseconds waits_for(std::size_t expert) const noexcept;
-  bool in_time(const CallTimes& times, std::size_t expert, Clock::time_point now) const noexcept;
+  std::chrono::nanoseconds least_for(std::size_t images, std::size_t expert) const noexcept;
+  bool second_in_time(const CallTimes& times, std::size_t expert, Clock::time_point now);
   void take_on(Job& job, std::size_t expert) noexcept;
-  void route_in_time(const Job& job, std::uint32_t& route, Worker& worker);
-  std::uint32_t route_inline_in_time(std::span<const float> scores, std::uint32_t route, const CallTimes& times,
-                                     Clock::time_point now);
-  std::span<const float> costs_in_time(std::size_t images, const CallTimes& times, Clock::time_point now);
+  void take_off(std::int64_t images, std::int64_t work_ns, std::size_t expert) noexcept;
+  void route_in_time(std::span<Job> batch, float weight, Worker& worker);
+  std::uint32_t route_in_time(const Job& job, std::uint32_t route, float weight, Worker& worker);
+  std::uint32_t route_inline_in_time(std::span<const float> scores, std::uint32_t route, float weight,
+                                     const CallTimes& times, Clock::time_point start, Clock::time_point now);
+  std::span<const float> costs_in_time(std::deque<RunTimes>& run_times, std::size_t images, const CallTimes& times,
+                                       Clock::time_point now);
   std::size_t drop_expired(std::span<Job> batch);
   std::size_t drop_late(std::size_t expert, Worker& worker, std::size_t count);
-  void turn_away(std::size_t expert, Job& job, Worker& worker, Clock::time_point now);
+  bool turn_away(std::size_t expert, const Job& job, Worker& worker, Clock::time_point now);
   Error missed_deadline(const CallTimes& times, Clock::time_point now);
   void miss_deadline(Request& request, Clock::time_point now);
 
@@ -212,8 +217,9 @@ class Scheduler {
   std::unique_ptr<InlineLane> inline_lane_;
   std::unique_ptr<RoutedLane> routed_lane_;  // none: host-routed
 
-  std::deque<RunTimes> run_times_;          // of the workers, by expert
-  std::vector<std::uint64_t> first_looks_;  // images that stayed with their first one, as a second came too late
+  std::deque<RunTimes> run_times_;  // of the workers, by model
+  // Images that stayed with their first look, as the second came too late.
+  std::vector<std::atomic<std::uint64_t>> first_looks_;
   std::atomic<std::uint64_t> moved_{0};
   std::atomic<std::uint64_t> missed_{0};
 

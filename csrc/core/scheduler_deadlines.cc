@@ -28,6 +28,8 @@ Failure late(const CallTimes& times, Clock::time_point now) {
               "; allow more time, or hand in fewer images at once"};
 }
 
+bool has_deadline(const Job& job) { return job.request->times().has_deadline(); }
+
 // What is queued is known by mean times.
 std::chrono::nanoseconds with_slack(std::chrono::nanoseconds queued) { return queued + queued / 4; }
 
@@ -38,6 +40,7 @@ std::chrono::nanoseconds takes(const RunTimes& runs, std::size_t expert, std::si
 }
 
 // How often a model is timed before the first image, unless that takes longer than this.
+constexpr int kFewestTimings = 3;
 constexpr int kTimings = 8;
 constexpr std::chrono::milliseconds kTimingLimit{20};
 
@@ -45,7 +48,7 @@ template <typename Record>
 void time_run(Session& session, std::size_t images, Record&& record) {
   const Clock::time_point begin = Clock::now();
   Clock::time_point ended = begin;
-  for (int i = 0; i < kTimings && ended - begin < kTimingLimit; ++i) {
+  for (int i = 0; i < kFewestTimings || (i < kTimings && ended - begin < kTimingLimit); ++i) {
     const Clock::time_point start = ended;
     session.run(images);
     ended = Clock::now();
@@ -64,7 +67,7 @@ void Scheduler::time_runs() {
     Session& session = *line.crew->workers.front()->seats[line.line]->session;
     for (const std::size_t bucket : experts_[expert].engine->info().buckets.sizes()) {
       time_run(session, bucket,
-               [&](Clock::duration took, Clock::time_point at) { run_times_[expert].record(bucket, took, at); });
+               [&](Clock::duration took, Clock::time_point at) { run_times_[expert + 1].record(bucket, took, at); });
     }
   }
 }
@@ -76,82 +79,116 @@ std::chrono::nanoseconds Scheduler::waits_for(std::size_t expert) const noexcept
   const auto workers = static_cast<std::int64_t>(crew.workers.size());
   const std::int64_t images = crew.images.load(std::memory_order_relaxed);
   if (images < workers) return std::chrono::nanoseconds(0);
-  const std::int64_t each_ns = std::max<std::int64_t>(0, crew.work_ns.load(std::memory_order_relaxed)) / images;
+  const std::int64_t each_ns = crew.work_ns.load(std::memory_order_relaxed) / images;
   return std::chrono::nanoseconds(each_ns * (images - workers + 1) / workers);
 }
 
-// For a second look, which is left out rather than late.
-bool Scheduler::in_time(const CallTimes& times, std::size_t expert, Clock::time_point now) const noexcept {
-  return !times.has_deadline() ||
-         with_slack(waits_for(expert)) + run_times_[expert].expected(1) <= times.deadline - now;
+// What so many images need of the expert's workers at the least: gater and cheapest expert, if they run there.
+std::chrono::nanoseconds Scheduler::least_for(std::size_t images, std::size_t expert) const noexcept {
+  const Crew& crew = *line_of_[expert + 1].crew;
+  if (&crew != line_of_[kGater].crew) return std::chrono::nanoseconds(0);
+  const std::chrono::nanoseconds each = run_times_[kGater].per_image() + run_times_[1].per_image();
+  return each * static_cast<std::int64_t>(images) / static_cast<std::int64_t>(crew.workers.size());
+}
+
+// A second look is left out rather than late.
+bool Scheduler::second_in_time(const CallTimes& times, std::size_t expert, Clock::time_point now) {
+  if (!times.has_deadline()) return true;
+  RunTimes& runs = run_times_[expert + 1];
+  const std::chrono::nanoseconds left = times.deadline - now;
+  if (runs.expected(1) > left) runs.ease(1, now);
+  return with_slack(waits_for(expert)) + runs.expected(1) <= left;
 }
 
 void Scheduler::take_on(Job& job, std::size_t expert) noexcept {
-  job.work_ns = run_times_[expert].per_image().count();
+  job.work_ns = std::max<std::int64_t>(1, run_times_[expert + 1].per_image().count());
   Crew& crew = *line_of_[expert + 1].crew;
   crew.work_ns.fetch_add(job.work_ns, std::memory_order_relaxed);
   crew.images.fetch_add(1, std::memory_order_relaxed);
 }
 
-// Gives the image's route to the best expert that can answer it in time. Where none can it fails, and has none.
-void Scheduler::route_in_time(const Job& job, std::uint32_t& route, Worker& worker) {
-  const CallTimes times = job.request->times();
-  if (!times.has_deadline()) return;
-  // What the images after it need at the least, of those that come with it.
-  const std::int64_t others = static_cast<std::int64_t>(job.request->images().count) - 1 - job.index;
-  for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
-    const Crew& crew = *line_of_[expert + 1].crew;
-    const bool shared = expert > 0 && &crew == line_of_[1].crew;
-    const auto reserved =
-        run_times_[0].per_image() * (shared ? others : 0) / static_cast<std::int64_t>(crew.workers.size());
-    const auto queued = waits_for(expert) + reserved;
-    worker.takes[expert] = takes(run_times_[expert], expert, 1) + (expert == 0 ? queued : with_slack(queued));
-  }
-  const std::span scores(job.request->rows().gater_logits + job.index * experts_.size(), experts_.size());
-  const std::uint32_t best =
-      choose_route_in_time(scores, costs_, latency_weight(), worker.takes, times.deadline - job.queued);
-  if (best == route) return;
-  run_times_[route].ease(1, job.queued);
-  route = best;
-  if (best == kNoRoute) {
-    miss_deadline(*job.request, job.queued);
-  } else {
-    moved_.fetch_add(1, std::memory_order_relaxed);
-  }
+void Scheduler::take_off(std::int64_t images, std::int64_t work_ns, std::size_t expert) noexcept {
+  Crew& crew = *line_of_[expert + 1].crew;
+  crew.work_ns.fetch_sub(work_ns, std::memory_order_relaxed);
+  crew.images.fetch_sub(images, std::memory_order_relaxed);
 }
 
-std::uint32_t Scheduler::route_inline_in_time(std::span<const float> scores, std::uint32_t route,
-                                              const CallTimes& times, Clock::time_point now) {
-  InlineLane& lane = *inline_lane_;
-  for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
-    lane.takes[expert] = takes(lane.run_times[expert], expert, 1);
+// Changes the worker's plan where images of the batch must be answered in time. What each is given counts for the next.
+void Scheduler::route_in_time(std::span<Job> batch, float weight, Worker& worker) {
+  if (std::none_of(batch.begin(), batch.end(), has_deadline)) return;
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    std::uint32_t& route = worker.plan.routes[i];
+    if (route == kNoRoute) continue;
+    if (has_deadline(batch[i])) route = route_in_time(batch[i], route, weight, worker);
+    if (route != kNoRoute) take_on(batch[i], route);
   }
-  const std::uint32_t best = choose_route_in_time(scores, costs_, latency_weight(), lane.takes, times.deadline - now);
-  if (best == route) return route;
-  lane.run_times[route].ease(1, now);
-  if (best == kNoRoute) throw missed_deadline(times, now);
-  moved_.fetch_add(1, std::memory_order_relaxed);
+  group_by_route(experts_.size(), worker.plan);
+}
+
+// The best expert that can answer the image in time. Where none can it has failed, and has no route.
+std::uint32_t Scheduler::route_in_time(const Job& job, std::uint32_t route, float weight, Worker& worker) {
+  const CallTimes times = job.request->times();
+  const Clock::time_point now = job.queued;
+  const std::chrono::nanoseconds left = times.deadline - now;
+  const std::size_t others = job.request->images().count - 1 - job.index + times.later;
+  for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
+    RunTimes& runs = run_times_[expert + 1];
+    const std::chrono::nanoseconds alone = takes(runs, expert, 1);
+    if (alone > left) runs.ease(1, now);
+    // The others are left what they need at the least. To leave it to them, the last resort is taken.
+    worker.takes[expert] =
+        alone + (expert == 0 ? waits_for(expert) : with_slack(waits_for(expert) + least_for(others, expert)));
+  }
+  const std::span scores(job.request->rows().gater_logits + job.index * experts_.size(), experts_.size());
+  const std::uint32_t best = choose_route_in_time(scores, costs_, weight, worker.takes, left);
+  if (best == kNoRoute) {
+    miss_deadline(*job.request, now);
+  } else if (best != route) {
+    moved_.fetch_add(1, std::memory_order_relaxed);
+  }
   return best;
 }
 
-// For a routed plan, which is told of times by costs alone: to be taken with a latency weight of 1.
-std::span<const float> Scheduler::costs_in_time(std::size_t images, const CallTimes& times, Clock::time_point now) {
-  RoutedLane& lane = *routed_lane_;
-  const float weight = latency_weight();
-  bool any = false;
+// `start`: since when the cheapest expert has been at it.
+std::uint32_t Scheduler::route_inline_in_time(std::span<const float> scores, std::uint32_t route, float weight,
+                                              const CallTimes& times, Clock::time_point start, Clock::time_point now) {
+  InlineLane& lane = *inline_lane_;
+  const std::chrono::nanoseconds left = times.deadline - now;
   for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
     RunTimes& runs = lane.run_times[expert];
-    const bool fits = now < times.deadline && takes(runs, expert, images) <= times.deadline - now;
+    lane.takes[expert] = takes(runs, expert, 1);
+    if (expert == 0) lane.takes[expert] -= std::min<std::chrono::nanoseconds>(now - start, lane.takes[expert]);
+    if (lane.takes[expert] > left) runs.ease(1, now);
+  }
+  const std::uint32_t best = choose_route_in_time(scores, costs_, weight, lane.takes, left);
+  if (best == kNoRoute) throw missed_deadline(times, now);
+  if (best != route) moved_.fetch_add(1, std::memory_order_relaxed);
+  return best;
+}
+
+// For a routed plan, which is told of times by costs alone: to be taken with a latency weight of 1. Of what is left,
+// the images that are still to be handed in get their share.
+std::span<const float> Scheduler::costs_in_time(std::deque<RunTimes>& run_times, std::size_t images,
+                                                const CallTimes& times, Clock::time_point now) {
+  std::vector<float>& costs = routed_lane_->costs;
+  const float weight = latency_weight();
+  const std::chrono::nanoseconds left =
+      (times.deadline - now) / static_cast<std::int64_t>(images + times.later) * static_cast<std::int64_t>(images);
+  bool any = false;
+  for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
+    RunTimes& runs = run_times[expert];
+    const bool fits = left.count() > 0 && takes(runs, expert, images) <= left;
     if (!fits) runs.ease(images, now);
-    lane.costs[expert] = fits ? weight * costs_[expert] : kNever;
+    costs[expert] = fits ? weight * costs_[expert] : kNever;
     any = any || fits;
   }
   if (!any) throw missed_deadline(times, now);
-  return lane.costs;
+  return costs;
 }
 
 // Of images that come to the gater after their deadline.
 std::size_t Scheduler::drop_expired(std::span<Job> batch) {
+  if (std::none_of(batch.begin(), batch.end(), has_deadline)) return batch.size();
   const Clock::time_point now = Clock::now();
   std::size_t kept = 0;
   for (const Job& job : batch) {
@@ -164,57 +201,63 @@ std::size_t Scheduler::drop_expired(std::span<Job> batch) {
   return kept;
 }
 
-// Of the worker's batch, what the expert would answer too late. From the cheapest, which nobody can stand in for, only
-// what is too late already.
+// Of the worker's batch, what the expert would answer too late, or so late that there is no time for the rest of the
+// image's call. From the cheapest, which nobody can stand in for, only what is too late already.
 std::size_t Scheduler::drop_late(std::size_t expert, Worker& worker, std::size_t count) {
   const std::span<Job> batch = std::span(worker.batch).first(count);
-  if (std::none_of(batch.begin(), batch.end(), [](const Job& job) { return job.request->times().has_deadline(); })) {
-    return count;
-  }
+  if (std::none_of(batch.begin(), batch.end(), has_deadline)) return count;
+  RunTimes& runs = run_times_[expert + 1];
   const Buckets& buckets = experts_[expert].engine->info().buckets;
   const Clock::time_point now = Clock::now();
   std::chrono::nanoseconds until{0};
   std::size_t kept = 0;
   for (std::size_t begin = 0; begin < count;) {
     const std::size_t images = buckets.filled_by(count - begin);
-    until += run_times_[expert].expected(images);
-    for (Job& job : batch.subspan(begin, images)) {
+    until += runs.expected(images);
+    for (const Job& job : batch.subspan(begin, images)) {
+      const CallTimes& times = job.request->times();
       const bool last_resort = expert == 0 && !job.verifies;
-      if ((last_resort ? std::chrono::nanoseconds(1) : until) <= job.request->times().deadline - now) {
-        batch[kept++] = job;
-      } else {
-        run_times_[expert].ease(images, now);
-        turn_away(expert, job, worker, now);
-      }
+      const auto rest = job.verifies ? std::chrono::nanoseconds(0) : least_for(job.request->remaining() - 1, expert);
+      const bool in_time = last_resort ? now < times.deadline : until + rest <= times.deadline - now;
+      if (!in_time) runs.ease(images, now);
+      if (in_time || !turn_away(expert, job, worker, now)) batch[kept++] = job;
     }
     begin += images;
   }
   return kept;
 }
 
-// An image that the expert would answer too late: a cheaper one takes it, if any can.
-void Scheduler::turn_away(std::size_t expert, Job& job, Worker& worker, Clock::time_point now) {
+// An image that the expert would answer too late: a cheaper one takes it, if any can. False: it is to stay.
+bool Scheduler::turn_away(std::size_t expert, const Job& job, Worker& worker, Clock::time_point now) {
   const CallTimes times = job.request->times();
-  job.waited_ns += ns_between(job.queued, now);
-  job.queued = now;
+  Job moved = job;
+  moved.waited_ns += ns_between(job.queued, now);
+  moved.queued = now;
   if (job.verifies) {
-    add_one(first_looks_[static_cast<std::size_t>(job.request->rows().routes[job.index])]);
-    return complete(job, worker, now);
+    const std::int64_t first = job.request->rows().routes[job.index];
+    first_looks_[static_cast<std::size_t>(first)].fetch_add(1, std::memory_order_relaxed);
+    complete(moved, worker, now);
+    return true;
   }
+  const std::chrono::nanoseconds left = times.deadline - now;
   for (std::size_t other = 0; other < experts_.size(); ++other) {
     // Only down, so that an image never goes in circles.
-    worker.takes[other] = other < expert ? takes(run_times_[other], other, 1) : std::chrono::nanoseconds::max();
+    worker.takes[other] = other < expert ? takes(run_times_[other + 1], other, 1) : std::chrono::nanoseconds::max();
+    if (other < expert && worker.takes[other] > left) run_times_[other + 1].ease(1, now);
   }
   const std::span scores(job.request->rows().gater_logits + job.index * experts_.size(), experts_.size());
-  const std::uint32_t best = choose_route_in_time(scores, costs_, latency_weight(), worker.takes, times.deadline - now);
-  if (best != kNoRoute) {
-    take_on(job, best);
-    moved_.fetch_add(1, std::memory_order_relaxed);
-    // Not pass_on: that expert's crew may have gone home already.
-    if (push(best + 1, 1, [&](std::size_t) { return job; })) return;
-    moved_.fetch_sub(1, std::memory_order_relaxed);
+  const std::uint32_t best = choose_route_in_time(scores, costs_, latency_weight(), worker.takes, left);
+  if (best == kNoRoute) {
+    miss_deadline(*job.request, now);
+    return true;
   }
-  miss_deadline(*job.request, now);
+  take_on(moved, best);
+  moved_.fetch_add(1, std::memory_order_relaxed);
+  // Not pass_on: that expert's crew may have gone home already.
+  if (push(best + 1, 1, [&](std::size_t) { return moved; })) return true;
+  moved_.fetch_sub(1, std::memory_order_relaxed);
+  take_off(1, moved.work_ns, best);
+  return false;
 }
 
 Error Scheduler::missed_deadline(const CallTimes& times, Clock::time_point now) {

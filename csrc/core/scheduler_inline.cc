@@ -42,10 +42,13 @@ void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, co
   std::memcpy(lane.gater->input().data(), image, input_.bytes());
   const std::span<const float> scores = lane.gater->run(1);
   std::copy(scores.begin(), scores.end(), rows.gater_logits);
-  std::uint32_t route = choose_route(scores, costs_, latency_weight());
+  const float weight = latency_weight();
+  std::uint32_t route = choose_route(scores, costs_, weight);
   if (route == kNoRoute) throw error_of(bad_logits("the gater"));
   const Clock::time_point gated = Clock::now();
-  if (times.has_deadline()) route = route_inline_in_time(scores, route, times, gated);
+  if (times.has_deadline()) {
+    route = route_inline_in_time(scores, route, weight, times, speculation.answers(0) ? start : gated, gated);
+  }
 
   std::size_t expert = route;
   std::uint64_t gather_ns = 0;
@@ -60,7 +63,7 @@ void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, co
     const Clock::time_point gathered = Clock::now();
     const std::span<const float> logits = started ? speculation.take() : session.run(1);
     const Clock::time_point ran = Clock::now();
-    if (!started) lane.run_times[expert].record(1, ran - gathered, ran);
+    lane.run_times[expert].record(1, ran - (started ? start : begin), ran);
     if (!all_finite(logits)) throw error_of(bad_logits("expert " + experts_[expert].name));
     const float confidence = verifies ? softmax_mean(logits, rows.probabilities) : softmax(logits, rows.probabilities);
     done = Clock::now();
@@ -68,7 +71,10 @@ void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, co
     expert_ns += ns_between(gathered, ran);
     scatter_ns += ns_between(ran, done);
     if (verifies || !unsure(expert, confidence)) break;
-    if (done + lane.run_times[verifier_of(expert)].expected(1) > times.deadline) break;
+    if (RunTimes& second = lane.run_times[verifier_of(expert)]; second.expected(1) > times.deadline - done) {
+      second.ease(1, done);
+      break;
+    }
     add_one(lane.passed_on[expert]);
     expert = verifier_of(expert);
   }

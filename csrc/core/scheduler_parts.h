@@ -119,8 +119,11 @@ struct Scheduler::RoutedLane {
   std::shared_ptr<RoutedPlan> plan;
   std::vector<std::vector<std::uint32_t>> unsure;  // of the run, indices of images by the expert that verifies them
   std::vector<bool> ran;                           // in the run, by expert
-  std::deque<RunTimes> run_times;                  // of whole runs, by the dearest expert that ran
-  std::vector<float> costs;                        // with the latency weight in them, for a run with a deadline
+  // Of whole runs, by the dearest expert that ran: with images from the host, and with those on the device, where a run
+  // also waits for whoever makes them.
+  std::deque<RunTimes> run_times;
+  std::deque<RunTimes> run_times_there;
+  std::vector<float> costs;  // with the latency weight in them, for a run with a deadline
   std::vector<std::uint64_t> images;
   std::vector<std::uint64_t> passed_on;
   std::vector<std::uint64_t> batches;

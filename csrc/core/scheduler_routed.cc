@@ -30,7 +30,10 @@ void Scheduler::use(std::shared_ptr<RoutedPlan> plan) {
   routed_lane_->passed_on.resize(experts_.size());
   routed_lane_->batches.resize(experts_.size());
   const Buckets sizes(powers_of_two(routed_lane_->plan->capacity()), Batching::kPadded);
-  for (std::size_t expert = 0; expert < experts_.size(); ++expert) routed_lane_->run_times.emplace_back(sizes);
+  for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
+    routed_lane_->run_times.emplace_back(sizes);
+    routed_lane_->run_times_there.emplace_back(sizes);
+  }
   routed_lane_->costs.resize(experts_.size());
 }
 
@@ -45,8 +48,8 @@ void Scheduler::run_routed(const Images& images, const OutputRows& rows, const C
     const std::size_t count = std::min(part, images.count - begin);
     DeviceRows kept;
     if (keep != nullptr) kept = keep->part(begin, classes_, experts_.size());
-    run_routed_part(images.part(begin, count), rows.part(begin, classes_, experts_.size()), times, poll,
-                    keep == nullptr ? nullptr : &kept, alone);
+    run_routed_part(images.part(begin, count), rows.part(begin, classes_, experts_.size()),
+                    times.before(images.count - begin - count), poll, keep == nullptr ? nullptr : &kept, alone);
   }
 }
 
@@ -56,6 +59,7 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, co
   RoutedLane& lane = *routed_lane_;
   // An expert's queue takes images of the host only.
   constexpr bool kVerifies = std::is_same_v<Images, ImageBatchView>;
+  std::deque<RunTimes>& run_times = kVerifies ? lane.run_times : lane.run_times_there;
   std::optional<BlockingRequest> verified;
   {
     const std::lock_guard lock(lane.mutex);
@@ -63,7 +67,7 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, co
     const Clock::time_point start = Clock::now();
     RoutedCall call{costs_, latency_weight(), keep, alone};
     if (times.has_deadline()) {
-      call.costs = costs_in_time(images.count, times, start);
+      call.costs = costs_in_time(run_times, images.count, times, start);
       call.latency_weight = 1.0F;
     }
     try {
@@ -78,7 +82,7 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, co
     const Clock::time_point done = Clock::now();
     for (auto& indices : lane.unsure) indices.clear();
     const auto dearest = static_cast<std::size_t>(*std::max_element(rows.routes, rows.routes + images.count));
-    lane.run_times[dearest].record(images.count, done - start, done);
+    run_times[dearest].record(images.count, done - start, done);
     std::size_t sure = images.count;
     std::fill(lane.ran.begin(), lane.ran.end(), false);
     for (std::size_t i = 0; i < images.count; ++i) {
@@ -87,7 +91,7 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, co
       lane.ran[expert] = true;
       const float* const row = rows.probabilities + i * classes_;
       if (kVerifies && keep == nullptr && unsure(expert, *std::max_element(row, row + classes_)) &&
-          in_time(times, verifier_of(expert), done)) {
+          second_in_time(times, verifier_of(expert), done)) {
         lane.unsure[verifier_of(expert)].push_back(static_cast<std::uint32_t>(i));
         --sure;
         add_one(lane.passed_on[expert]);

@@ -119,23 +119,33 @@ void Scheduler::gather(std::span<const Job> batch, Session& session) const {
   }
 }
 
-// Takes these jobs off the crew's work once they are through.
-class Scheduler::WorkDone {
+// What an expert's worker has taken out of its line, which others wait for until it has run or was dropped.
+class Scheduler::WorkAtHand {
  public:
-  WorkDone(Crew& crew, std::span<const Job> jobs) : crew_(crew), images_(static_cast<std::int64_t>(jobs.size())) {
-    for (const Job& job : jobs) work_ns_ += job.work_ns;
+  WorkAtHand(Scheduler& scheduler, std::size_t expert, std::span<const Job> jobs)
+      : scheduler_(scheduler), expert_(expert), images_(static_cast<std::int64_t>(jobs.size())), work_ns_(sum(jobs)) {}
+  ~WorkAtHand() { scheduler_.take_off(images_, work_ns_, expert_); }
+  WorkAtHand(const WorkAtHand&) = delete;
+  WorkAtHand& operator=(const WorkAtHand&) = delete;
+
+  void ran(std::span<const Job> jobs) {
+    const std::int64_t work_ns = sum(jobs);
+    scheduler_.take_off(static_cast<std::int64_t>(jobs.size()), work_ns, expert_);
+    images_ -= static_cast<std::int64_t>(jobs.size());
+    work_ns_ -= work_ns;
   }
-  ~WorkDone() {
-    crew_.work_ns.fetch_sub(work_ns_, std::memory_order_relaxed);
-    crew_.images.fetch_sub(images_, std::memory_order_relaxed);
-  }
-  WorkDone(const WorkDone&) = delete;
-  WorkDone& operator=(const WorkDone&) = delete;
 
  private:
-  Crew& crew_;
+  static std::int64_t sum(std::span<const Job> jobs) {
+    std::int64_t work_ns = 0;
+    for (const Job& job : jobs) work_ns += job.work_ns;
+    return work_ns;
+  }
+
+  Scheduler& scheduler_;
+  std::size_t expert_;
   std::int64_t images_;
-  std::int64_t work_ns_ = 0;
+  std::int64_t work_ns_;
 };
 
 void Scheduler::run_gater(Worker& worker, Seat& seat, std::size_t count) {
@@ -147,13 +157,14 @@ void Scheduler::run_gater(Worker& worker, Seat& seat, std::size_t count) {
     const std::span<Job> batch = std::span(worker.batch).subspan(begin, buckets.filled_by(left - begin));
     begin += batch.size();
     const Clock::time_point start = Clock::now();
+    const float weight = latency_weight();
     try {
       gather(batch, *seat.session);
       const std::span<const float> logits = seat.session->run(batch.size());
-      worker.plan.routes.resize(batch.size());
+      run_times_[kGater].record(batch.size(), Clock::now() - start, start);
+      plan_routes(logits, costs_, weight, worker.plan);
       for (std::size_t i = 0; i < batch.size(); ++i) {
         const auto row = logits.subspan(i * experts_.size(), experts_.size());
-        worker.plan.routes[i] = choose_route(row, costs_, latency_weight());
         std::copy(row.begin(), row.end(), batch[i].request->rows().gater_logits + batch[i].index * experts_.size());
       }
     } catch (...) {
@@ -167,17 +178,14 @@ void Scheduler::run_gater(Worker& worker, Seat& seat, std::size_t count) {
       worker.stats.record(Stage::kGate, ns_between(start, gated));
     }
     for (std::size_t i = 0; i < batch.size(); ++i) {
-      std::uint32_t& route = worker.plan.routes[i];
-      if (route == kNoRoute) {
-        batch[i].request->fail_one(bad_logits("the gater"));
-      } else {
-        route_in_time(batch[i], route, worker);
-      }
-      if (route != kNoRoute) take_on(batch[i], route);
+      if (worker.plan.routes[i] == kNoRoute) batch[i].request->fail_one(bad_logits("the gater"));
     }
-    group_by_route(experts_.size(), worker.plan);
+    route_in_time(batch, weight, worker);
     for (std::size_t expert = experts_.size(); expert-- > 0;) {
       const std::span<const std::uint32_t> group = worker.plan.group(expert);
+      for (const std::uint32_t i : group) {
+        if (batch[i].work_ns == 0) take_on(batch[i], expert);
+      }
       if (!group.empty()) pass_on(expert + 1, group.size(), [&](std::size_t i) { return batch[group[i]]; });
     }
   }
@@ -185,7 +193,7 @@ void Scheduler::run_gater(Worker& worker, Seat& seat, std::size_t count) {
 
 void Scheduler::run_expert(std::size_t expert, Worker& worker, Seat& seat, std::size_t count) {
   const Buckets& buckets = experts_[expert].engine->info().buckets;
-  const WorkDone work(*line_of_[expert + 1].crew, std::span(worker.batch).first(count));
+  WorkAtHand work(*this, expert, std::span(worker.batch).first(count));
   const std::size_t left = drop_late(expert, worker, drop_cancelled(std::span(worker.batch).first(count)));
   for (std::size_t begin = 0; begin < left;) {
     const std::span<Job> batch = std::span(worker.batch).subspan(begin, buckets.filled_by(left - begin));
@@ -202,7 +210,8 @@ void Scheduler::run_expert(std::size_t expert, Worker& worker, Seat& seat, std::
       continue;
     }
     const Clock::time_point ran = Clock::now();
-    run_times_[expert].record(batch.size(), ran - gathered, ran);
+    work.ran(batch);
+    run_times_[expert + 1].record(batch.size(), ran - start, ran);
     add_one(seat.batches);
     for (std::size_t i = 0; i < batch.size(); ++i) {
       Job& job = batch[i];
@@ -220,7 +229,8 @@ void Scheduler::run_expert(std::size_t expert, Worker& worker, Seat& seat, std::
       job.expert_ns += ns_between(gathered, ran);
       job.scatter_ns += ns_between(ran, done);
       rows.routes[job.index] = static_cast<std::int64_t>(expert);
-      if (!job.verifies && unsure(expert, confidence) && in_time(job.request->times(), verifier_of(expert), done)) {
+      if (!job.verifies && unsure(expert, confidence) &&
+          second_in_time(job.request->times(), verifier_of(expert), done)) {
         job.queued = done;
         job.verifies = true;
         take_on(job, verifier_of(expert));
