@@ -36,10 +36,11 @@ void RunTime::record(std::chrono::nanoseconds took, Clock::time_point at) noexce
     floor.us = us;
   } else {
     const float most = kMostAtOnce * (estimate.mean_us + kDeviations * estimate.deviation_us);
-    const float error = std::min(us, most) - estimate.mean_us;
+    const float counted = std::min(us, most);
+    const float error = counted - estimate.mean_us;
     estimate.mean_us += kMeanGain * error;
     estimate.deviation_us += kDeviationGain * (std::abs(error) - estimate.deviation_us);
-    floor.us = std::min(us, floor.us + kMeanGain * (us - floor.us));
+    floor.us = std::min(counted, floor.us + kMeanGain * (counted - floor.us));
   }
   floor.left = 1.0F;
   estimate_.store(estimate, std::memory_order_relaxed);
