@@ -28,8 +28,6 @@ Failure late(const CallTimes& times, Clock::time_point now) {
               "; allow more time, or hand in fewer images at once"};
 }
 
-bool has_deadline(const Job& job) { return job.request->times().has_deadline(); }
-
 // What is queued is known by mean times.
 std::chrono::nanoseconds with_slack(std::chrono::nanoseconds queued) { return queued + queued / 4; }
 
@@ -72,8 +70,8 @@ void Scheduler::time_runs() {
   }
 }
 
-// Until an image that enters the expert's line now is taken out of it: nothing where a worker is free, half a run where
-// each has one image, and the more there are the nearer to their work, shared by the workers.
+// Until an image that enters the expert's line now is taken out of it: nothing where a worker is free, else what is
+// ahead of it, shared by the workers, less what each can have at hand beside it.
 std::chrono::nanoseconds Scheduler::waits_for(std::size_t expert) const noexcept {
   const Crew& crew = *line_of_[expert + 1].crew;
   const auto workers = static_cast<std::int64_t>(crew.workers.size());
@@ -114,8 +112,8 @@ void Scheduler::take_off(std::int64_t images, std::int64_t work_ns, std::size_t 
 }
 
 // Changes the worker's plan where images of the batch must be answered in time. What each is given counts for the next.
+// Those that have no route have failed, and their requests may be gone.
 void Scheduler::route_in_time(std::span<Job> batch, float weight, Worker& worker) {
-  if (std::none_of(batch.begin(), batch.end(), has_deadline)) return;
   for (std::size_t i = 0; i < batch.size(); ++i) {
     std::uint32_t& route = worker.plan.routes[i];
     if (route == kNoRoute) continue;
@@ -188,7 +186,7 @@ std::span<const float> Scheduler::costs_in_time(std::deque<RunTimes>& run_times,
 
 // Of images that come to the gater after their deadline.
 std::size_t Scheduler::drop_expired(std::span<Job> batch) {
-  if (std::none_of(batch.begin(), batch.end(), has_deadline)) return batch.size();
+  if (!any_deadline(batch)) return batch.size();
   const Clock::time_point now = Clock::now();
   std::size_t kept = 0;
   for (const Job& job : batch) {
@@ -205,7 +203,7 @@ std::size_t Scheduler::drop_expired(std::span<Job> batch) {
 // image's call. From the cheapest, which nobody can stand in for, only what is too late already.
 std::size_t Scheduler::drop_late(std::size_t expert, Worker& worker, std::size_t count) {
   const std::span<Job> batch = std::span(worker.batch).first(count);
-  if (std::none_of(batch.begin(), batch.end(), has_deadline)) return count;
+  if (!any_deadline(batch)) return count;
   RunTimes& runs = run_times_[expert + 1];
   const Buckets& buckets = experts_[expert].engine->info().buckets;
   const Clock::time_point now = Clock::now();

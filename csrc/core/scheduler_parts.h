@@ -57,6 +57,9 @@ inline float softmax_mean(std::span<const float> logits, float* probabilities) {
   return *std::max_element(probabilities, probabilities + logits.size());
 }
 
+inline bool has_deadline(const Job& job) { return job.request->times().has_deadline(); }
+inline bool any_deadline(std::span<const Job> jobs) { return std::any_of(jobs.begin(), jobs.end(), has_deadline); }
+
 inline Failure closed_failure() {
   return {ErrorKind::kRouterClosed, "the router is closed; open a new one with trt_moe.Router(bundle)"};
 }

@@ -172,6 +172,7 @@ void Scheduler::run_gater(Worker& worker, Seat& seat, std::size_t count) {
       continue;
     }
     const Clock::time_point gated = Clock::now();
+    const bool due = any_deadline(batch);
     for (Job& job : batch) {
       job.waited_ns = ns_between(job.queued, start);
       job.queued = gated;
@@ -180,7 +181,7 @@ void Scheduler::run_gater(Worker& worker, Seat& seat, std::size_t count) {
     for (std::size_t i = 0; i < batch.size(); ++i) {
       if (worker.plan.routes[i] == kNoRoute) batch[i].request->fail_one(bad_logits("the gater"));
     }
-    route_in_time(batch, weight, worker);
+    if (due) route_in_time(batch, weight, worker);
     for (std::size_t expert = experts_.size(); expert-- > 0;) {
       const std::span<const std::uint32_t> group = worker.plan.group(expert);
       for (const std::uint32_t i : group) {
