@@ -11,7 +11,7 @@ inline constexpr std::chrono::nanoseconds kNoLimit = std::chrono::nanoseconds::m
 
 // When a call was made, and when its answers are due.
 struct CallTimes {
-  // NOLINTNEXTLINE(google-explicit-constructor): a call without a deadline is its time.
+  // Not explicit: without a deadline a call's times are its time.
   CallTimes(Clock::time_point made, Clock::time_point due = Clock::time_point::max())
       : submitted(made), deadline(due) {}
 
