@@ -13,7 +13,7 @@ constexpr float kDeviations = 4.0F;
 // A run counts for no more than so many times what was expected: one that was held up tells little of the next.
 constexpr float kMostAtOnce = 2.0F;
 // An estimate that is eased again and again loses 63 % of what it has above the floor in this time,
-constexpr std::chrono::duration<float> kEasesIn{1.0F};
+constexpr std::chrono::duration<float> kEasesIn{0.3F};
 // the floor 63 % of itself in this,
 constexpr std::chrono::duration<float> kFloorEasesIn{10.0F};
 // and the time between two eases counts for no more than this.

@@ -22,8 +22,8 @@ class RunTime {
   std::chrono::nanoseconds mean() const noexcept;
 
   // A run was not made as it would have taken too long. Then no run corrects the estimate either, so each of these
-  // brings it nearer to the fastest of the last runs, which takes seconds, and that nearer to nothing, which takes
-  // longer: in the end one is tried again.
+  // brings it nearer to the fastest of the last runs, which takes a second, and that nearer to nothing, which takes
+  // ten: in the end one is tried again.
   void ease(Clock::time_point at) noexcept;
 
  private:
