@@ -173,6 +173,7 @@ class Scheduler {
   bool second_in_time(const CallTimes& times, std::size_t expert, Clock::time_point now);
   void take_on(Job& job, std::size_t expert) noexcept;
   void take_off(std::int64_t images, std::int64_t work_ns, std::size_t expert) noexcept;
+  std::span<const float> scores_of(const Job& job) const noexcept;
   void route_in_time(std::span<Job> batch, float weight, Worker& worker);
   std::uint32_t route_in_time(const Job& job, std::uint32_t route, float weight, Worker& worker);
   std::uint32_t route_inline_in_time(std::span<const float> scores, std::uint32_t route, float weight,

@@ -111,6 +111,10 @@ void Scheduler::take_off(std::int64_t images, std::int64_t work_ns, std::size_t 
   crew.images.fetch_sub(images, std::memory_order_relaxed);
 }
 
+std::span<const float> Scheduler::scores_of(const Job& job) const noexcept {
+  return {job.request->rows().gater_logits + job.index * experts_.size(), experts_.size()};
+}
+
 // Changes the worker's plan where images of the batch must be answered in time. What each is given counts for the next.
 // Those that have no route have failed, and their requests may be gone.
 void Scheduler::route_in_time(std::span<Job> batch, float weight, Worker& worker) {
@@ -137,8 +141,7 @@ std::uint32_t Scheduler::route_in_time(const Job& job, std::uint32_t route, floa
     worker.takes[expert] =
         alone + (expert == 0 ? waits_for(expert) : with_slack(waits_for(expert) + least_for(others, expert)));
   }
-  const std::span scores(job.request->rows().gater_logits + job.index * experts_.size(), experts_.size());
-  const std::uint32_t best = choose_route_in_time(scores, costs_, weight, worker.takes, left);
+  const std::uint32_t best = choose_route_in_time(scores_of(job), costs_, weight, worker.takes, left);
   if (best == kNoRoute) {
     miss_deadline(*job.request, now);
   } else if (best != route) {
@@ -243,8 +246,7 @@ bool Scheduler::turn_away(std::size_t expert, const Job& job, Worker& worker, Cl
     worker.takes[other] = other < expert ? takes(run_times_[other + 1], other, 1) : std::chrono::nanoseconds::max();
     if (other < expert && worker.takes[other] > left) run_times_[other + 1].ease(1, now);
   }
-  const std::span scores(job.request->rows().gater_logits + job.index * experts_.size(), experts_.size());
-  const std::uint32_t best = choose_route_in_time(scores, costs_, latency_weight(), worker.takes, left);
+  const std::uint32_t best = choose_route_in_time(scores_of(job), costs_, latency_weight(), worker.takes, left);
   if (best == kNoRoute) {
     miss_deadline(*job.request, now);
     return true;

@@ -13,6 +13,7 @@ using namespace std::chrono_literals;
 using std::chrono::milliseconds;
 using testing::FakeEngine;
 using testing::pixels_of;
+using testing::predict_levels;
 using testing::two_experts::Answers;
 using testing::two_experts::kBright;
 using testing::two_experts::kDark;
@@ -44,10 +45,7 @@ struct DueRig {
   }
 
   std::vector<std::int64_t> routes(const std::vector<std::uint8_t>& levels, std::chrono::nanoseconds limit) {
-    const std::vector<std::uint8_t> images = pixels_of(kTiny, levels);
-    Answers answers(levels.size());
-    scheduler.predict({images.data(), levels.size(), kTiny.bytes()}, answers.rows(), nullptr, nullptr, limit);
-    return answers.routes;
+    return predict_levels<Answers>(scheduler, kTiny, levels, nullptr, limit).routes;
   }
 
   void submit(std::uint64_t ticket, std::uint8_t level, std::chrono::nanoseconds limit = kNoLimit) {
@@ -56,17 +54,10 @@ struct DueRig {
 
   // The expert of each submission, or what kept it from an answer.
   std::map<std::uint64_t, std::string> collect(std::size_t count) {
-    std::map<std::uint64_t, std::string> outcomes;
-    std::vector<SubmittedRequest*> done;
-    while (outcomes.size() < count) {
-      scheduler.take_completed(done);
-      for (SubmittedRequest* request : done) {
-        const std::optional<Failure> failure = request->failure();
-        outcomes[request->ticket()] = failure ? failure->message : std::to_string(request->route());
-        scheduler.recycle(request);
-      }
-    }
-    return outcomes;
+    return testing::collect(scheduler, count, [](const SubmittedRequest& request) {
+      const std::optional<Failure> failure = request.failure();
+      return failure ? failure->message : std::to_string(request.route());
+    });
   }
 
   std::shared_ptr<FakeEngine> gater;
@@ -305,11 +296,7 @@ TEST_CASE("on the device the route is taken among those in time, by how long run
                    cheap);
   rig.route_on_device();
   const auto routes = [&](const std::vector<std::uint8_t>& levels, std::chrono::nanoseconds limit) {
-    const std::vector<std::uint8_t> images = pixels_of(testing::kShape, levels);
-    testing::Answers answers(levels.size());
-    rig.scheduler.predict({images.data(), levels.size(), testing::kShape.bytes()}, answers.rows(), nullptr, nullptr,
-                          limit);
-    return answers.routes;
+    return predict_levels<testing::Answers>(rig.scheduler, testing::kShape, levels, nullptr, limit).routes;
   };
   is_slow = true;
   rig.scheduler.set_latency_weight(0.5F);
@@ -338,8 +325,6 @@ TEST_CASE("a cheapest expert that began beside the gater is that much nearer to 
   testing::Rig rig(testing::FakeStreamDevice::some_gpu(), options,
                    slow(testing::gater_model(testing::kShape, testing::kExperts)),
                    slow(testing::expert_model(testing::kShape, testing::kClasses, 0)));
-  const std::vector<std::uint8_t> image = pixels_of(testing::kShape, {5});
-  testing::Answers answer(1);
-  rig.scheduler.predict({image.data(), 1, testing::kShape.bytes()}, answer.rows(), nullptr, nullptr, 320ms);
+  const auto answer = predict_levels<testing::Answers>(rig.scheduler, testing::kShape, {5}, nullptr, 320ms);
   CHECK(answer.routes == Routes{0});
 }

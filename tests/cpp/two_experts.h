@@ -68,17 +68,9 @@ struct Rig {
 
   // Outcomes of `count` submissions by ticket: "" or the error's text.
   std::map<std::uint64_t, std::string> collect(std::size_t count) {
-    std::map<std::uint64_t, std::string> outcomes;
-    std::vector<SubmittedRequest*> done;
-    while (outcomes.size() < count) {
-      scheduler.take_completed(done);
-      if (done.empty()) break;
-      for (SubmittedRequest* request : done) {
-        outcomes[request->ticket()] = request->failure() ? request->failure()->message : "";
-        scheduler.recycle(request);
-      }
-    }
-    return outcomes;
+    return testing::collect(scheduler, count, [](const SubmittedRequest& request) {
+      return request.failure() ? request.failure()->message : std::string();
+    });
   }
 
   std::shared_ptr<FakeEngine> gater;
