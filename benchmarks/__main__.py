@@ -27,20 +27,28 @@ def main() -> None:
     parser.add_argument("--bundle", default="fashion-mnist")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--quick", action="store_true", help="a tenth of the rounds, to see that everything runs")
-    parser.add_argument("--only", default=",".join(BENCHMARKS), help="comma-separated, of: " + ", ".join(BENCHMARKS))
+    parser.add_argument(
+        "--only",
+        default=",".join(BENCHMARKS),
+        help="comma-separated, of: " + ", ".join(BENCHMARKS) + "; the files are named after them, else results",
+    )
     options = parser.parse_args()
+    names = options.only.split(",")
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        parser.error(f"there is no benchmark {unknown[0]!r}; choose from {', '.join(BENCHMARKS)}")
     bundle = Bundle.load(options.bundle)
     images = load_mixed_images(bundle)
     options.out.mkdir(parents=True, exist_ok=True)
     report = {"command": "python -m benchmarks " + " ".join(sys.argv[1:]), "environment": environment(bundle)}
     tables = []
-    for name in options.only.split(","):
+    for name in names:
         print(f"{name} ...", file=sys.stderr, flush=True)
         report[name] = BENCHMARKS[name].run(bundle, images, quick=options.quick)
         tables.append(f"### {BENCHMARKS[name].TITLE}\n\n{BENCHMARKS[name].table(report[name])}\n")
         print(tables[-1], flush=True)
-    (options.out / "results.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.out / "results.md").write_text("\n".join(tables))
+    stem = "results" if names == list(BENCHMARKS) else "-".join(names)
+    (options.out / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (options.out / f"{stem}.md").write_text("\n".join(tables))
 
 
 if __name__ == "__main__":
