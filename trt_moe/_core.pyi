@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['CudaCapture', 'CudaDevice', 'DeviceRows', 'Model', 'Pipeline', 'arena_plan', 'built_backends', 'cpu_name', 'cpu_quota', 'cuda_build', 'cuda_built', 'cuda_compute_capability', 'dlpack_capsule', 'graph_topology', 'plan_routes', 'read_dlpack', 'route_reference', 'usable_cpus']
+__all__: list[str] = ['CallTimes', 'CudaCapture', 'CudaDevice', 'DeviceRows', 'MAX_DEADLINE_MS', 'Model', 'Pipeline', 'arena_plan', 'built_backends', 'cpu_name', 'cpu_quota', 'cuda_build', 'cuda_built', 'cuda_compute_capability', 'dlpack_capsule', 'graph_topology', 'plan_routes', 'read_dlpack', 'route_reference', 'usable_cpus']
 class Model:
     """
     One model compiled for one device.
@@ -40,6 +40,16 @@ class Model:
     @property
     def threads(self) -> int:
         ...
+class CallTimes:
+    """
+    When a call was made, which is now, and when its answers are due.
+    """
+    def __init__(self, deadline_ms: typing.SupportsFloat | typing.SupportsIndex | None = None) -> None:
+        ...
+    def before(self, others: typing.SupportsInt | typing.SupportsIndex) -> CallTimes:
+        """
+        For a part of the call's images, which so many others follow.
+        """
 class DeviceRows:
     """
     Answers on the device, one row an image; addresses there.
@@ -77,12 +87,12 @@ class Pipeline:
         """
         Bytes on the device and page-locked on the host, by model; its own weights not counted.
         """
-    def predict(self, images: numpy.ndarray, keep: DeviceRows | None = None, deadline_ms: typing.SupportsFloat | typing.SupportsIndex | None = None) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]:
+    def predict(self, images: numpy.ndarray, keep: DeviceRows | None = None, times: CallTimes | None = None) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]:
         """
         (probabilities float32 [N,C], gater logits float32 [N,K], routes int64 [N], latency_ms float32 [N]). `keep`:
         device_rows(N), which get the answers too.
         """
-    def predict_device(self, address: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex, keep: DeviceRows | None = None, deadline_ms: typing.SupportsFloat | typing.SupportsIndex | None = None) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]:
+    def predict_device(self, address: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex, keep: DeviceRows | None = None, times: CallTimes | None = None) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]:
         """
         predict for `count` uint8 [H,W,C] images, densely packed at an address of the models' CUDA device. They are
         read after the work that is on `stream` now: a CUDA stream, 1 (the legacy default), 2 (the thread's) or 0
@@ -90,7 +100,7 @@ class Pipeline:
         """
     def stats(self) -> dict[str, typing.Any]:
         ...
-    def submit(self, ticket: typing.SupportsInt | typing.SupportsIndex, image: numpy.ndarray, deadline_ms: typing.SupportsFloat | typing.SupportsIndex | None = None) -> None:
+    def submit(self, ticket: typing.SupportsInt | typing.SupportsIndex, image: numpy.ndarray, times: CallTimes | None = None) -> None:
         ...
     def take_completed(self) -> list[tuple[int, typing.Any, numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], int, float]]:
         """
@@ -267,3 +277,4 @@ def usable_cpus() -> int:
     """
     CPUs this process may use: its affinity mask and cgroup quota.
     """
+MAX_DEADLINE_MS: float = 1000000000.0

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from trt_moe import _core
 from trt_moe.errors import InputError
 
 Word = TypeVar("Word", bound=str)
@@ -67,6 +68,15 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise InputError(f"{name} is {_shown(value)}; expected True or False")
     return bool(value)
+
+
+def call_times(deadline_ms: Any) -> _core.CallTimes | None:
+    """Those of a call that is made now and due in so many milliseconds; None where it is due whenever it is answered.
+
+    Raises:
+        InputError: no number, or out of range.
+    """
+    return None if deadline_ms is None else _core.CallTimes(real("deadline_ms", deadline_ms, _core.MAX_DEADLINE_MS))
 
 
 def _shown(value: Any) -> str:

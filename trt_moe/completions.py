@@ -32,7 +32,7 @@ class Completions:
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
 
-    def submit(self, image: np.ndarray[Any, Any], deadline_ms: float | None) -> Future[ResultRow]:
+    def submit(self, image: np.ndarray[Any, Any], times: _core.CallTimes | None) -> Future[ResultRow]:
         """Give the core an image; the future gets its row or its error.
 
         Raises:
@@ -48,7 +48,7 @@ class Completions:
         future.set_running_or_notify_cancel()
         self._futures[ticket] = future
         try:
-            self._pipeline.submit(ticket, image, deadline_ms)
+            self._pipeline.submit(ticket, image, times)
         except TrtMoeError:
             # Only these mean that the core did not take the image. After Ctrl-C, which can strike once it was
             # taken, the future must stay: its answer is on the way.

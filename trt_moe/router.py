@@ -9,8 +9,6 @@ import threading
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import replace
-from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
@@ -18,22 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_moe import _core
-from trt_moe.arguments import flag, real, whole, word
+from trt_moe.arguments import call_times, flag, real, whole, word
 from trt_moe.bundle import Bundle
 from trt_moe.bundle.manifest import MAX_LATENCY_WEIGHT, VerifyBy
 from trt_moe.completions import Completions
-from trt_moe.errors import (
-    DeadlineError,
-    DeviceError,
-    EngineBuildError,
-    InputError,
-    MissingDependencyError,
-    QueueFullError,
-)
+from trt_moe.errors import DeviceError, EngineBuildError, InputError, MissingDependencyError
 from trt_moe.golden import check_golden, noise_images, same_in_any_batch
+from trt_moe.in_parts import predict_in_parts
 from trt_moe.inputs import as_images, as_one_image
 from trt_moe.model import PRECISIONS, Model, checked_threads
-from trt_moe.result import DeviceResult, Result, ResultRow, as_result, join
+from trt_moe.result import DeviceResult, Result, ResultRow, as_result
 
 if TYPE_CHECKING:
     from trt_moe.cuda.load import CudaModels
@@ -49,9 +41,6 @@ VERIFY_BY: tuple[VerifyBy, ...] = get_args(VerifyBy)
 MAX_BATCH = 1 << 16
 MAX_WAIT_US = 10_000_000
 MAX_QUEUE = 1 << 20
-_MAX_DUE_MS = 1e9  # eleven days
-_LEAST_DUE_MS = 1e-6
-_ROOM_AGAIN_S = 0.001
 
 
 class Router:
@@ -233,10 +222,10 @@ class Router:
                 the producer's stream, on the device.
             device_output: leave the answers on the GPU, for torch or cupy to go on with. Needs the device-routed plan
                 and no verification.
-            deadline_ms: milliseconds in which the answers are due, from when the images, checked and put together,
-                reach the core. Each goes to the best expert, by the routing rule, that can answer in time, by how
-                long each one's runs have been taking and by what waits for it; a second look that would come too late
-                is left out. What comes late all the same is given: see `Result.latency_ms`.
+            deadline_ms: milliseconds from this call on in which the answers are due. Each image goes to the best
+                expert, by the routing rule, that can answer in time, by how long each one's runs have been taking and
+                by what waits for it; a second look that would come too late is left out. What comes late all the same
+                is given: see `Result.latency_ms`, which counts from the call as well then.
 
         Raises:
             InputError: wrong dtype, rank or size, an empty batch, or answers that cannot stay on the GPU.
@@ -248,29 +237,19 @@ class Router:
         """
         if device_output:
             self._check_stays_on_device()
-        due = _due(deadline_ms)
+        times = call_times(deadline_ms)
         found = None
         if self._cuda is not None and not isinstance(batch, np.ndarray):
             found = self._cuda.on_device(batch, self._pipeline.input_stream)
         if found is not None:
             keep = self._pipeline.device_rows(found.count) if device_output else None
-            answers = self._pipeline.predict_device(found.address, found.count, found.stream, keep, due)
+            answers = self._pipeline.predict_device(found.address, found.count, found.stream, keep, times)
         else:
             images = as_images(batch, self._bundle.input_shape)
             # An empty batch is predict's to refuse.
             keep = self._pipeline.device_rows(len(images)) if device_output and len(images) else None
-            answers = self._pipeline.predict(images, keep, due)
-        probabilities, gater_logits, experts, latency_ms = answers
-        if keep is not None:
-            return self._device_result(keep, latency_ms)
-        return Result(
-            probabilities,
-            experts,
-            latency_ms,
-            gater_logits,
-            self._completions.class_names,
-            self._completions.expert_names,
-        )
+            answers = self._pipeline.predict(images, keep, times)
+        return self._result(answers) if keep is None else self._device_result(keep, answers[-1])
 
     def _check_stays_on_device(self) -> None:
         if self.plan != "device-routed":
@@ -314,7 +293,8 @@ class Router:
         Raises:
             InputError, QueueFullError, RouterClosedError: as `predict`, at once; the future has later errors.
         """
-        return self._completions.submit(as_one_image(image, self._bundle.input_shape), _due(deadline_ms))
+        times = call_times(deadline_ms)
+        return self._completions.submit(as_one_image(image, self._bundle.input_shape), times)
 
     async def predict_async(self, batch: Any, *, deadline_ms: float | None = None) -> Result:
         """`predict` for coroutines: the event loop goes on meanwhile.
@@ -327,49 +307,30 @@ class Router:
         """
         import asyncio  # who uses no coroutines need not wait for it
 
-        start = perf_counter()
-        due = _due(deadline_ms)
+        times = call_times(deadline_ms) or _core.CallTimes()
         images = as_images(batch, self._bundle.input_shape)
         if len(images) == 1:
             return as_result(
-                await asyncio.wrap_future(self._completions.submit(images[0], due)),
+                await asyncio.wrap_future(self._completions.submit(images[0], times)),
                 self._completions.class_names,
                 self._completions.expert_names,
             )
 
-        def waited_ms() -> float:
-            return (perf_counter() - start) * 1e3
-
         def answer(part: NDArray[np.uint8], others: int) -> Result:
-            waited = waited_ms()
-            # The images that are still to come get their share of what is left.
-            share = None if due is None else max((due - waited) * len(part) / (len(part) + others), _LEAST_DUE_MS)
-            result = self.predict(part, deadline_ms=share)
-            return replace(result, latency_ms=result.latency_ms + np.float32(waited))
+            return self._result(self._pipeline.predict(part, None, times.before(others)))
 
-        parts = [images[begin : begin + self._max_batch] for begin in range(0, len(images), self._max_batch)] or [
-            images
-        ]
-        results: list[Result] = []
-        while len(results) < len(parts):
-            others = sum(len(part) for part in parts[len(results) + 1 :])
-            try:
-                results.append(await asyncio.to_thread(answer, parts[len(results)], others))
-            except DeadlineError as error:
-                raise DeadlineError(
-                    f"{len(images)} images were to be answered in {due:g} ms, in which no expert can answer all; allow "
-                    "more time, or hand in fewer images at once"
-                ) from error
-            except QueueFullError:
-                if not results:
-                    raise
-                if due is not None and waited_ms() > due:
-                    raise DeadlineError(
-                        f"{len(images)} images were to be answered in {due:g} ms, which were over before there was "
-                        "room for all; allow more time, raise max_queue, or hand in fewer images at once"
-                    ) from None
-                await asyncio.sleep(_ROOM_AGAIN_S)
-        return results[0] if len(results) == 1 else join(results)
+        return await predict_in_parts(answer, images, self._max_batch)
+
+    def _result(self, answers: tuple[NDArray[Any], ...]) -> Result:
+        probabilities, gater_logits, experts, latency_ms = answers
+        return Result(
+            probabilities,
+            experts,
+            latency_ms,
+            gater_logits,
+            self._completions.class_names,
+            self._completions.expert_names,
+        )
 
     def model(self, name: str) -> Model:
         """One model of the bundle by itself: the router's own gater or experts, or a baseline, compiled now."""
@@ -486,16 +447,6 @@ class Router:
         return Model.load(
             self._bundle, name, backend=self._backend, precision=precision, threads=self._threads, buckets=buckets
         )
-
-
-def _due(deadline_ms: Any) -> float | None:
-    """A deadline as the core takes it; InputError unless it is one."""
-    if deadline_ms is None:
-        return None
-    due = real("deadline_ms", deadline_ms, _MAX_DUE_MS)
-    if due < _LEAST_DUE_MS:
-        raise InputError(f"deadline_ms is {deadline_ms}; expected a number from {_LEAST_DUE_MS:g} to {_MAX_DUE_MS:g}")
-    return due
 
 
 def _close(pipeline: _core.Pipeline, completions: Completions, cancel_pending: bool = True) -> bool:

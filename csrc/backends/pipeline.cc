@@ -39,7 +39,7 @@ Pipeline::Pipeline(const std::shared_ptr<Engine>& gater, const std::vector<Exper
 }
 
 void Pipeline::predict_there(const DeviceImages& images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep,
-                             std::chrono::nanoseconds limit) {
+                             const CallTimes& times) {
   if (!device_input_ || images.address == 0 || images.count == 0) {
     throw Error(ErrorKind::kInput, "found " + std::to_string(images.count) + " images at device address " +
                                        std::to_string(images.address) +
@@ -47,9 +47,8 @@ void Pipeline::predict_there(const DeviceImages& images, const OutputRows& rows,
                                        "; expected at least one, on the models' CUDA device");
   }
   device_input_->expect_on_device(images);
-  if (keep != nullptr || images_stay_on_device()) return predict(images, rows, poll, keep, limit);
-  const CallTimes times = CallTimes::within(limit);
-  admit(images.count, [&](bool alone) {
+  if (keep != nullptr || images_stay_on_device()) return predict(images, rows, poll, keep, times);
+  admit(images.count, times, [&](bool alone) {
     Poller between(poll);
     for (std::size_t begin = 0; begin < images.count; begin += device_input_->capacity()) {
       const std::size_t count = std::min(device_input_->capacity(), images.count - begin);

@@ -27,7 +27,7 @@ class Pipeline final : public Scheduler {
   // Answers images that lie on the models' device, wherever they are routed: see Scheduler::predict. Throws
   // Error(kInput) where there are none, where they lie elsewhere, and where `keep` is given but answers cannot stay.
   void predict_there(const DeviceImages& images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep,
-                     std::chrono::nanoseconds limit = kNoLimit);
+                     const CallTimes& times = CallTimes::within(kNoLimit));
 
   // Memory for predict's `keep`. Throws Error(kInput) for models on the CPU, Error(kDevice).
   cuda::DeviceOutputs::Rows device_rows(std::size_t images) const;

@@ -13,6 +13,7 @@ void register_errors(pybind11::module_& module);
 void register_system(pybind11::module_& module);
 void register_routing(pybind11::module_& module);
 void register_model(pybind11::module_& module);
+void register_call_times(pybind11::module_& module);
 void register_pipeline(pybind11::module_& module);
 void register_dlpack(pybind11::module_& module);
 void register_cuda(pybind11::module_& module);

@@ -14,14 +14,13 @@ namespace trt_moe {
 namespace {
 
 Answers predict_device(Pipeline& self, std::uintptr_t address, std::size_t count, std::uintptr_t stream,
-                       const std::optional<cuda::DeviceOutputs::Rows>& keep, std::optional<double> deadline_ms) {
+                       const std::optional<cuda::DeviceOutputs::Rows>& keep, const std::optional<CallTimes>& times) {
   AnswerArrays answers(self, count);
   const OutputRows rows = answers.rows();
   const DeviceRows* const kept = kept_rows(keep, count);
   {
     const py::gil_scoped_release release;
-    self.predict_there({address, count, self.input().bytes(), stream}, rows, &check_signals, kept,
-                       limit_of(deadline_ms));
+    self.predict_there({address, count, self.input().bytes(), stream}, rows, &check_signals, kept, times_or_now(times));
   }
   return answers.take();
 }
@@ -76,7 +75,7 @@ void register_device_rows(py::module_& module) {
 void register_device_pipeline(PipelineClass& pipeline) {
   pipeline
       .def("predict_device", &predict_device, py::arg("address"), py::arg("count"), py::arg("stream"),
-           py::arg("keep") = py::none(), py::arg("deadline_ms") = py::none(),
+           py::arg("keep") = py::none(), py::arg("times") = py::none(),
            "predict for `count` uint8 [H,W,C] images, densely packed at an address of the models' CUDA device. They "
            "are\n"
            "read after the work that is on `stream` now: a CUDA stream, 1 (the legacy default), 2 (the thread's) or 0\n"

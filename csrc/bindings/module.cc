@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, module) {
   trt_moe::register_routing(module);
   trt_moe::register_model(module);
   trt_moe::register_dlpack(module);
+  trt_moe::register_call_times(module);
   trt_moe::register_pipeline(module);
   trt_moe::register_cuda(module);
   trt_moe::register_cuda_plan(module);

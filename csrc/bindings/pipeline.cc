@@ -13,12 +13,10 @@ namespace trt_moe {
 
 namespace {
 
-constexpr double kMostMs = 1e9;  // eleven days: none, for all that is timed here
-
 using Completed = py::typing::Tuple<py::int_, py::object, py::array_t<float>, py::array_t<float>, py::int_, py::float_>;
 
 Answers predict(Pipeline& self, const py::array& images, const std::optional<cuda::DeviceOutputs::Rows>& keep,
-                std::optional<double> deadline_ms) {
+                const std::optional<CallTimes>& times) {
   ImageBatchView view = image_batch(images, self.input());
   view.page_locked = self.routes_on_device() && in_input_buffer(images);
   const DeviceRows* const kept = kept_rows(keep, view.count);
@@ -26,7 +24,7 @@ Answers predict(Pipeline& self, const py::array& images, const std::optional<cud
   const OutputRows rows = answers.rows();
   {
     const py::gil_scoped_release release;
-    self.predict(view, rows, &check_signals, kept, limit_of(deadline_ms));
+    self.predict(view, rows, &check_signals, kept, times_or_now(times));
   }
   return answers.take();
 }
@@ -85,16 +83,6 @@ py::typing::Dict<py::str, py::object> stats(const Pipeline& self) {
 
 }  // namespace
 
-std::chrono::nanoseconds limit_of(std::optional<double> deadline_ms) {
-  if (!deadline_ms) return kNoLimit;
-  if (*deadline_ms > 0 && *deadline_ms <= kMostMs) {
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(
-        std::chrono::duration<double, std::milli>(*deadline_ms));
-  }
-  throw Error(ErrorKind::kInput,
-              "deadline_ms is " + std::to_string(*deadline_ms) + "; expected more than 0, up to 1e9");
-}
-
 AnswerArrays::AnswerArrays(const Scheduler& scheduler, std::size_t images)
     : probabilities({images, scheduler.classes()}),
       gater_logits({images, scheduler.experts()}),
@@ -137,18 +125,18 @@ void register_pipeline(py::module_& module) {
            py::arg("latency_weight"), py::arg("verify_below"), py::arg("verify_by_mirror"), py::arg("max_batch"),
            py::arg("max_wait_us"), py::arg("max_queue"), py::arg("warmup"), py::arg("device_routed") = false,
            py::arg("speculate") = false)
-      .def("predict", &predict, py::arg("images"), py::arg("keep") = py::none(), py::arg("deadline_ms") = py::none(),
+      .def("predict", &predict, py::arg("images"), py::arg("keep") = py::none(), py::arg("times") = py::none(),
            "(probabilities float32 [N,C], gater logits float32 [N,K], routes int64 [N], latency_ms float32 [N]). "
            "`keep`:\n"
            "device_rows(N), which get the answers too.")
       .def(
           "submit",
-          [](Pipeline& self, std::uint64_t ticket, const py::array& image, std::optional<double> deadline_ms) {
+          [](Pipeline& self, std::uint64_t ticket, const py::array& image, const std::optional<CallTimes>& times) {
             const std::uint8_t* const pixels = single_image(image, self.input());
             const py::gil_scoped_release release;
-            self.submit(ticket, pixels, limit_of(deadline_ms));
+            self.submit(ticket, pixels, times_or_now(times));
           },
-          py::arg("ticket"), py::arg("image"), py::arg("deadline_ms") = py::none())
+          py::arg("ticket"), py::arg("image"), py::arg("times") = py::none())
       .def("take_completed", &take_completed,
            "Blocks for finished submissions: [(ticket, error or None, probabilities, gater logits, route, "
            "latency_ms)];\n"

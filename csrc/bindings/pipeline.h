@@ -41,9 +41,10 @@ struct AnswerArrays {
 // Whether the images lie in an array that `input_buffer` gave.
 bool in_input_buffer(const pybind11::array& images);
 
-// Of a call that is to be answered within so many milliseconds, or whenever it is. Throws Error(kInput) unless
-// positive.
-std::chrono::nanoseconds limit_of(std::optional<double> deadline_ms);
+// When a call was made and is due; one that does not tell is made now, and due whenever it is answered.
+inline CallTimes times_or_now(const std::optional<CallTimes>& given) {
+  return given ? *given : CallTimes::within(kNoLimit);
+}
 
 // Where `images` answers are kept on the device, if anywhere. Throws Error(kInput) when they do not fit.
 const DeviceRows* kept_rows(const std::optional<cuda::DeviceOutputs::Rows>& keep, std::size_t images);

@@ -81,21 +81,21 @@ class Scheduler {
 
   // Answers every image or throws: Error(kQueueFull) with nothing taken, Error(kRouterClosed), Error(kModelOutput).
   // Of more than max_batch images, max_batch are under way at a time. `poll`: see BlockingRequest::wait. `keep`: where
-  // the answers are written on the device as well; Error(kInput) unless images stay there. `limit`: from now on, for
-  // the answers. An image is answered by the best expert that can in what is left of it, by what runs took so far and
-  // by what waits; Error(kDeadline) where none can, which may show only when its turn comes. An answer that comes late
-  // all the same is given.
+  // the answers are written on the device as well; Error(kInput) unless images stay there. With a deadline
+  // an image is answered by the best expert that can be in time, by what runs took so far and by what waits;
+  // Error(kDeadline) where none can, which may show only when its turn comes. An answer that comes late all the same
+  // is given.
   void predict(ImageBatchView images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep = nullptr,
-               std::chrono::nanoseconds limit = kNoLimit);
+               const CallTimes& times = CallTimes::within(kNoLimit));
   // The same for images on the device, in place; Error(kInput) unless images stay there.
   void predict(const DeviceImages& images, const OutputRows& rows, void (*poll)(), const DeviceRows* keep = nullptr,
-               std::chrono::nanoseconds limit = kNoLimit);
+               const CallTimes& times = CallTimes::within(kNoLimit));
   bool routes_on_device() const noexcept { return routed_lane_ != nullptr; }
   // Routed there, and not verified: that takes the images through the host.
   bool images_stay_on_device() const noexcept { return routes_on_device() && verify_below() <= 0.0F; }
 
   // Takes a copy of one image; its answer comes out of take_completed under `ticket`.
-  void submit(std::uint64_t ticket, const std::uint8_t* image, std::chrono::nanoseconds limit = kNoLimit);
+  void submit(std::uint64_t ticket, const std::uint8_t* image, const CallTimes& times = CallTimes::within(kNoLimit));
   void take_completed(std::vector<SubmittedRequest*>& into);  // empty: closed and drained, or in a fork
   void recycle(SubmittedRequest* request);                    // every request taken must come back
 
@@ -125,7 +125,7 @@ class Scheduler {
  protected:
   // Calls `answer` while a place for so many images is held: nothing closes or fills up between what it does.
   // alone: nothing else is under way.
-  void admit(std::size_t images, const std::function<void(bool alone)>& answer);
+  void admit(std::size_t images, const CallTimes& times, const std::function<void(bool alone)>& answer);
   // Part of such an answer; see predict.
   void answer(ImageBatchView images, const OutputRows& rows, const CallTimes& times, void (*poll)(),
               const DeviceRows* keep, bool alone);

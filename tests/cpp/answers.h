@@ -34,7 +34,8 @@ Answers predict_levels(Scheduler& scheduler, const ImageShape& shape, const std:
                        void (*poll)() = nullptr, std::chrono::nanoseconds limit = kNoLimit) {
   const std::vector<std::uint8_t> images = pixels_of(shape, levels);
   Answers answers(levels.size());
-  scheduler.predict({images.data(), levels.size(), shape.bytes()}, answers.rows(), poll, nullptr, limit);
+  scheduler.predict({images.data(), levels.size(), shape.bytes()}, answers.rows(), poll, nullptr,
+                    CallTimes::within(limit));
   return answers;
 }
 

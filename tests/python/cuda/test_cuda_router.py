@@ -39,12 +39,12 @@ class FakePipeline:
         self.models, self.options = [gater, *experts], options
         self.calls: list[Any] = []
 
-    def predict(self, images: Any, keep: Any, deadline_ms: float | None) -> Any:
-        self.calls.append(("predict", images.shape, deadline_ms, keep))
+    def predict(self, images: Any, keep: Any, times: Any) -> Any:
+        self.calls.append(("predict", images.shape, type(times), keep))
         return self._answers(len(images))
 
-    def predict_device(self, address: int, count: int, stream: int, keep: Any, deadline_ms: float | None) -> Any:
-        self.calls.append(("predict_device", address, count, stream, deadline_ms, keep))
+    def predict_device(self, address: int, count: int, stream: int, keep: Any, times: Any) -> Any:
+        self.calls.append(("predict_device", address, count, stream, type(times), keep))
         return self._answers(count)
 
     def device_rows(self, count: int) -> Any:
@@ -128,9 +128,9 @@ def test_images_go_where_they_are(gpu: None, tiny: TinyBundle) -> None:
         opened.predict(SimpleNamespace(address=0xABC), deadline_ms=20)
         opened.predict([tiny.grey(0)[0]], deadline_ms=0.5)
         assert pipeline(opened).calls == [
-            ("predict", (2, 8, 8, 1), None, None),
-            ("predict_device", 0xABC, 2, 0x77, 20.0, None),
-            ("predict", (1, 8, 8, 1), 0.5, None),
+            ("predict", (2, 8, 8, 1), type(None), None),
+            ("predict_device", 0xABC, 2, 0x77, _core.CallTimes, None),
+            ("predict", (1, 8, 8, 1), _core.CallTimes, None),
         ]
 
 

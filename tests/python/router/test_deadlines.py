@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import trt_moe
 from tests.support.tiny_bundle import TinyBundle, write_tiny_bundle
@@ -70,6 +72,27 @@ def test_what_nobody_can_answer_in_time_is_told(
 def test_what_is_no_deadline_is_refused(router: trt_moe.Router, tiny: TinyBundle, call: Call, due: Any) -> None:
     with pytest.raises(trt_moe.InputError, match=r"deadline_ms is .*; expected a number"):
         call(router, tiny.random(2), due)
+
+
+class SlowToRead:
+    """A tensor that takes 50 ms to hand over its image."""
+
+    def __init__(self, image: NDArray[np.uint8]) -> None:
+        self.image = image
+
+    def __dlpack__(self, **options: Any) -> Any:
+        time.sleep(0.05)
+        return self.image.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.image.__dlpack_device__()
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_deadline_counts_from_the_call(router: trt_moe.Router, tiny: TinyBundle, call: Call) -> None:
+    images = [SlowToRead(image) for image in tiny.random(2)]
+    with pytest.raises(trt_moe.DeadlineError, match="to be answered in 25 ms, which were over"):
+        call(router, images, 25)
 
 
 def test_the_dear_expert_answers_where_there_is_time_for_it_only(tmp_path: Path) -> None:

@@ -399,28 +399,6 @@ def test_a_cancelled_predict_async_stops_after_a_batch(tmp_path) -> None:
         assert router.stats()["stages"]["total"]["count"] < 100_000
 
 
-def test_a_predict_async_that_has_begun_waits_for_room(
-    router: trt_moe.Router, tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images, predict = tiny.random(3 * 64), router.predict
-    full = iter([False, True, True, False, True, False])
-
-    def now_and_then(batch: np.ndarray, deadline_ms: float | None) -> trt_moe.Result:
-        if next(full, True):
-            raise trt_moe.QueueFullError("full")
-        return predict(batch, deadline_ms=deadline_ms)
-
-    expected = predict(images)
-    monkeypatch.setattr(router, "predict", now_and_then)
-    np.testing.assert_array_equal(asyncio.run(router.predict_async(images)).probabilities, expected.probabilities)
-    full = iter([True])
-    with pytest.raises(trt_moe.QueueFullError):
-        asyncio.run(router.predict_async(images))
-    full = iter([False])
-    with pytest.raises(trt_moe.DeadlineError, match="which were over before there was room for all"):
-        asyncio.run(router.predict_async(images, deadline_ms=2000))
-
-
 def test_a_forgotten_router_stops_its_threads(tiny: TinyBundle) -> None:
     before = threading.active_count()
     router = trt_moe.Router(tiny.path)

@@ -1,0 +1,42 @@
+#include "core/call_times.h"
+
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <optional>
+#include <sstream>
+
+#include "bindings/bindings.h"
+
+namespace py = pybind11;
+
+namespace trt_moe {
+
+namespace {
+
+constexpr double kMaxDeadlineMs = 1e9;  // eleven days
+
+CallTimes call_times(std::optional<double> deadline_ms) {
+  if (!deadline_ms) return CallTimes::within(kNoLimit);
+  std::chrono::nanoseconds limit{0};
+  if (*deadline_ms > 0 && *deadline_ms <= kMaxDeadlineMs) {
+    limit =
+        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double, std::milli>(*deadline_ms));
+  }
+  if (limit.count() > 0) return CallTimes::within(limit);
+  std::ostringstream text;
+  text << "deadline_ms is " << *deadline_ms << "; expected a number from 1e-6 to " << kMaxDeadlineMs;
+  throw Error(ErrorKind::kInput, text.str());
+}
+
+}  // namespace
+
+void register_call_times(py::module_& module) {
+  module.attr("MAX_DEADLINE_MS") = kMaxDeadlineMs;
+  py::class_<CallTimes>(module, "CallTimes", "When a call was made, which is now, and when its answers are due.")
+      .def(py::init(&call_times), py::arg("deadline_ms") = py::none())
+      .def("before", &CallTimes::before, py::arg("others"),
+           "For a part of the call's images, which so many others follow.");
+}
+
+}  // namespace trt_moe
