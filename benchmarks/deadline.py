@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +13,8 @@ import numpy as np
 from benchmarks.common import Images, OpenVinoPeer, PythonRouting
 from benchmarks.concurrency import GroupingServer
 from benchmarks.tables import markdown, percentiles
-from trt_moe import Bundle, DeadlineError, QueueFullError, Router
+from trt_moe import Bundle, Router
+from trt_moe.profiling.arrivals import Outcome, send_at_random
 
 TITLE = "Single images at random times, each due in 20 ms"
 DUE_MS = 20.0
@@ -41,6 +40,16 @@ class Tally:
     right: int = 0
     refused: int = 0
     latencies: list[float] = field(default_factory=list)
+
+    def add(self, outcomes: list[Outcome], labels: Any) -> None:
+        self.images += len(outcomes)
+        for image, latency_ms, label in outcomes:
+            if latency_ms is None:
+                self.refused += 1
+                continue
+            self.latencies.append(latency_ms)
+            self.in_time += latency_ms <= DUE_MS
+            self.right += latency_ms <= DUE_MS and label == labels[image]
 
     def row(self) -> dict[str, float]:
         return percentiles(self.latencies or [float("nan")]) | {
@@ -76,7 +85,15 @@ def run(bundle: Bundle, images: Images, quick: bool) -> dict[str, Any]:
                 for load in LOADS:
                     for name, contender in contenders.items():
                         router.latency_weight = contender.latency_weight
-                        _drive(contender, samples, labels, load * most, seconds, rng, tallies[load, name])
+                        sent = send_at_random(
+                            lambda index, submit=contender.submit: submit(samples[index]),
+                            contender.label,
+                            len(samples),
+                            load * most,
+                            seconds,
+                            rng,
+                        )
+                        tallies[load, name].add(sent.outcomes, labels)
     finally:
         dropping.close()
     return {
@@ -89,18 +106,6 @@ def run(bundle: Bundle, images: Images, quick: bool) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """The client keeps thousands of futures, among which Python's collector would look for cycles for up to 130 ms."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-@_no_collection()
 def _most(router: Router, samples: Images, seconds: float) -> float:
     """Images a second of the mixture as it is shipped, 256 of them under way."""
     order = np.random.default_rng(1).permutation(len(samples))
@@ -114,46 +119,6 @@ def _most(router: Router, samples: Images, seconds: float) -> float:
             waiting.pop(0).result()
     wait(waiting)
     return done / (time.perf_counter() - start)
-
-
-@_no_collection()
-def _drive(
-    contender: Contender,
-    samples: Images,
-    labels: Any,
-    rate: float,
-    seconds: float,
-    rng: np.random.Generator,
-    tally: Tally,
-) -> None:
-    arrivals = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
-    chosen = rng.integers(len(samples), size=len(arrivals))
-    under_way: list[tuple[int, Future[Any], list[float]]] = []
-    tally.images += len(arrivals)
-    start = time.perf_counter()
-    for at, index in zip(arrivals, chosen, strict=True):
-        if (early := at - (time.perf_counter() - start)) > 0:
-            time.sleep(early)
-        took: list[float] = []
-        begin = time.perf_counter()
-        try:
-            future = contender.submit(samples[index])
-        except QueueFullError:
-            tally.refused += 1
-            continue
-        future.add_done_callback(lambda _, begin=begin, took=took: took.append((time.perf_counter() - begin) * 1e3))
-        under_way.append((index, future, took))
-    for index, future, took in under_way:
-        try:
-            label = contender.label(future.result())
-        except DeadlineError:
-            tally.refused += 1
-            continue
-        while not took:  # the callback comes just after the result
-            time.sleep(0)
-        tally.latencies += took
-        tally.in_time += took[0] <= DUE_MS
-        tally.right += took[0] <= DUE_MS and label == labels[index]
 
 
 def table(report: dict[str, Any]) -> str:

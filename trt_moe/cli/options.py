@@ -210,15 +210,15 @@ def overrides(settings: Sequence[str], models: Sequence[str]) -> dict[str, dict[
     return result
 
 
-def counts(text: str, what: str) -> tuple[int, ...]:
+def counts(text: str, what: str, most: int = 1024, example: str = "1,2,4") -> tuple[int, ...]:
     """Parse "1,2,4"; "none" is empty.
 
     Raises:
-        InputError: something else, or a number outside 1 to 1024.
+        InputError: something else, or a number outside 1 to `most`.
     """
     if text.strip().lower() == "none":
         return ()
     found = whole_numbers(text)
-    if found is None or not all(1 <= number <= 1024 for number in found):
-        raise InputError(f"{what} is {text!r}; expected numbers from 1 to 1024 such as 1,2,4, or none")
+    if found is None or not all(1 <= number <= most for number in found):
+        raise InputError(f"{what} is {text!r}; expected numbers from 1 to {most} such as {example}, or none")
     return found

@@ -183,7 +183,11 @@ def profile(
     bundle: Annotated[str, typer.Argument(help="A bundle's folder, or the name of a shipped bundle.")],
     iterations: Annotated[int, typer.Option("--iterations", "-n", min=1, help="Single images to time.")] = 1000,
     clients: Annotated[str, typer.Option(help="Numbers of client threads; none to skip.")] = "1,2,4,8,16",
-    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Of load for each number of clients.")] = 3.0,
+    rates: Annotated[str, typer.Option(help="Single images a second, sent at random times; none to skip.")] = "none",
+    deadline_ms: Annotated[
+        float | None, typer.Option("--deadline-ms", help="In which each of those images is due; default: none.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Of load for each number of clients and rate.")] = 3,
     latency_weight: options.LatencyWeight = None,
     verify_below: options.VerifyBelow = None,
     verify_by: options.VerifyByOption = None,
@@ -197,14 +201,19 @@ def profile(
 
     Every model and the mixture one image at a time, then the mixture under load, and where its time goes.
     """
+    from trt_moe.arguments import call_times
     from trt_moe.bundle import Bundle
     from trt_moe.console import print_json, progress
+    from trt_moe.errors import InputError
     from trt_moe.output import check_output, write_json, written_after
     from trt_moe.profiling.measure import profile as profile_router
     from trt_moe.profiling.measure import profile_images
     from trt_moe.profiling.tables import print_profile
 
     counts = options.counts(clients, "--clients")
+    offered = options.counts(rates, "--rates", 100_000, "500,1000")
+    if call_times(deadline_ms) is not None and not offered:
+        raise InputError("--deadline-ms is for the images that --rates sends; add --rates 500,1000")
     check_output(output)
     loaded = Bundle.load(bundle)
     images, what = profile_images(loaded)
@@ -212,7 +221,7 @@ def profile(
         open_router(loaded, device, precision, threads, latency_weight, verify_below, verify_by) as router,
         progress(not as_json) as callback,
     ):
-        result = profile_router(router, images, iterations, counts, seconds, callback)
+        result = profile_router(router, images, iterations, counts, seconds, offered, deadline_ms, callback)
     with written_after((output, lambda file: write_json(file, result))):
         if as_json:
             print_json(result)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trt_moe import _core
+from trt_moe.collector import no_collection
 
 _log = logging.getLogger("trt_moe")
 
@@ -98,7 +97,8 @@ def capture_model(
         for bucket in buckets:
             source.enqueue(bucket)
             capture.synchronize()
-            with _no_garbage_collection():
+            # It may free GPU memory, of a closed router for one, and that ends a capture on the same thread.
+            with no_collection():
                 capture.begin(bucket)
                 try:
                     source.enqueue(bucket)
@@ -108,15 +108,3 @@ def capture_model(
                 nodes = capture.end()
             _log.debug("%s, batch of %d: captured %s", name, bucket, nodes)
     return capture.finish(owner=source)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """A collection may free GPU memory, of a closed router for one, and that ends a capture on the same thread."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

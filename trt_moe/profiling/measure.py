@@ -15,6 +15,7 @@ from trt_moe.bundle.manifest import MIXTURE
 from trt_moe.console import ProgressCallback
 from trt_moe.evaluation.latency import measure
 from trt_moe.percentiles import percentiles
+from trt_moe.profiling.arrivals import send_at_random
 from trt_moe.router import Router
 
 DEFAULT_CLIENTS = (1, 2, 4, 8, 16)
@@ -28,21 +29,25 @@ def profile(
     iterations: int = 1000,
     clients: Sequence[int] = DEFAULT_CLIENTS,
     seconds: float = 3.0,
+    rates: Sequence[int] = (),
+    deadline_ms: float | None = None,
     progress: ProgressCallback = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Time single images through every model and the mixture, then load the router from many threads.
+    """Time single images through every model and the mixture, then load the router.
 
     Args:
         router: fresh, so that its stage statistics are of this profile.
         images: uint8 [N, H, W, C], taken in turn.
         iterations: single images for the latencies.
         clients: numbers of threads that call `router.predict` with single images as fast as they can.
-        seconds: how long for each number.
+        seconds: how long for each of those numbers and each rate.
+        rates: images per second that `router.submit` gets at random times.
+        deadline_ms: of those.
         progress: called as progress(what, done, total).
 
     Returns:
         Ready for JSON: "latency" by model and "mixture", "stages" of the single images and of those that warmed up,
-        "clients".
+        "clients", "rates".
     """
     bundle = router.bundle
     names = [entry.name for entry in [*bundle.models(), *bundle.baselines]]
@@ -50,6 +55,7 @@ def profile(
     timed = measure(router, images[rows], names, progress, "single images")
     stages = router.stats()["stages"]
     load = [_load(router, images, count, seconds, progress) for count in clients]
+    offered = [_offer(router, images, rate, deadline_ms, seconds, progress) for rate in rates]
     return {
         "bundle": bundle.name,
         "device": router.device,
@@ -62,6 +68,8 @@ def profile(
         "share": {name: float((timed.routes == index).mean()) for index, name in enumerate(router.expert_names)},
         "stages": stages,
         "clients": load,
+        "deadline_ms": deadline_ms,
+        "rates": offered,
     }
 
 
@@ -130,6 +138,44 @@ def _load(
         **percentiles(values, tail=True),
         "max_ms": float(values.max()),
     }
+
+
+def _offer(
+    router: Router,
+    images: NDArray[np.uint8],
+    rate: int,
+    deadline_ms: float | None,
+    seconds: float,
+    progress: ProgressCallback,
+) -> dict[str, Any]:
+    what = f"{rate:,} images/s"
+    progress(what, 0, 1)
+    sent = send_at_random(
+        lambda index: router.submit(images[index], deadline_ms=deadline_ms),
+        lambda row: row.expert,
+        len(images),
+        rate,
+        seconds,
+        np.random.default_rng(0),
+    )
+    progress(what, 1, 1)
+    count, answered = len(sent.outcomes), [outcome for outcome in sent.outcomes if outcome.latency_ms is not None]
+    row: dict[str, Any] = {
+        "rate": rate,
+        "images": count,
+        "sent_per_s": count / sent.seconds,
+        "refused": 1 - len(answered) / count,
+    }
+    if answered:
+        values = np.array([outcome.latency_ms for outcome in answered])
+        experts = np.array([outcome.value for outcome in answered])
+        row |= percentiles(values, tail=True) | {"max_ms": float(values.max())}
+        row["share"] = {name: float((experts == index).mean()) for index, name in enumerate(router.expert_names)}
+        if deadline_ms is not None:
+            row["in_time"] = int((values <= deadline_ms).sum()) / count
+    elif deadline_ms is not None:
+        row["in_time"] = 0.0
+    return row
 
 
 def ordered_latency(data: dict[str, Any]) -> list[str]:

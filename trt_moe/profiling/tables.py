@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trt_moe.bundle.manifest import MIXTURE
-from trt_moe.console import milliseconds, percent, print_table, routing_rule, stdout
+from trt_moe.console import milliseconds, percent, points, print_table, routing_rule, stdout
 from trt_moe.profiling.measure import ordered_latency
 
 _KEYS = ("mean_ms", "p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "max_ms")
@@ -36,8 +36,25 @@ def print_profile(data: dict[str, Any], images: str) -> None:
             for row in data["clients"]
         ]
         print_table("client threads sending single images", ["clients", "images/s", *_HEADS], rows)
+    if data["rates"]:
+        due = data["deadline_ms"]
+        title = "single images at random times" + ("" if due is None else f", each due in {due:g} ms")
+        in_time = [] if due is None else ["in time %"]
+        heads = ["images/s", "sent/s", *in_time, "refused %", *_HEADS, *(f"{name} %" for name in data["share"])]
+        print_table(title, heads, [_rate_row(row, list(data["share"])) for row in data["rates"]])
     out.print(
         f"{MIXTURE}: wall time of router.predict with one image, all overhead included. Models: bare "
         "inference by the C++ clock, in turn with the mixture. Stages: gate (gater), queue (waiting for an "
         "expert), gather and scatter (copies), expert, total; quantiles of stages are good to 3.2 %."
     )
+
+
+def _rate_row(row: dict[str, Any], experts: list[str]) -> list[str]:
+    return [
+        f"{row['rate']:,}",
+        f"{row['sent_per_s']:,.0f}",
+        *([points(row["in_time"])] if "in_time" in row else []),
+        points(row["refused"]),
+        *(milliseconds(row[key]) if key in row else "-" for key in _KEYS),
+        *(points(row["share"][name]) if "share" in row else "-" for name in experts),
+    ]

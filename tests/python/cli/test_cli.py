@@ -67,6 +67,9 @@ def test_help_is_quick_and_needs_no_heavy_package():
         ["demo", "--precision", "int3"],
         ["demo", "--latency-weight", "-1"],
         ["profile", "x", "--clients", "0"],
+        ["profile", "x", "--rates", "0.5"],
+        ["profile", "x", "--rates", "500", "--deadline-ms", "0"],
+        ["profile", "x", "--deadline-ms", "20"],
         ["eval", "/no/such/data"],
         ["train", "/no/such.yaml"],
         ["pack", "out"],
@@ -308,7 +311,14 @@ def test_profile(tiny, tmp_path):
     assert "clients" in text
     assert json.loads(output.read_text())["iterations"] == 20
     data = json.loads(run(*arguments[:4], "--clients", "none", "--json").stdout)
-    assert data["clients"] == []
+    assert data["clients"] == data["rates"] == []
+    sent = (*arguments[:4], "--clients", "none", "--seconds", 0.2, "--rates", "50,1000")
+    text = run(*sent, "--deadline-ms", 60_000).stdout
+    assert "single images at random times, each due in 60000 ms" in text
+    assert "in time %" in text and "1,000" in text
+    text = run(*sent).stdout
+    assert "single images at random times" in text
+    assert "in time" not in text
 
 
 def test_training_without_its_packages_says_what_to_install(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ def tiny(tmp_path_factory):
 def test_profile_is_complete(tiny):
     seen = []
     with Router(tiny.path, threads=1) as router:
-        data = profile(router, tiny.random(10), 25, (1, 3), 0.2, lambda *args: seen.append(args))
+        data = profile(router, tiny.random(10), 25, (1, 3), 0.2, progress=lambda *args: seen.append(args))
     data = json.loads(json.dumps(data, allow_nan=False))
     assert set(data["latency"]) == {"mixture", "gater", "expert-0", "expert-1", "robust-light"}
     for row in data["latency"].values():
@@ -29,6 +29,37 @@ def test_profile_is_complete(tiny):
     assert [row["clients"] for row in data["clients"]] == [1, 3]
     assert all(row["images_per_s"] > 0 for row in data["clients"])
     assert {what for what, _, _ in seen} == {"single images", "1 client", "3 clients"}
+
+
+def test_images_at_random_times(tiny):
+    seen = []
+    with Router(tiny.path, threads=1) as router:
+        names = router.expert_names
+        data = profile(router, tiny.random(10), 25, (), 0.2, (50, 100), 60_000, lambda *args: seen.append(args))
+        assert router.stats()["experts"][names[0]]["images"] > 0
+    data = json.loads(json.dumps(data, allow_nan=False))
+    assert (data["clients"], data["deadline_ms"]) == ([], 60_000)
+    assert [(row["rate"], row["images"]) for row in data["rates"]] == [(50, 10), (100, 20)]
+    for row in data["rates"]:
+        assert (row["refused"], row["in_time"]) == (0, 1)
+        assert 0 < row["p50_ms"] <= row["p99_9_ms"] <= row["max_ms"]
+        assert list(row["share"]) == names and sum(row["share"].values()) == pytest.approx(1)
+        assert row["sent_per_s"] > 0
+    assert [args for args in seen if "/s" in args[0]] == [
+        (what, done, 1) for what in ("50 images/s", "100 images/s") for done in (0, 1)
+    ]
+
+
+def test_without_a_deadline_nothing_is_in_time_or_late(tiny):
+    with Router(tiny.path, threads=1) as router:
+        (row,) = profile(router, tiny.random(10), 25, (), 0.2, (50,))["rates"]
+    assert "in_time" not in row and row["refused"] == 0
+
+
+def test_where_all_are_refused_there_are_no_latencies(tiny):
+    with Router(tiny.path, threads=1) as router:
+        (row,) = profile(router, tiny.random(10), 25, (), 0.2, (50,), 1e-5)["rates"]
+    assert row == {"rate": 50, "images": 10, "sent_per_s": row["sent_per_s"], "refused": 1, "in_time": 0}
 
 
 def test_a_client_that_fails_ends_the_profile(tiny):
