@@ -213,8 +213,6 @@ void Scheduler::answer(ImageBatchView images, const OutputRows& rows, const Call
         request->wait(poll);
         between();
       }
-      // The other part has failed.
-      if (const auto& other = parts[(turn + 1) % 2]; other && other->cancelled()) break;
       const std::size_t count = std::min(part, images.count - begin);
       request.emplace(ImageBatchView{images.image(begin), count, images.image_bytes},
                       rows.part(begin, classes_, experts_.size()), times.before(images.count - begin - count));
