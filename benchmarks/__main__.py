@@ -1,6 +1,7 @@
 """Runs every benchmark on a shipped bundle and writes one JSON file and a Markdown table.
 
 python -m benchmarks [--bundle fashion-mnist] [--out benchmarks/results] [--quick] [--only overhead,peers,...]
+                     [--name results]
 """
 
 import argparse
@@ -27,11 +28,8 @@ def main() -> None:
     parser.add_argument("--bundle", default="fashion-mnist")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--quick", action="store_true", help="a tenth of the rounds, to see that everything runs")
-    parser.add_argument(
-        "--only",
-        default=",".join(BENCHMARKS),
-        help="comma-separated, of: " + ", ".join(BENCHMARKS) + "; the files are named after them, else results",
-    )
+    parser.add_argument("--only", default=",".join(BENCHMARKS), help="comma-separated, of: " + ", ".join(BENCHMARKS))
+    parser.add_argument("--name", default="results", help="of the two files")
     options = parser.parse_args()
     names = options.only.split(",")
     if unknown := [name for name in names if name not in BENCHMARKS]:
@@ -46,9 +44,8 @@ def main() -> None:
         report[name] = BENCHMARKS[name].run(bundle, images, quick=options.quick)
         tables.append(f"### {BENCHMARKS[name].TITLE}\n\n{BENCHMARKS[name].table(report[name])}\n")
         print(tables[-1], flush=True)
-    stem = "results" if names == list(BENCHMARKS) else "-".join(names)
-    (options.out / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.out / f"{stem}.md").write_text("\n".join(tables))
+    (options.out / f"{options.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (options.out / f"{options.name}.md").write_text("\n".join(tables))
 
 
 if __name__ == "__main__":

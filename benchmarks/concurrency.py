@@ -37,9 +37,9 @@ class GroupingServer:
     def predict(self, image: Images) -> Any:
         return self.submit(image).result()
 
-    def submit(self, image: Images) -> Future[Any]:
+    def submit(self, image: Images, late_s: float = 0.0) -> Future[Any]:
         future: Future[Any] = Future()
-        self._queue.put((image, perf_counter(), future))
+        self._queue.put((image, perf_counter() - late_s, future))
         return future
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['CallTimes', 'CudaCapture', 'CudaDevice', 'DeviceRows', 'MAX_DEADLINE_MS', 'Model', 'Pipeline', 'arena_plan', 'built_backends', 'cpu_name', 'cpu_quota', 'cuda_build', 'cuda_built', 'cuda_compute_capability', 'dlpack_capsule', 'graph_topology', 'plan_routes', 'read_dlpack', 'route_reference', 'usable_cpus']
+__all__: list[str] = ['CallTimes', 'CudaCapture', 'CudaDevice', 'DeviceRows', 'MAX_DEADLINE_MS', 'MIN_DEADLINE_MS', 'Model', 'Pipeline', 'arena_plan', 'built_backends', 'cpu_name', 'cpu_quota', 'cuda_build', 'cuda_built', 'cuda_compute_capability', 'dlpack_capsule', 'graph_topology', 'plan_routes', 'read_dlpack', 'route_reference', 'usable_cpus']
 class Model:
     """
     One model compiled for one device.
@@ -49,6 +49,16 @@ class CallTimes:
     def before(self, others: typing.SupportsInt | typing.SupportsIndex) -> CallTimes:
         """
         For a part of the call's images, which so many others follow.
+        """
+    @property
+    def later(self) -> int:
+        """
+        Images of the call that follow those of this part.
+        """
+    @property
+    def over(self) -> bool:
+        """
+        Whether they are late by now.
         """
 class DeviceRows:
     """
@@ -278,3 +288,4 @@ def usable_cpus() -> int:
     CPUs this process may use: its affinity mask and cgroup quota.
     """
 MAX_DEADLINE_MS: float = 1000000000.0
+MIN_DEADLINE_MS: float = 1e-06

@@ -32,8 +32,8 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
     return number
 
 
-def real(name: str, value: Any, most: float) -> float:
-    """A number from 0 on, of any real type.
+def real(name: str, value: Any, most: float, least: float = 0.0) -> float:
+    """A number of any real type.
 
     Raises:
         InputError: another type, bool included, or out of range.
@@ -42,8 +42,8 @@ def real(name: str, value: Any, most: float) -> float:
         number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     except OverflowError:
         number = math.inf
-    if not 0 <= number <= most:
-        raise InputError(f"{name} is {_shown(value)}; expected a number from 0 to {most:g}")
+    if not least <= number <= most:
+        raise InputError(f"{name} is {_shown(value)}; expected a number from {least:g} to {most:g}")
     return number
 
 
@@ -70,13 +70,15 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def call_times(deadline_ms: Any) -> _core.CallTimes | None:
+def call_times(deadline_ms: Any, name: str = "deadline_ms") -> _core.CallTimes | None:
     """Those of a call that is made now and due in so many milliseconds; None where it is due whenever it is answered.
 
     Raises:
         InputError: no number, or out of range.
     """
-    return None if deadline_ms is None else _core.CallTimes(real("deadline_ms", deadline_ms, _core.MAX_DEADLINE_MS))
+    if deadline_ms is None:
+        return None
+    return _core.CallTimes(real(name, deadline_ms, _core.MAX_DEADLINE_MS, _core.MIN_DEADLINE_MS))
 
 
 def _shown(value: Any) -> str:

@@ -303,7 +303,7 @@ class Router:
         thread of asyncio's, `max_batch` images at a time: the first find room or are refused, the others wait for it,
         however long that takes, unless they are due (see also `asyncio.wait_for`). A cancelled call stops after at most
         `max_batch` more images.
-        `deadline_ms` counts from this call on for all of them.
+        `deadline_ms` counts for all of them from when the coroutine begins, which is when it is awaited.
         """
         import asyncio  # who uses no coroutines need not wait for it
 
@@ -316,10 +316,10 @@ class Router:
                 self._completions.expert_names,
             )
 
-        def answer(part: NDArray[np.uint8], others: int) -> Result:
-            return self._result(self._pipeline.predict(part, None, times.before(others)))
+        def answer(part: NDArray[np.uint8], times: _core.CallTimes) -> Result:
+            return self._result(self._pipeline.predict(part, None, times))
 
-        return await predict_in_parts(answer, images, self._max_batch)
+        return await predict_in_parts(answer, images, self._max_batch, times)
 
     def _result(self, answers: tuple[NDArray[Any], ...]) -> Result:
         probabilities, gater_logits, experts, latency_ms = answers

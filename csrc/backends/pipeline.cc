@@ -48,7 +48,7 @@ void Pipeline::predict_there(const DeviceImages& images, const OutputRows& rows,
   }
   device_input_->expect_on_device(images);
   if (keep != nullptr || images_stay_on_device()) return predict(images, rows, poll, keep, times);
-  admit(images.count, times, [&](bool alone) {
+  admit(images.count, [&](bool alone) {
     Poller between(poll);
     for (std::size_t begin = 0; begin < images.count; begin += device_input_->capacity()) {
       const std::size_t count = std::min(device_input_->capacity(), images.count - begin);

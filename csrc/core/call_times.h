@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 
 namespace trt_moe {
 
@@ -26,6 +27,12 @@ struct CallTimes {
     CallTimes part = *this;
     part.later += others;
     return part;
+  }
+
+  // When so many of the images are to be answered, for those that come later to have their share of what is left.
+  Clock::time_point share(std::size_t images, Clock::time_point now) const noexcept {
+    if (!has_deadline() || later == 0) return deadline;
+    return now + (deadline - now) / static_cast<std::int64_t>(images + later) * static_cast<std::int64_t>(images);
   }
 
   bool has_deadline() const noexcept { return deadline != Clock::time_point::max(); }

@@ -59,16 +59,12 @@ thread_local const Scheduler::ActivePredict* Scheduler::ActivePredict::innermost
 // A place for some images in the scheduler, given back on destruction.
 class Scheduler::Admission {
  public:
-  Admission(Scheduler& scheduler, std::size_t images, const CallTimes& times) : scheduler_(scheduler), images_(images) {
+  Admission(Scheduler& scheduler, std::size_t images) : scheduler_(scheduler), images_(images) {
     scheduler.process_.expect_not_forked();
     const std::size_t limit = scheduler.options_.max_queue;
     std::size_t before = scheduler.in_flight_.load(std::memory_order_relaxed);
     do {
       if (before + images > limit) {
-        // Who asks again and again, until there is room, must learn that it is of no use any more.
-        if (const Clock::time_point now = Clock::now(); now >= times.deadline) {
-          throw scheduler.missed_deadline(times, now);
-        }
         throw Error(ErrorKind::kQueueFull, "the router holds " + std::to_string(before) + " unfinished images and " +
                                                std::to_string(images) + " more do not fit in max_queue=" +
                                                std::to_string(limit) + "; wait for answers or raise max_queue");
@@ -179,13 +175,13 @@ void Scheduler::predict(ImageBatchView images, const OutputRows& rows, void (*po
   if (keep != nullptr && !images_stay_on_device()) throw not_on_device("answers");
   // Counted before the admission looks whether we are closing: close() sees this call, or it is refused.
   const ActivePredict active(*this);
-  const Admission admission(*this, places_for(images.count), times);
+  const Admission admission(*this, places_for(images.count));
   answer(images, rows, times, poll, keep, admission.was_idle());
 }
 
-void Scheduler::admit(std::size_t images, const CallTimes& times, const std::function<void(bool)>& answer) {
+void Scheduler::admit(std::size_t images, const std::function<void(bool)>& answer) {
   const ActivePredict active(*this);
-  const Admission admission(*this, places_for(images), times);
+  const Admission admission(*this, places_for(images));
   answer(admission.was_idle());
 }
 
@@ -238,12 +234,12 @@ void Scheduler::predict(const DeviceImages& images, const OutputRows& rows, void
                         const CallTimes& times) {
   if (!images_stay_on_device()) throw not_on_device("images");
   const ActivePredict active(*this);
-  const Admission admission(*this, places_for(images.count), times);
+  const Admission admission(*this, places_for(images.count));
   run_routed(images, rows, times, poll, keep, admission.was_idle());
 }
 
 void Scheduler::submit(std::uint64_t ticket, const std::uint8_t* image, const CallTimes& times) {
-  Admission admission(*this, 1, times);
+  Admission admission(*this, 1);
   SubmittedRequest* request = nullptr;
   {
     const std::lock_guard lock(spare_mutex_);

@@ -125,7 +125,7 @@ class Scheduler {
  protected:
   // Calls `answer` while a place for so many images is held: nothing closes or fills up between what it does.
   // alone: nothing else is under way.
-  void admit(std::size_t images, const CallTimes& times, const std::function<void(bool alone)>& answer);
+  void admit(std::size_t images, const std::function<void(bool alone)>& answer);
   // Part of such an answer; see predict.
   void answer(ImageBatchView images, const OutputRows& rows, const CallTimes& times, void (*poll)(),
               const DeviceRows* keep, bool alone);
@@ -169,17 +169,18 @@ class Scheduler {
   // Deadlines, in scheduler_deadlines.cc.
   void time_runs();
   std::chrono::nanoseconds waits_for(std::size_t expert) const noexcept;
-  std::chrono::nanoseconds least_for(std::size_t images, std::size_t expert) const noexcept;
-  bool second_in_time(const CallTimes& times, std::size_t expert, Clock::time_point now);
+  std::chrono::nanoseconds least_for(std::size_t at_hand, std::size_t later, std::size_t expert) const noexcept;
+  bool second_in_time(const CallTimes& times, std::size_t expert, Clock::time_point now, std::size_t ahead = 0);
   void take_on(Job& job, std::size_t expert) noexcept;
   void take_off(std::int64_t images, std::int64_t work_ns, std::size_t expert) noexcept;
   std::span<const float> scores_of(const Job& job) const noexcept;
   void route_in_time(std::span<Job> batch, float weight, Worker& worker);
   std::uint32_t route_in_time(const Job& job, std::uint32_t route, float weight, Worker& worker);
   std::uint32_t route_inline_in_time(std::span<const float> scores, std::uint32_t route, float weight,
-                                     const CallTimes& times, Clock::time_point start, Clock::time_point now);
+                                     const CallTimes& times, std::chrono::nanoseconds rest, Clock::time_point start,
+                                     Clock::time_point now);
   std::span<const float> costs_in_time(std::deque<RunTimes>& run_times, std::size_t images, const CallTimes& times,
-                                       Clock::time_point now);
+                                       Clock::time_point due, Clock::time_point now);
   std::size_t drop_expired(std::span<Job> batch);
   std::size_t drop_late(std::size_t expert, Worker& worker, std::size_t count);
   bool turn_away(std::size_t expert, const Job& job, Worker& worker, Clock::time_point now);

@@ -61,11 +61,13 @@ void Scheduler::time_runs() {
   for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
     time_run(*inline_lane_->experts[expert], 1,
              [&](Clock::duration took, Clock::time_point at) { inline_lane_->run_times[expert].record(1, took, at); });
-    const CrewLine& line = line_of_[expert + 1];
+  }
+  for (std::size_t model = 0; model < run_times_.size(); ++model) {
+    const CrewLine& line = line_of_[model];
     Session& session = *line.crew->workers.front()->seats[line.line]->session;
-    for (const std::size_t bucket : experts_[expert].engine->info().buckets.sizes()) {
+    for (const std::size_t bucket : engine(model)->info().buckets.sizes()) {
       time_run(session, bucket,
-               [&](Clock::duration took, Clock::time_point at) { run_times_[expert + 1].record(bucket, took, at); });
+               [&](Clock::duration took, Clock::time_point at) { run_times_[model].record(bucket, took, at); });
     }
   }
 }
@@ -81,21 +83,31 @@ std::chrono::nanoseconds Scheduler::waits_for(std::size_t expert) const noexcept
   return std::chrono::nanoseconds(each_ns * (images - workers + 1) / workers);
 }
 
-// What so many images need of the expert's workers at the least: gater and cheapest expert, if they run there.
-std::chrono::nanoseconds Scheduler::least_for(std::size_t images, std::size_t expert) const noexcept {
-  const Crew& crew = *line_of_[expert + 1].crew;
-  if (&crew != line_of_[kGater].crew) return std::chrono::nanoseconds(0);
-  const std::chrono::nanoseconds each = run_times_[kGater].per_image() + run_times_[1].per_image();
-  return each * static_cast<std::int64_t>(images) / static_cast<std::int64_t>(crew.workers.size());
+// What the others of an image's call need at the least while the expert is at it: gater and cheapest expert for those
+// that are handed in later, as that waits for this image, and where they run on the expert's workers, for those at
+// hand.
+std::chrono::nanoseconds Scheduler::least_for(std::size_t at_hand, std::size_t later,
+                                              std::size_t expert) const noexcept {
+  const bool shared = line_of_[expert + 1].crew == line_of_[kGater].crew;
+  std::chrono::nanoseconds each{0};
+  for (const std::size_t model : {kGater, std::size_t{1}}) {
+    const std::size_t at_once = std::min(line_of_[model].crew->workers.size(), options_.max_batch);
+    each += run_times_[model].per_image() / static_cast<std::int64_t>(at_once);
+  }
+  return each * static_cast<std::int64_t>(later + (shared ? at_hand : 0));
 }
 
-// A second look is left out rather than late.
-bool Scheduler::second_in_time(const CallTimes& times, std::size_t expert, Clock::time_point now) {
+// A second look is left out rather than late. `ahead`: images that are to go before it, and are in no line yet. Images
+// at hand that have not been looked at once go before it anyway.
+bool Scheduler::second_in_time(const CallTimes& times, std::size_t expert, Clock::time_point now, std::size_t ahead) {
   if (!times.has_deadline()) return true;
   RunTimes& runs = run_times_[expert + 1];
   const std::chrono::nanoseconds left = times.deadline - now;
-  if (runs.expected(1) > left) runs.ease(1, now);
-  return with_slack(waits_for(expert)) + runs.expected(1) <= left;
+  const std::chrono::nanoseconds alone = runs.expected(1);
+  if (alone > left) runs.ease(1, now);
+  const auto workers = static_cast<std::int64_t>(line_of_[expert + 1].crew->workers.size());
+  const std::chrono::nanoseconds line = runs.per_image() * static_cast<std::int64_t>(ahead) / workers;
+  return with_slack(waits_for(expert) + line + least_for(0, times.later, expert)) + alone <= left;
 }
 
 void Scheduler::take_on(Job& job, std::size_t expert) noexcept {
@@ -132,14 +144,15 @@ std::uint32_t Scheduler::route_in_time(const Job& job, std::uint32_t route, floa
   const CallTimes times = job.request->times();
   const Clock::time_point now = job.queued;
   const std::chrono::nanoseconds left = times.deadline - now;
-  const std::size_t others = job.request->images().count - 1 - job.index + times.later;
+  const std::size_t at_hand = job.request->images().count - 1 - job.index;
   for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
     RunTimes& runs = run_times_[expert + 1];
     const std::chrono::nanoseconds alone = takes(runs, expert, 1);
     if (alone > left) runs.ease(1, now);
     // The others are left what they need at the least. To leave it to them, the last resort is taken.
     worker.takes[expert] =
-        alone + (expert == 0 ? waits_for(expert) : with_slack(waits_for(expert) + least_for(others, expert)));
+        alone +
+        (expert == 0 ? waits_for(expert) : with_slack(waits_for(expert) + least_for(at_hand, times.later, expert)));
   }
   const std::uint32_t best = choose_route_in_time(scores_of(job), costs_, weight, worker.takes, left);
   if (best == kNoRoute) {
@@ -150,9 +163,10 @@ std::uint32_t Scheduler::route_in_time(const Job& job, std::uint32_t route, floa
   return best;
 }
 
-// `start`: since when the cheapest expert has been at it.
+// `rest`: what the images that come later need. `start`: since when the cheapest expert has been at it.
 std::uint32_t Scheduler::route_inline_in_time(std::span<const float> scores, std::uint32_t route, float weight,
-                                              const CallTimes& times, Clock::time_point start, Clock::time_point now) {
+                                              const CallTimes& times, std::chrono::nanoseconds rest,
+                                              Clock::time_point start, Clock::time_point now) {
   InlineLane& lane = *inline_lane_;
   const std::chrono::nanoseconds left = times.deadline - now;
   for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
@@ -160,6 +174,7 @@ std::uint32_t Scheduler::route_inline_in_time(std::span<const float> scores, std
     lane.takes[expert] = takes(runs, expert, 1);
     if (expert == 0) lane.takes[expert] -= std::min<std::chrono::nanoseconds>(now - start, lane.takes[expert]);
     if (lane.takes[expert] > left) runs.ease(1, now);
+    if (expert != 0) lane.takes[expert] += with_slack(rest);
   }
   const std::uint32_t best = choose_route_in_time(scores, costs_, weight, lane.takes, left);
   if (best == kNoRoute) throw missed_deadline(times, now);
@@ -167,14 +182,13 @@ std::uint32_t Scheduler::route_inline_in_time(std::span<const float> scores, std
   return best;
 }
 
-// For a routed plan, which is told of times by costs alone: to be taken with a latency weight of 1. Of what is left,
-// the images that are still to be handed in get their share.
+// For a routed plan, which is told of times by costs alone: to be taken with a latency weight of 1. `due`: when these
+// images are to be answered, which is no later than the call's deadline.
 std::span<const float> Scheduler::costs_in_time(std::deque<RunTimes>& run_times, std::size_t images,
-                                                const CallTimes& times, Clock::time_point now) {
+                                                const CallTimes& times, Clock::time_point due, Clock::time_point now) {
   std::vector<float>& costs = routed_lane_->costs;
   const float weight = latency_weight();
-  const std::chrono::nanoseconds left =
-      (times.deadline - now) / static_cast<std::int64_t>(images + times.later) * static_cast<std::int64_t>(images);
+  const std::chrono::nanoseconds left = due - now;
   bool any = false;
   for (std::size_t expert = 0; expert < experts_.size(); ++expert) {
     RunTimes& runs = run_times[expert];
@@ -218,7 +232,9 @@ std::size_t Scheduler::drop_late(std::size_t expert, Worker& worker, std::size_t
     for (const Job& job : batch.subspan(begin, images)) {
       const CallTimes& times = job.request->times();
       const bool last_resort = expert == 0 && !job.verifies;
-      const auto rest = job.verifies ? std::chrono::nanoseconds(0) : least_for(job.request->remaining() - 1, expert);
+      // Who waits for a second look has had its first, as have most of those beside it.
+      const std::size_t at_hand = job.verifies ? 0 : job.request->remaining() - 1;
+      const std::chrono::nanoseconds rest = least_for(at_hand, times.later, expert);
       const bool in_time = last_resort ? now < times.deadline : until + rest <= times.deadline - now;
       if (!in_time) runs.ease(images, now);
       if (in_time || !turn_away(expert, job, worker, now)) batch[kept++] = job;

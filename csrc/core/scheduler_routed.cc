@@ -61,13 +61,17 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, co
   constexpr bool kVerifies = std::is_same_v<Images, ImageBatchView>;
   std::deque<RunTimes>& run_times = kVerifies ? lane.run_times : lane.run_times_there;
   std::optional<BlockingRequest> verified;
+  const Clock::time_point entered = Clock::now();
   {
     const std::lock_guard lock(lane.mutex);
     if (cancel_pending_.load(std::memory_order_relaxed)) throw error_of(closed_failure());
     const Clock::time_point start = Clock::now();
     RoutedCall call{costs_, latency_weight(), keep, alone};
+    CallTimes part = times;
+    part.deadline = times.share(images.count, start);
+    part.later = 0;
     if (times.has_deadline()) {
-      call.costs = costs_in_time(run_times, images.count, times, start);
+      call.costs = costs_in_time(run_times, images.count, times, part.deadline, start);
       call.latency_weight = 1.0F;
     }
     try {
@@ -91,20 +95,20 @@ void Scheduler::run_routed_part(const Images& images, const OutputRows& rows, co
       lane.ran[expert] = true;
       const float* const row = rows.probabilities + i * classes_;
       if (kVerifies && keep == nullptr && unsure(expert, *std::max_element(row, row + classes_)) &&
-          second_in_time(times, verifier_of(expert), done)) {
+          second_in_time(part, verifier_of(expert), done, lane.unsure[verifier_of(expert)].size())) {
         lane.unsure[verifier_of(expert)].push_back(static_cast<std::uint32_t>(i));
         --sure;
         add_one(lane.passed_on[expert]);
         continue;
       }
       rows.latency_ms[i] = ms_between(times.submitted, done);
-      lane.stats.record(Stage::kQueue, ns_between(times.submitted, start));
+      lane.stats.record(Stage::kQueue, ns_between(entered, start));
       lane.stats.record(Stage::kTotal, ns_between(times.submitted, done));
       add_one(lane.images[expert]);
     }
     if constexpr (kVerifies) {
       if (sure < images.count) {
-        verified.emplace(images, rows, times);
+        verified.emplace(images, rows, part);
         for (std::size_t i = 0; i < sure; ++i) verified->complete_one();
       }
       for (std::size_t expert = 0; expert < experts_.size(); ++expert) {

@@ -109,27 +109,6 @@ TEST_CASE("what no expert can answer in time fails at once, and costs none of th
   }
 }
 
-TEST_CASE("who asks for room after the deadline is told that it is over") {
-  SchedulerOptions options;
-  options.max_queue = 1;
-  DueRig rig(false, 100ms, 0ms, options);
-  rig.submit(0, kDark);
-  CallTimes over = CallTimes::within(1s);
-  over.deadline = over.submitted;
-  for (const bool is_over : {false, true}) {
-    const auto times = [&] { return is_over ? over : CallTimes::within(1s); };
-    const std::optional<ErrorKind> expected = is_over ? ErrorKind::kDeadline : ErrorKind::kQueueFull;
-    const std::vector<std::uint8_t> image = pixels_of(kTiny, {kDark});
-    Answers answers(1);
-    CHECK(kind_of([&] { rig.scheduler.submit(1, image.data(), times()); }) == expected);
-    CHECK(kind_of([&] {
-            rig.scheduler.predict({image.data(), 1, kTiny.bytes()}, answers.rows(), nullptr, nullptr, times());
-          }) == expected);
-  }
-  CHECK(rig.scheduler.stats().missed == 2);
-  CHECK(rig.collect(1)[0] == "0");
-}
-
 TEST_CASE("an image that waited too long for the dear expert is answered by the cheap one") {
   DueRig rig(false, 0ms, 250ms);
   rig.dear->takes = 750ms;  // slower than it was
@@ -253,6 +232,39 @@ TEST_CASE("a second look that would come too late is left out") {
     CHECK(rig.scheduler.stats().passed_on == std::vector<std::uint64_t>{3, 0});
     CHECK(rig.scheduler.stats().images == std::vector<std::uint64_t>{3, 3});
   }
+}
+
+TEST_CASE("second looks leave the images that are handed in later their time") {
+  SchedulerOptions options;
+  options.verify_below = 0.9F;
+  options.max_batch = 4;
+  for (const bool on_host : {true, false}) {
+    CAPTURE(on_host);
+    DueRig rig(on_host, 20ms, 60ms, options);
+    // All first looks take 400 ms on the host and 800 elsewhere, all second ones three times as long.
+    const Routes routes = rig.routes(std::vector<std::uint8_t>(40, kUnsure), on_host ? 800ms : 1600ms);
+    const auto second = std::count(routes.begin(), routes.end(), 1);
+    CHECK(second >= 1);
+    CHECK(second < 30);
+  }
+}
+
+TEST_CASE("a lone image leaves those that follow it in other calls what the cheap expert needs") {
+  SchedulerOptions options;
+  options.verify_below = 0.9F;
+  DueRig rig(true, 50ms, 100ms, options);
+  const auto route = [&](std::uint8_t level, std::size_t later) {
+    const std::vector<std::uint8_t> image = pixels_of(kTiny, {level});
+    Answers answers(1);
+    rig.scheduler.predict({image.data(), 1, kTiny.bytes()}, answers.rows(), nullptr, nullptr,
+                          CallTimes::within(400ms).before(later));
+    return answers.routes[0];
+  };
+  CHECK(route(kBright, 0) == 1);
+  CHECK(route(kBright, 2) == 1);  // 100 ms and 2 * 50 with slack
+  CHECK(route(kBright, 7) == 0);  // 100 ms and 7 * 50 with slack are too much
+  CHECK(route(kUnsure, 2) == 1);  // of what the first look leaves, 350 ms: 100 and 2 * 50
+  CHECK(route(kUnsure, 7) == 0);
 }
 
 TEST_CASE("a second look that waited too long leaves the first one's answer") {

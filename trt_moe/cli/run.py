@@ -212,7 +212,7 @@ def profile(
 
     counts = options.counts(clients, "--clients")
     offered = options.counts(rates, "--rates", 100_000, "500,1000")
-    if call_times(deadline_ms) is not None and not offered:
+    if call_times(deadline_ms, "--deadline-ms") is not None and not offered:
         raise InputError("--deadline-ms is for the images that --rates sends; add --rates 500,1000")
     check_output(output)
     loaded = Bundle.load(bundle)
@@ -221,7 +221,9 @@ def profile(
         open_router(loaded, device, precision, threads, latency_weight, verify_below, verify_by) as router,
         progress(not as_json) as callback,
     ):
-        result = profile_router(router, images, iterations, counts, seconds, offered, deadline_ms, callback)
+        result = profile_router(
+            router, images, iterations, counts, seconds, callback, rates=offered, deadline_ms=deadline_ms
+        )
     with written_after((output, lambda file: write_json(file, result))):
         if as_json:
             print_json(result)

@@ -16,7 +16,7 @@ from trt_moe.collector import no_collection
 _log = logging.getLogger("trt_moe")
 
 _one_at_a_time = threading.Lock()
-"""Captures switch the process's garbage collection off and on."""
+"""What comes before a capture: torch waits for the whole device there, which would end another's."""
 
 
 class Capture(Protocol):
@@ -91,7 +91,6 @@ def capture_model(
     capture = _core.CudaCapture(
         device, input_shape=input_shape, outputs=outputs, buckets=list(buckets), precision=precision, name=name
     )
-    # What comes before a capture too: torch waits for the whole device there, which would end another's.
     with _one_at_a_time:
         source.bind(capture)
         for bucket in buckets:

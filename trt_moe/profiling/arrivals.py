@@ -10,10 +10,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trt_moe.collector import no_collection
-from trt_moe.errors import DeadlineError, QueueFullError
+from trt_moe.errors import DeadlineError, InputError, QueueFullError
 
+_MOST_IMAGES = 1_000_000
 _SHORTLY_S = 0.001
 
 
@@ -26,14 +28,29 @@ class Outcome(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What became of all, in the order of their answers, and the seconds that handing them in took."""
+    """What became of all, in the order of their answers, and how late the client handed each of them in."""
 
     outcomes: list[Outcome]
-    seconds: float
+    late_ms: NDArray[np.float64]
+
+
+def images_at(rate: float, seconds: float) -> int:
+    """How many images come.
+
+    Raises:
+        InputError: more than a client can remember.
+    """
+    count = max(1, round(rate * seconds))
+    if count > _MOST_IMAGES:
+        raise InputError(
+            f"{rate:,} images a second for {seconds:g} seconds are {count:,} images; expected at most "
+            f"{_MOST_IMAGES:,}, so send them for a shorter time"
+        )
+    return count
 
 
 def send_at_random(
-    submit: Callable[[int], Future[Any]],
+    submit: Callable[[int, float], Future[Any]],
     value: Callable[[Any], int],
     images: int,
     rate: float,
@@ -42,10 +59,11 @@ def send_at_random(
 ) -> Sent:
     """Hand in images, chosen and timed at random (a Poisson process), and wait for all answers.
 
-    Python's garbage collector is off meanwhile: a collection may stop the client for more than a tenth of a second.
+    A latency counts from when the image was to come, as in MLPerf's LoadGen: a client that is late itself hides
+    nothing. Python's garbage collector is off meanwhile, which may stop the client for more than a tenth of a second.
 
     Args:
-        submit: hands in the image of an index.
+        submit: hands in the image of an index, which is late by so many milliseconds.
         value: what of an answer is kept.
         images: how many there are to choose from.
         rate: images per second.
@@ -53,38 +71,49 @@ def send_at_random(
         rng: chooses.
 
     Raises:
+        InputError: too many images.
         Exception: of a submission or an answer, unless it says that the image is late or finds no room.
     """
-    arrivals = np.cumsum(rng.exponential(1 / rate, max(1, round(rate * seconds)))).tolist()
-    chosen = rng.integers(images, size=len(arrivals)).tolist()
+    count = images_at(rate, seconds)
+    arrivals = np.sort(rng.uniform(0, count / rate, count))
+    chosen = rng.integers(images, size=count).tolist()
+    late_ms = np.zeros(count)
     outcomes: list[Outcome] = []
-    errors: list[BaseException] = []
+    errors: list[Exception] = []
 
-    def finish(index: int, begin: float, future: Future[Any]) -> None:
-        latency_ms = (time.perf_counter() - begin) * 1e3
-        try:
-            outcomes.append(Outcome(index, latency_ms, value(future.result())))
-        except DeadlineError:
-            outcomes.append(Outcome(index))
-        except BaseException as error:
+    def finish(image: int, due: float, future: Future[Any]) -> None:
+        latency_ms = (time.perf_counter() - due) * 1e3
+        # Not raised here: with the collector off, a traceback and the frames that it holds would stay.
+        error = future.exception()
+        if isinstance(error, DeadlineError):
+            outcomes.append(Outcome(image))
+        elif isinstance(error, Exception):
             errors.append(error)
+        else:
+            try:
+                outcomes.append(Outcome(image, latency_ms, value(future.result())))
+            except Exception as unreadable:
+                errors.append(unreadable)
 
     gc.collect()
     with no_collection():
         start = time.perf_counter()
-        for arrival, index in zip(arrivals, chosen, strict=True):
-            if (early := arrival - (time.perf_counter() - start)) > 0:
+        for number, (arrival, image) in enumerate(zip(arrivals.tolist(), chosen, strict=True)):
+            due = start + arrival
+            if (early := due - time.perf_counter()) > 0:
                 time.sleep(early)
-            begin = time.perf_counter()
+            late = (time.perf_counter() - due) * 1e3
+            late_ms[number] = late
             try:
-                future = submit(index)
+                future = submit(image, late)
             except (DeadlineError, QueueFullError):
-                outcomes.append(Outcome(index))
+                outcomes.append(Outcome(image))
             else:
-                future.add_done_callback(partial(finish, index, begin))
-        took = time.perf_counter() - start
-        while len(outcomes) + len(errors) < len(arrivals):
+                future.add_done_callback(partial(finish, image, due))
+            if errors:
+                break
+        while len(outcomes) < count and not errors:
             time.sleep(_SHORTLY_S)
     if errors:
         raise errors[0]
-    return Sent(outcomes, took)
+    return Sent(outcomes, late_ms)

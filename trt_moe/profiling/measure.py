@@ -5,17 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trt_moe._core import MIN_DEADLINE_MS
 from trt_moe.bundle import Bundle
 from trt_moe.bundle.manifest import MIXTURE
 from trt_moe.console import ProgressCallback
 from trt_moe.evaluation.latency import measure
 from trt_moe.percentiles import percentiles
-from trt_moe.profiling.arrivals import send_at_random
+from trt_moe.profiling.arrivals import images_at, send_at_random
+from trt_moe.result import ResultRow
 from trt_moe.router import Router
 
 DEFAULT_CLIENTS = (1, 2, 4, 8, 16)
@@ -29,9 +32,10 @@ def profile(
     iterations: int = 1000,
     clients: Sequence[int] = DEFAULT_CLIENTS,
     seconds: float = 3.0,
+    progress: ProgressCallback = lambda what, done, total: None,
+    *,
     rates: Sequence[int] = (),
     deadline_ms: float | None = None,
-    progress: ProgressCallback = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Time single images through every model and the mixture, then load the router.
 
@@ -41,14 +45,16 @@ def profile(
         iterations: single images for the latencies.
         clients: numbers of threads that call `router.predict` with single images as fast as they can.
         seconds: how long for each of those numbers and each rate.
-        rates: images per second that `router.submit` gets at random times.
-        deadline_ms: of those.
         progress: called as progress(what, done, total).
+        rates: images per second that `router.submit` gets at random times.
+        deadline_ms: in which each of those is due.
 
     Returns:
         Ready for JSON: "latency" by model and "mixture", "stages" of the single images and of those that warmed up,
         "clients", "rates".
     """
+    for rate in rates:
+        images_at(rate, seconds)  # it is early to say that these are too many
     bundle = router.bundle
     names = [entry.name for entry in [*bundle.models(), *bundle.baselines]]
     rows = np.resize(np.arange(len(images)), iterations)
@@ -68,7 +74,7 @@ def profile(
         "share": {name: float((timed.routes == index).mean()) for index, name in enumerate(router.expert_names)},
         "stages": stages,
         "clients": load,
-        "deadline_ms": deadline_ms,
+        "deadline_ms": None if deadline_ms is None else float(deadline_ms),
         "rates": offered,
     }
 
@@ -148,33 +154,28 @@ def _offer(
     seconds: float,
     progress: ProgressCallback,
 ) -> dict[str, Any]:
-    what = f"{rate:,} images/s"
+    def submit(index: int, late_ms: float) -> Future[ResultRow]:
+        left = None if deadline_ms is None else max(deadline_ms - late_ms, MIN_DEADLINE_MS)
+        return router.submit(images[index], deadline_ms=left)
+
+    what = f"{rate:,} images/s for {seconds:g} s"
     progress(what, 0, 1)
-    sent = send_at_random(
-        lambda index: router.submit(images[index], deadline_ms=deadline_ms),
-        lambda row: row.expert,
-        len(images),
-        rate,
-        seconds,
-        np.random.default_rng(0),
-    )
+    sent = send_at_random(submit, lambda row: row.expert, len(images), rate, seconds, np.random.default_rng(0))
     progress(what, 1, 1)
-    count, answered = len(sent.outcomes), [outcome for outcome in sent.outcomes if outcome.latency_ms is not None]
+    count = len(sent.outcomes)
+    values = np.array([outcome.latency_ms for outcome in sent.outcomes if outcome.latency_ms is not None])
+    experts = np.array([outcome.value for outcome in sent.outcomes if outcome.value is not None])
     row: dict[str, Any] = {
-        "rate": rate,
+        "rate": int(rate),
         "images": count,
-        "sent_per_s": count / sent.seconds,
-        "refused": 1 - len(answered) / count,
+        "refused": 1 - len(values) / count,
+        "client_late_p99_ms": float(np.percentile(sent.late_ms, 99)),
     }
-    if answered:
-        values = np.array([outcome.latency_ms for outcome in answered])
-        experts = np.array([outcome.value for outcome in answered])
+    if deadline_ms is not None:
+        row["in_time"] = int((values <= deadline_ms).sum()) / count
+    if len(values):
         row |= percentiles(values, tail=True) | {"max_ms": float(values.max())}
         row["share"] = {name: float((experts == index).mean()) for index, name in enumerate(router.expert_names)}
-        if deadline_ms is not None:
-            row["in_time"] = int((values <= deadline_ms).sum()) / count
-    elif deadline_ms is not None:
-        row["in_time"] = 0.0
     return row
 
 

@@ -40,8 +40,12 @@ def print_profile(data: dict[str, Any], images: str) -> None:
         due = data["deadline_ms"]
         title = "single images at random times" + ("" if due is None else f", each due in {due:g} ms")
         in_time = [] if due is None else ["in time %"]
-        heads = ["images/s", "sent/s", *in_time, "refused %", *_HEADS, *(f"{name} %" for name in data["share"])]
+        heads = ["images/s", *in_time, "refused %", *_HEADS, "client late ms", *(f"{name} %" for name in data["share"])]
         print_table(title, heads, [_rate_row(row, list(data["share"])) for row in data["rates"]])
+        out.print(
+            "from when an image was to come, even if the client was late (its p99 in a column), to its answer; in time "
+            "and refused: of all images, latencies and experts: of those answered"
+        )
     out.print(
         f"{MIXTURE}: wall time of router.predict with one image, all overhead included. Models: bare "
         "inference by the C++ clock, in turn with the mixture. Stages: gate (gater), queue (waiting for an "
@@ -52,9 +56,9 @@ def print_profile(data: dict[str, Any], images: str) -> None:
 def _rate_row(row: dict[str, Any], experts: list[str]) -> list[str]:
     return [
         f"{row['rate']:,}",
-        f"{row['sent_per_s']:,.0f}",
         *([points(row["in_time"])] if "in_time" in row else []),
         points(row["refused"]),
         *(milliseconds(row[key]) if key in row else "-" for key in _KEYS),
+        milliseconds(row["client_late_p99_ms"]),
         *(points(row["share"][name]) if "share" in row else "-" for name in experts),
     ]

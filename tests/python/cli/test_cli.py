@@ -67,9 +67,6 @@ def test_help_is_quick_and_needs_no_heavy_package():
         ["demo", "--precision", "int3"],
         ["demo", "--latency-weight", "-1"],
         ["profile", "x", "--clients", "0"],
-        ["profile", "x", "--rates", "0.5"],
-        ["profile", "x", "--rates", "500", "--deadline-ms", "0"],
-        ["profile", "x", "--deadline-ms", "20"],
         ["eval", "/no/such/data"],
         ["train", "/no/such.yaml"],
         ["pack", "out"],
@@ -318,7 +315,22 @@ def test_profile(tiny, tmp_path):
     assert "in time %" in text and "1,000" in text
     text = run(*sent).stdout
     assert "single images at random times" in text
-    assert "in time" not in text
+    assert "in time %" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--clients", "0"], "--clients is '0'; expected numbers from 1 to 1024"),
+        (["--rates", "0.5"], "--rates is '0.5'; expected numbers from 1 to 100000"),
+        (["--rates", "500", "--deadline-ms", "0"], "--deadline-ms is 0.0; expected a number from 1e-06 to 1e+09"),
+        (["--rates", "500", "--deadline-ms", "nan"], "--deadline-ms is nan; expected a number from 1e-06 to 1e+09"),
+        (["--deadline-ms", "20"], "--deadline-ms is for the images that --rates sends; add --rates"),
+        (["--rates", "100000", "--seconds", "60"], "are 6,000,000 images; expected at most 1,000,000"),
+    ],
+)
+def test_options_of_profile_that_make_no_sense(tiny, arguments, says):
+    assert says in " ".join(run("profile", tiny.path, *arguments, code=2).stderr.split())
 
 
 def test_training_without_its_packages_says_what_to_install(tmp_path, monkeypatch):

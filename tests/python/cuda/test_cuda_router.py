@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,11 +41,11 @@ class FakePipeline:
         self.calls: list[Any] = []
 
     def predict(self, images: Any, keep: Any, times: Any) -> Any:
-        self.calls.append(("predict", images.shape, type(times), keep))
+        self.calls.append(("predict", images.shape, None if times is None else times.later, keep))
         return self._answers(len(images))
 
     def predict_device(self, address: int, count: int, stream: int, keep: Any, times: Any) -> Any:
-        self.calls.append(("predict_device", address, count, stream, type(times), keep))
+        self.calls.append(("predict_device", address, count, stream, None if times is None else times.later, keep))
         return self._answers(count)
 
     def device_rows(self, count: int) -> Any:
@@ -128,9 +129,19 @@ def test_images_go_where_they_are(gpu: None, tiny: TinyBundle) -> None:
         opened.predict(SimpleNamespace(address=0xABC), deadline_ms=20)
         opened.predict([tiny.grey(0)[0]], deadline_ms=0.5)
         assert pipeline(opened).calls == [
-            ("predict", (2, 8, 8, 1), type(None), None),
-            ("predict_device", 0xABC, 2, 0x77, _core.CallTimes, None),
-            ("predict", (1, 8, 8, 1), _core.CallTimes, None),
+            ("predict", (2, 8, 8, 1), None, None),
+            ("predict_device", 0xABC, 2, 0x77, 0, None),
+            ("predict", (1, 8, 8, 1), 0, None),
+        ]
+
+
+def test_parts_of_predict_async_say_what_follows_them(gpu: None, tiny: TinyBundle) -> None:
+    with Router(tiny.path, device="cuda", check=False, max_batch=2) as opened:
+        asyncio.run(opened.predict_async(tiny.random(5)))
+        assert [call[1:3] for call in pipeline(opened).calls] == [
+            ((2, 8, 8, 1), 3),
+            ((2, 8, 8, 1), 1),
+            ((1, 8, 8, 1), 0),
         ]
 
 

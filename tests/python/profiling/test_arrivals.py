@@ -1,13 +1,14 @@
 """Images at random times, sent to a stand-in for a router."""
 
 import gc
+import threading
 import time
 from concurrent.futures import Future
 
 import numpy as np
 import pytest
 
-from trt_moe.errors import DeadlineError, QueueFullError, RouterClosedError
+from trt_moe.errors import DeadlineError, InputError, QueueFullError, RouterClosedError
 from trt_moe.profiling.arrivals import Outcome, send_at_random
 
 REFUSALS = {0: QueueFullError("full"), 1: DeadlineError("late")}
@@ -16,13 +17,15 @@ REFUSALS = {0: QueueFullError("full"), 1: DeadlineError("late")}
 class Server:
     """Answers at once with ten times the index; of what `fails` names, with an error, at submission or later."""
 
-    def __init__(self, fails: dict[int, Exception] | None = None, at_submission: bool = False) -> None:
-        self.fails, self.at_submission = fails or {}, at_submission
-        self.came: list[tuple[float, int]] = []
+    def __init__(
+        self, fails: dict[int, Exception] | None = None, at_submission: bool = False, takes_s: float = 0
+    ) -> None:
+        self.fails, self.at_submission, self.takes_s = fails or {}, at_submission, takes_s
+        self.came: list[tuple[float, int, float]] = []
         self.collects: set[bool] = set()
 
-    def __call__(self, index: int) -> Future[int]:
-        self.came.append((time.perf_counter(), index))
+    def __call__(self, index: int, late_ms: float) -> Future[int]:
+        self.came.append((time.perf_counter(), index, late_ms))
         self.collects.add(gc.isenabled())
         future: Future[int] = Future()
         error = self.fails.get(index)
@@ -30,6 +33,8 @@ class Server:
             raise error
         if error is not None:
             future.set_exception(error)
+        elif self.takes_s:
+            threading.Timer(self.takes_s, future.set_result, (10 * index,)).start()
         else:
             future.set_result(10 * index)
         return future
@@ -42,7 +47,7 @@ def send(server: Server, rate: float = 2000, seconds: float = 0.25):
 def test_every_image_has_one_outcome() -> None:
     server = Server()
     sent = send(server)
-    assert [outcome.image for outcome in sent.outcomes] == [index for _, index in server.came]
+    assert [outcome.image for outcome in sent.outcomes] == [index for _, index, _ in server.came]
     assert len(sent.outcomes) == 500
     assert {outcome.image for outcome in sent.outcomes} == set(range(5))
     for outcome in sent.outcomes:
@@ -54,10 +59,50 @@ def test_images_come_at_times_that_were_drawn() -> None:
     server = Server()
     begin = time.perf_counter()
     sent = send(server, rate=200, seconds=0.5)
-    drawn = np.cumsum(np.random.default_rng(1).exponential(1 / 200, 100))
-    came = np.array([at for at, _ in server.came]) - begin
+    drawn = np.sort(np.random.default_rng(1).uniform(0, 0.5, 100))
+    came = np.array([at for at, _, _ in server.came]) - begin
     assert (came >= drawn).all(), "none comes early"
-    assert sent.seconds >= drawn[-1]
+    np.testing.assert_array_equal(sent.late_ms, [late for _, _, late in server.came])
+
+
+def test_answers_that_come_later_are_waited_for() -> None:
+    sent = send(Server(takes_s=0.2), rate=100, seconds=0.1)
+    assert len(sent.outcomes) == 10
+    assert all(outcome.latency_ms is not None and outcome.latency_ms >= 200 for outcome in sent.outcomes)
+
+
+def test_a_latency_counts_from_when_the_image_was_to_come() -> None:
+    class Blocked(Server):
+        def __call__(self, index: int, late_ms: float) -> Future[int]:
+            if not self.came:
+                time.sleep(0.2)
+            return super().__call__(index, late_ms)
+
+    sent = send(Blocked(), rate=1000, seconds=0.05)
+    assert all(outcome.latency_ms is not None and outcome.latency_ms > 140 for outcome in sent.outcomes)
+    assert (sent.late_ms[1:] > 140).all()
+
+
+def test_too_many_images_are_refused() -> None:
+    with pytest.raises(InputError, match=r"100,000 images a second for 3600 seconds are 360,000,000 images"):
+        send(Server(), rate=100_000, seconds=3600)
+
+
+def test_an_error_ends_it_at_once() -> None:
+    server = Server({index: RouterClosedError("closed") for index in range(5)})
+    with pytest.raises(RouterClosedError):
+        send(server, rate=10, seconds=100)
+    assert len(server.came) == 1
+
+
+def test_what_is_refused_leaves_no_cycles() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        send(Server({1: REFUSALS[1]}))
+        assert gc.collect() < 100  # 500 images were sent, one in five refused
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("at_submission", [False, True])

@@ -5,7 +5,7 @@ import pytest
 
 from support.tiny_bundle import write_tiny_bundle
 from trt_moe.bundle import Bundle
-from trt_moe.errors import RouterClosedError
+from trt_moe.errors import InputError, RouterClosedError
 from trt_moe.profiling import profile
 from trt_moe.profiling.measure import profile_images, summary
 from trt_moe.router import Router
@@ -35,7 +35,16 @@ def test_images_at_random_times(tiny):
     seen = []
     with Router(tiny.path, threads=1) as router:
         names = router.expert_names
-        data = profile(router, tiny.random(10), 25, (), 0.2, (50, 100), 60_000, lambda *args: seen.append(args))
+        data = profile(
+            router,
+            tiny.random(10),
+            25,
+            (),
+            0.2,
+            lambda *args: seen.append(args),
+            rates=(50, 100),
+            deadline_ms=np.float32(60_000),
+        )
         assert router.stats()["experts"][names[0]]["images"] > 0
     data = json.loads(json.dumps(data, allow_nan=False))
     assert (data["clients"], data["deadline_ms"]) == ([], 60_000)
@@ -44,22 +53,30 @@ def test_images_at_random_times(tiny):
         assert (row["refused"], row["in_time"]) == (0, 1)
         assert 0 < row["p50_ms"] <= row["p99_9_ms"] <= row["max_ms"]
         assert list(row["share"]) == names and sum(row["share"].values()) == pytest.approx(1)
-        assert row["sent_per_s"] > 0
+        assert row["client_late_p99_ms"] >= 0
     assert [args for args in seen if "/s" in args[0]] == [
-        (what, done, 1) for what in ("50 images/s", "100 images/s") for done in (0, 1)
+        (what, done, 1) for what in ("50 images/s for 0.2 s", "100 images/s for 0.2 s") for done in (0, 1)
     ]
 
 
 def test_without_a_deadline_nothing_is_in_time_or_late(tiny):
     with Router(tiny.path, threads=1) as router:
-        (row,) = profile(router, tiny.random(10), 25, (), 0.2, (50,))["rates"]
+        (row,) = profile(router, tiny.random(10), 25, (), 0.2, rates=(50,))["rates"]
     assert "in_time" not in row and row["refused"] == 0
 
 
 def test_where_all_are_refused_there_are_no_latencies(tiny):
     with Router(tiny.path, threads=1) as router:
-        (row,) = profile(router, tiny.random(10), 25, (), 0.2, (50,), 1e-5)["rates"]
-    assert row == {"rate": 50, "images": 10, "sent_per_s": row["sent_per_s"], "refused": 1, "in_time": 0}
+        (row,) = profile(router, tiny.random(10), 25, (), 0.2, rates=np.array([50]), deadline_ms=1e-5)["rates"]
+    late = row.pop("client_late_p99_ms")
+    assert late >= 0 and json.dumps(row) == '{"rate": 50, "images": 10, "refused": 1.0, "in_time": 0.0}'
+
+
+def test_too_many_images_are_refused_before_anything_is_timed(tiny):
+    with Router(tiny.path, threads=1) as router:
+        with pytest.raises(InputError, match="expected at most 1,000,000"):
+            profile(router, tiny.random(10), 25, (), 3600, rates=(1, 100_000))
+        assert router.stats()["stages"]["total"]["count"] == 0
 
 
 def test_a_client_that_fails_ends_the_profile(tiny):

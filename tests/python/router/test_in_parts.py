@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trt_moe import InputError, QueueFullError, Result
+from trt_moe import DeadlineError, InputError, QueueFullError, Result, _core
 from trt_moe.in_parts import predict_in_parts
 
 
@@ -19,10 +19,10 @@ class Answering:
         self.full = iter(full)
         self.parts: list[tuple[list[int], int]] = []
 
-    def __call__(self, images: NDArray[np.uint8], others: int) -> Result:
+    def __call__(self, images: NDArray[np.uint8], times: _core.CallTimes) -> Result:
         assert threading.current_thread() is not threading.main_thread()
         levels = images[:, 0, 0, 0].astype(np.int64)
-        self.parts.append((levels.tolist(), others))
+        self.parts.append((levels.tolist(), times.later))
         if next(self.full, False):
             raise QueueFullError("full")
         if not len(images):
@@ -31,9 +31,9 @@ class Answering:
         return Result(rows, levels, rows[:, 0], rows, ["a", "b"], ["cheap", "dear"])
 
 
-def predict(answering: Answering, count: int, max_batch: int) -> list[int]:
+def predict(answering: Answering, count: int, max_batch: int, due: float | None = None) -> list[int]:
     images = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1)
-    return asyncio.run(predict_in_parts(answering, images, max_batch)).experts.tolist()
+    return asyncio.run(predict_in_parts(answering, images, max_batch, _core.CallTimes(due))).experts.tolist()
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,15 @@ def test_what_has_begun_waits_for_room() -> None:
     assert predict(answering, 5, max_batch=2) == [0, 1, 2, 3, 4]
     assert [len(levels) for levels, _ in answering.parts] == [2, 2, 2, 2, 1, 1]
     assert [others for _, others in answering.parts] == [3, 1, 1, 1, 0, 0]
+
+
+def test_what_waits_for_room_learns_that_it_is_late() -> None:
+    answering = Answering([False, *[True] * 1000])
+    with pytest.raises(
+        DeadlineError, match="2 of 5 images were answered when the deadline passed, and there was no room"
+    ):
+        predict(answering, 5, max_batch=2, due=50)
+    assert len(answering.parts) > 2
 
 
 def test_what_has_not_is_refused() -> None:
