@@ -194,14 +194,17 @@ TEST_CASE("an expert that takes longer than it did leaves the rest of a call to 
 }
 
 TEST_CASE("an expert that has become slow leaves the many images that wait for it the time that the cheap one needs") {
-  SchedulerOptions options;
-  options.max_batch = 200;
-  DueRig rig(true, 8ms, 20ms, options);
-  // All 200 are to go to the dear expert, which would take 2000 ms; but in 2500 it answers 100. The others need 400 on
-  // the cheap one, and are not to wait until hardly more than a run of the dear one is left.
-  rig.dear->takes = 50ms;
-  const Routes routes = rig.routes(std::vector<std::uint8_t>(200, kBright), 2600ms);
-  CHECK(std::count(routes.begin(), routes.end(), 1) > 20);
+  for (const std::size_t max_batch : {200U, 100U}) {
+    CAPTURE(max_batch);
+    SchedulerOptions options;
+    options.max_batch = max_batch;
+    DueRig rig(true, 8ms, 20ms, options);
+    // All 200 are to go to the dear expert, which would take 2000 ms; but in 2500 it answers 100. The others need 400
+    // on the cheap one, and are not to wait until hardly more than a run of the dear one is left.
+    rig.dear->takes = 50ms;
+    const Routes routes = rig.routes(std::vector<std::uint8_t>(200, kBright), 2600ms);
+    CHECK(std::count(routes.begin(), routes.end(), 1) > 20);
+  }
 }
 
 TEST_CASE("a call that fails runs no more of its images") {
@@ -247,6 +250,17 @@ TEST_CASE("second looks leave the images that are handed in later their time") {
     CHECK(second >= 1);
     CHECK(second < 30);
   }
+}
+
+TEST_CASE("images that are handed in later do not wait for a second look that there is no time for") {
+  SchedulerOptions options;
+  options.verify_below = 0.9F;
+  options.max_batch = 2;
+  DueRig rig(false, 20ms, 300ms, options);
+  rig.submit(0, kBright);
+  std::this_thread::sleep_for(20ms);
+  // They take 600 ms; the first second look would wait 300 of the 750 until it is left out.
+  CHECK(rig.routes(std::vector<std::uint8_t>(30, kUnsure), 750ms) == Routes(30, 0));
 }
 
 TEST_CASE("a lone image leaves those that follow it in other calls what the cheap expert needs") {
@@ -375,6 +389,27 @@ TEST_CASE("on the device the route is taken among those in time, by how long run
   CHECK(kind_of([&] { routes({5}, 1ns); }) == ErrorKind::kDeadline);
   CHECK(rig.scheduler.stats().missed == 1);
   CHECK(routes({5}, kNoLimit) == Routes{0});
+}
+
+TEST_CASE("on the device each part of a call makes the second looks that its share of the time has room for") {
+  SchedulerOptions options;
+  options.max_batch = 4;
+  options.verify_by = VerifyBy::kMirror;
+  testing::FakeModel cheap = testing::expert_model(testing::kShape, testing::kClasses, 0);
+  cheap.compute = [compute = cheap.compute](auto image, auto logits) {
+    std::this_thread::sleep_for(20ms);
+    compute(image, logits);
+  };
+  testing::Rig rig(testing::FakeStreamDevice::some_gpu(), options,
+                   testing::gater_model(testing::kShape, testing::kExperts), cheap);
+  rig.route_on_device();
+  rig.scheduler.set_verify_below(1.0F);
+  // Of 600 ms each of the five parts has 120, of which its first looks take 80.
+  const auto answer = predict_levels<testing::Answers>(rig.scheduler, testing::kShape, std::vector<std::uint8_t>(20, 5),
+                                                       nullptr, 600ms);
+  CHECK(answer.routes == Routes(20, 0));
+  CHECK(rig.scheduler.stats().passed_on[0] >= 1);
+  CHECK(rig.scheduler.stats().passed_on[0] <= 14);
 }
 
 TEST_CASE("a cheapest expert that began beside the gater is that much nearer to its answer") {

@@ -96,17 +96,19 @@ def test_a_deadline_counts_from_the_call(router: trt_moe.Router, tiny: TinyBundl
 
 
 def test_the_dear_expert_answers_where_there_is_time_for_it_only(tmp_path: Path) -> None:
-    slow = write_tiny_bundle(tmp_path / "slow", work=(0, 400), golden=0, size=(64, 64))
+    slow = write_tiny_bundle(tmp_path / "slow", work=(0, 4000), golden=0, size=(64, 64))
     bright = slow.grey(230)
     with trt_moe.Router(slow.path) as router:
         takes_ms = np.median([router.predict(bright).latency_ms[0] for _ in range(5)])
         assert router.predict(bright, deadline_ms=100 * takes_ms).experts.tolist() == [1]
         experts: list[int] = []
-        for _ in range(10):  # a machine may be held up for as long
+        patience = time.monotonic() + 60
+        # A machine that was held up expects too much of the cheap expert for a while.
+        while not experts and time.monotonic() < patience:
             try:
-                experts += router.predict(bright, deadline_ms=takes_ms / 3).experts.tolist()
+                experts = router.predict(bright, deadline_ms=takes_ms / 3).experts.tolist()
             except trt_moe.DeadlineError:
-                continue
-        assert set(experts) == {0}
-        assert router.stats()["deadlines"]["moved"] >= len(experts)
+                time.sleep(0.05)
+        assert experts == [0]
+        assert router.stats()["deadlines"]["moved"] >= 1
         assert router.predict(bright).experts.tolist() == [1]
