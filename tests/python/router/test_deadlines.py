@@ -96,7 +96,7 @@ def test_a_deadline_counts_from_the_call(router: trt_moe.Router, tiny: TinyBundl
 
 
 def test_the_dear_expert_answers_where_there_is_time_for_it_only(tmp_path: Path) -> None:
-    slow = write_tiny_bundle(tmp_path / "slow", work=(0, 4000), golden=0, size=(64, 64))
+    slow = write_tiny_bundle(tmp_path / "slow", work=(0, 800), golden=0, size=(64, 64))
     bright = slow.grey(230)
     with trt_moe.Router(slow.path) as router:
         takes_ms = np.median([router.predict(bright).latency_ms[0] for _ in range(5)])
