@@ -194,16 +194,17 @@ TEST_CASE("an expert that takes longer than it did leaves the rest of a call to 
 }
 
 TEST_CASE("an expert that has become slow leaves the many images that wait for it the time that the cheap one needs") {
-  for (const std::size_t max_batch : {200U, 100U}) {
+  // All that are under way are to go to the dear expert, which becomes two and a half times as slow. Of 200, which
+  // would take 2000 ms, it has answered 100 after 2500; the others need 400 on the cheap one. Of 50, it has answered
+  // all after 1250; the 150 that are handed in later need 600.
+  for (const auto& [max_batch, limit] : {std::pair{200U, 2600ms}, std::pair{100U, 1500ms}}) {
     CAPTURE(max_batch);
     SchedulerOptions options;
     options.max_batch = max_batch;
     DueRig rig(true, 8ms, 20ms, options);
-    // All 200 are to go to the dear expert, which would take 2000 ms; but in 2500 it answers 100. The others need 400
-    // on the cheap one, and are not to wait until hardly more than a run of the dear one is left.
     rig.dear->takes = 50ms;
-    const Routes routes = rig.routes(std::vector<std::uint8_t>(200, kBright), 2600ms);
-    CHECK(std::count(routes.begin(), routes.end(), 1) > 20);
+    const Routes routes = rig.routes(std::vector<std::uint8_t>(200, kBright), limit);
+    CHECK(std::count(routes.begin(), routes.end(), 1) > 10);
   }
 }
 
