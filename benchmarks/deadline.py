@@ -14,8 +14,7 @@ from benchmarks.common import Images, OpenVinoPeer, PythonRouting
 from benchmarks.concurrency import GroupingServer
 from benchmarks.tables import markdown, percentiles
 from trt_moe import Bundle, Router
-from trt_moe._core import MIN_DEADLINE_MS
-from trt_moe.profiling.arrivals import Outcome, send_at_random
+from trt_moe.profiling.arrivals import Outcome, left_of, send_at_random
 
 TITLE = "Single images at random times, each due in 20 ms"
 DUE_MS = 20.0
@@ -72,15 +71,16 @@ def run(bundle: Bundle, images: Images, quick: bool) -> dict[str, Any]:
         with Router(bundle) as router:
             shipped = router.latency_weight
             ours = {"label": lambda row: row.label, "latency_weight": shipped}
+
+            def whenever(image: Images, late_ms: float) -> Future[Any]:
+                return router.submit(image)
+
             contenders = {
                 "trt-moe, deadline_ms": Contender(
-                    lambda image, late_ms: router.submit(image, deadline_ms=max(DUE_MS - late_ms, MIN_DEADLINE_MS)),
-                    **ours,
+                    lambda image, late_ms: router.submit(image, deadline_ms=left_of(DUE_MS, late_ms)), **ours
                 ),
-                "trt-moe, no deadline": Contender(lambda image, late_ms: router.submit(image), **ours),
-                "the same, always the cheapest": Contender(
-                    lambda image, late_ms: router.submit(image), ours["label"], CHEAPEST
-                ),
+                "trt-moe, no deadline": Contender(whenever, **ours),
+                "the same, always the cheapest": Contender(whenever, ours["label"], CHEAPEST),
                 "OpenVINO Python, grouping thread that drops the late": Contender(
                     lambda image, late_ms: dropping.submit(image[None], late_ms / 1e3), np.argmax, shipped
                 ),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from trt_moe._core import MIN_DEADLINE_MS
 from trt_moe.collector import no_collection
 from trt_moe.errors import DeadlineError, InputError, QueueFullError
 
@@ -47,6 +48,11 @@ def images_at(rate: float, seconds: float) -> int:
             f"{_MOST_IMAGES:,}, so send them for a shorter time"
         )
     return count
+
+
+def left_of(deadline_ms: float, late_ms: float) -> float:
+    """The milliseconds that an image handed in late has left, or the fewest that a router takes."""
+    return max(deadline_ms - late_ms, MIN_DEADLINE_MS)
 
 
 def send_at_random(

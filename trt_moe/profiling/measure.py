@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trt_moe._core import MIN_DEADLINE_MS
 from trt_moe.bundle import Bundle
 from trt_moe.bundle.manifest import MIXTURE
 from trt_moe.console import ProgressCallback
 from trt_moe.evaluation.latency import measure
 from trt_moe.percentiles import percentiles
-from trt_moe.profiling.arrivals import images_at, send_at_random
+from trt_moe.profiling.arrivals import images_at, left_of, send_at_random
 from trt_moe.result import ResultRow
 from trt_moe.router import Router
 
@@ -155,7 +154,7 @@ def _offer(
     progress: ProgressCallback,
 ) -> dict[str, Any]:
     def submit(index: int, late_ms: float) -> Future[ResultRow]:
-        left = None if deadline_ms is None else max(deadline_ms - late_ms, MIN_DEADLINE_MS)
+        left = None if deadline_ms is None else left_of(deadline_ms, late_ms)
         return router.submit(images[index], deadline_ms=left)
 
     what = f"{rate:,} images/s for {seconds:g} s"
