@@ -93,6 +93,10 @@ class Pipeline:
         A uint8 [count,H,W,C] array; predict of it, or of a part of it, needs no copy on the host where the
         pipeline routes on the device.
         """
+    def latencies(self, limits_ns: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> dict[str, tuple[list[int], int, float]]:
+        """
+        By stage: how many are within each limit, how many there are, and their sum in milliseconds.
+        """
     def memory(self) -> dict[str, dict[str, int]]:
         """
         Bytes on the device and page-locked on the host, by model; its own weights not counted.
@@ -117,6 +121,9 @@ class Pipeline:
         Blocks for finished submissions: [(ticket, error or None, probabilities, gater logits, route, latency_ms)];
         an empty list means closed and drained.
         """
+    @property
+    def closed(self) -> bool:
+        ...
     @property
     def input_stream(self) -> int:
         """

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
@@ -385,6 +385,30 @@ class Router:
             "deadlines": {"moved": raw["moved"], "missed": raw["missed"]},
             "in_flight": raw["in_flight"],
         }
+
+    def latencies(self, limits_ms: Sequence[float]) -> dict[str, dict[str, Any]]:
+        """Latencies since the router was made, counted for whoever keeps histograms, such as Prometheus.
+
+        Args:
+            limits_ms: upper limits in milliseconds, in any order.
+
+        Returns:
+            By stage, as in `stats`: "within", how many images took at most each limit (to 3.2 %), their "count" and
+            "sum_ms".
+
+        Raises:
+            InputError: a limit is no number from 0 to a million.
+        """
+        limits_ns = [round(1e6 * real("a limit", limit, 1e6)) for limit in limits_ms]
+        return {
+            stage: {"within": within, "count": count, "sum_ms": sum_ms}
+            for stage, (within, count, sum_ms) in self._pipeline.latencies(limits_ns).items()
+        }
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more images: it was closed, or its GPU failed."""
+        return self._pipeline.closed
 
     def close(self, *, cancel_pending: bool = False) -> None:
         """Take no more images, answer those that wait, and stop the workers. Closing twice is fine.

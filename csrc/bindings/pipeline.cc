@@ -61,11 +61,13 @@ py::dict stage_dict(const HistogramSnapshot& stage) {
   return out;
 }
 
+SchedulerStats stats_of(const Pipeline& self) {
+  const py::gil_scoped_release release;  // all workers' histograms are added up
+  return self.stats();
+}
+
 py::typing::Dict<py::str, py::object> stats(const Pipeline& self) {
-  const SchedulerStats stats = [&] {
-    const py::gil_scoped_release release;  // all workers' histograms are added up
-    return self.stats();
-  }();
+  const SchedulerStats stats = stats_of(self);
   py::dict stages;
   for (std::size_t stage = 0; stage < kStageNames.size(); ++stage) {
     stages[py::str(std::string(kStageNames[stage]))] = stage_dict(stats.stages[stage]);
@@ -78,6 +80,21 @@ py::typing::Dict<py::str, py::object> stats(const Pipeline& self) {
   out["moved"] = stats.moved;
   out["missed"] = stats.missed;
   out["in_flight"] = stats.in_flight;
+  return out;
+}
+
+using Counted = py::typing::Tuple<py::typing::List<py::int_>, py::int_, py::float_>;
+
+py::typing::Dict<py::str, Counted> latencies(const Pipeline& self, const std::vector<std::uint64_t>& limits_ns) {
+  const SchedulerStats stats = stats_of(self);
+  py::typing::Dict<py::str, Counted> out;
+  for (std::size_t stage = 0; stage < kStageNames.size(); ++stage) {
+    const HistogramSnapshot& all = stats.stages[stage];
+    py::list within;
+    for (const std::uint64_t limit : limits_ns) within.append(all.at_most(limit));
+    out[py::str(std::string(kStageNames[stage]))] =
+        py::make_tuple(within, all.count, static_cast<double>(all.sum_ns) * 1e-6);
+  }
   return out;
 }
 
@@ -148,6 +165,9 @@ void register_pipeline(py::module_& module) {
           "verify_below", [](const Pipeline& self) { return self.verify_below(); },
           [](Pipeline& self, float probability) { self.set_verify_below(probability); })
       .def("stats", &stats)
+      .def("latencies", &latencies, py::arg("limits_ns"),
+           "By stage: how many are within each limit, how many there are, and their sum in milliseconds.")
+      .def_property_readonly("closed", [](const Pipeline& self) { return self.closing(); })
       .def(
           "close", [](Pipeline& self, bool cancel_pending) { return self.close(cancel_pending); },
           py::arg("cancel_pending"), py::call_guard<py::gil_scoped_release>(),

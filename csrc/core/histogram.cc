@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace trt_moe {
 
@@ -40,6 +41,10 @@ double HistogramSnapshot::quantile_ns(double q) const noexcept {
       return static_cast<double>(std::clamp(upper_edge(bin), min_ns, max_ns));
   }
   return static_cast<double>(max_ns);
+}
+
+std::uint64_t HistogramSnapshot::at_most(std::uint64_t ns) const noexcept {
+  return std::accumulate(bins.begin(), bins.begin() + static_cast<std::ptrdiff_t>(bin_of(ns)) + 1, std::uint64_t{0});
 }
 
 void Histogram::record(std::uint64_t ns) noexcept {

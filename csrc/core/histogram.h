@@ -23,6 +23,8 @@ struct HistogramSnapshot {
   void merge(const HistogramSnapshot& other) noexcept;
   // Upper edge of the bin that holds the q-quantile, never above the largest value seen; 0 when empty.
   double quantile_ns(double q) const noexcept;
+  // How many took at most so long, or a bin's width longer.
+  std::uint64_t at_most(std::uint64_t ns) const noexcept;
   double mean_ns() const noexcept {
     return count == 0 ? 0.0 : static_cast<double>(sum_ns) / static_cast<double>(count);
   }

@@ -64,3 +64,17 @@ TEST_CASE("values past the last bin are counted in it") {
   histogram.record(~0ULL);
   CHECK(histogram.snapshot().count == 1);
 }
+
+TEST_CASE("how many took at most so long") {
+  Histogram histogram;
+  for (std::uint64_t ns = 1; ns <= 100; ++ns) histogram.record(ns * 1000);
+  histogram.record(~0ULL);
+  const HistogramSnapshot snapshot = histogram.snapshot();
+  CHECK(snapshot.at_most(999) == 0);
+  CHECK(snapshot.at_most(1000) == 1);
+  CHECK(snapshot.at_most(10'400) == 10);
+  CHECK(snapshot.at_most(100'000) == 100);
+  CHECK(snapshot.at_most(10'000'000'000) == 100);
+  CHECK(snapshot.at_most(~0ULL) == snapshot.count);
+  CHECK(HistogramSnapshot{}.at_most(~0ULL) == 0);
+}

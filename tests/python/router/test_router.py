@@ -409,24 +409,6 @@ def test_a_forgotten_router_stops_its_threads(tiny: TinyBundle) -> None:
     assert threading.active_count() == before
 
 
-def test_stats_count_every_image_once(tiny: TinyBundle) -> None:
-    images = tiny.random(20)
-    with trt_moe.Router(tiny.path) as router:
-        router.predict(images)
-        router.predict(images[:1])
-        stats = router.stats()
-    assert {stage: numbers["count"] for stage, numbers in stats["stages"].items()} == dict.fromkeys(
-        ("gate", "queue", "gather", "expert", "scatter", "total"), 21
-    )
-    routes = [*tiny.routes(images), tiny.routes(images[:1])[0]]
-    assert [expert["images"] for expert in stats["experts"].values()] == np.bincount(routes, minlength=3).tolist()
-    assert sum(expert["share"] for expert in stats["experts"].values()) == pytest.approx(1.0)
-    assert stats["in_flight"] == 0
-    assert (
-        stats["stages"]["total"]["p50_ms"] <= stats["stages"]["total"]["p99_ms"] <= stats["stages"]["total"]["max_ms"]
-    )
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -528,11 +510,6 @@ def test_a_model_that_answers_otherwise_in_batches_runs_image_by_image(
     trt_moe.Router(tiny.path, precision="fp32").close()
     experts = [(f"expert-{index}", None) for index in range(3)]
     assert compiled == [("gater", None), ("gater", [1]), *experts]
-
-
-def test_a_router_that_answered_nothing_has_statistics(tiny: TinyBundle) -> None:
-    with trt_moe.Router(tiny.path) as router:
-        assert [expert["share"] for expert in router.stats()["experts"].values()] == [0.0, 0.0, 0.0]
 
 
 def test_a_submitted_image_is_not_cancelled_and_its_callback_may_close(
