@@ -13,9 +13,12 @@ assert trt_moe.Router
 
 seconds = time.process_time() - start
 
-ABSENT = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda")
+ABSENT = (
+    *("torch", "torchvision", "timm", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda"),
+    *("starlette", "uvicorn", "prometheus_client"),
+)
 NEEDS_EXTRAS = (
-    *("trt_moe.training.", "trt_moe.models.", "trt_moe.export.", "trt_moe.sweep."),
+    *("trt_moe.training.", "trt_moe.models.", "trt_moe.export.", "trt_moe.sweep.", "trt_moe.serving."),
     *("trt_moe.compile.gate", "trt_moe.compile.half.", "trt_moe.compile.int8.", "trt_moe.compile.opset."),
     *("trt_moe.cuda.torch_source.", "trt_moe.cuda.check."),
 )

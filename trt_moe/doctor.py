@@ -15,6 +15,7 @@ from trt_moe.hardware import cpu_report, gpu_report, jetson_report, library, nvc
 
 RUNTIME = ("filelock", "numpy", "openvino", "pillow", "pydantic", "typer", "rich", "matplotlib", "platformdirs")
 TRAINING = ("torch", "torchvision", "timm", "accelerate", "onnx", "onnxscript", "onnxruntime", "safetensors", "pyyaml")
+SERVING = ("starlette", "uvicorn", "httptools", "uvloop", "prometheus-client")
 # One minor version: newer ones ask for a newer driver.
 NVCC = " ".join(f"'nvidia-{name}==13.0.*'" for name in ("cuda-nvcc", "cuda-crt", "cuda-runtime", "nvvm"))
 REINSTALL = "pip install --force-reinstall --no-deps ."
@@ -42,7 +43,7 @@ def diagnose() -> dict[str, Any]:
             "library": library("nvinfer"),
             "rtx_library": library("tensorrt_rtx"),
         },
-        "packages": {name: _version(name) for name in (*RUNTIME, *TRAINING)},
+        "packages": {name: _version(name) for name in (*RUNTIME, *TRAINING, *SERVING)},
         "bundles": _bundles(),
         "engine_cache": _cache(),
     }
@@ -185,9 +186,13 @@ def _missing(report: dict[str, Any]) -> list[dict[str, str | None]]:
     lacking = [name for name in RUNTIME if packages[name] is None and name != "openvino"]
     if lacking:
         add(", ".join(lacking), "the run time", f"pip install {' '.join(lacking)}")
-    lacking = [name for name in TRAINING if packages[name] is None]
-    if lacking:
-        add(", ".join(lacking), "trt-moe train, export and pack", "pip install '.[train]'")
+    for names, purpose, extra in (
+        (TRAINING, "trt-moe train, export and pack", "train"),
+        (SERVING, "trt-moe serve", "serve"),
+    ):
+        lacking = [name for name in names if packages[name] is None]
+        if lacking:
+            add(", ".join(lacking), purpose, f"pip install '.[{extra}]'")
     _missing_for_gpu(report, add)
     return missing
 

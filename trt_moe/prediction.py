@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trt_moe.console import ProgressCallback, clean, milliseconds, percent, print_table, routing_rule, stderr
 from trt_moe.images import LoadFailure, find_images, load_images
@@ -87,6 +88,12 @@ def predict_files(
         progress("images", min(len(files), (number + 1) * _CHUNK), len(files))
 
 
+def likeliest(probabilities: NDArray[np.float32], names: Sequence[str], top: int) -> tuple[tuple[str, float], ...]:
+    """The `top` likeliest classes with their probabilities, best first."""
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return tuple((names[index], float(probabilities[index])) for index in best)
+
+
 def print_predictions(predictions: Predictions, router: Router) -> None:
     """Print the answers as a table, the failures to stderr."""
     if predictions.rows:
@@ -118,15 +125,13 @@ def print_predictions(predictions: Predictions, router: Router) -> None:
 
 def _predict(router: Router, path: Path, image: np.ndarray[Any, Any], top: int) -> Prediction:
     row = router.predict(image[None])[0]
-    names = router.bundle.class_names
-    best = np.argsort(-row.probabilities, kind="stable")[:top]
     return Prediction(
         path=str(path),
         label=row.class_name,
         probability=float(row.probabilities[row.label]),
         expert=row.expert_name,
         ms=row.latency_ms,
-        top=tuple((names[index], float(row.probabilities[index])) for index in best),
+        top=likeliest(row.probabilities, router.bundle.class_names, top),
     )
 
 

@@ -130,5 +130,5 @@ def _root(
 
 
 # They register their verbs, in the order of the help text.
-from trt_moe.cli import run  # noqa: E402, F401, I001
+from trt_moe.cli import run, serve  # noqa: E402, F401, I001
 from trt_moe.cli import build, look, make, study, sweep  # noqa: E402, F401

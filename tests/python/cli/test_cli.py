@@ -19,7 +19,10 @@ from trt_moe.cli import app, options
 from trt_moe.errors import InputError
 from trt_moe.router import Router
 
-VERBS = ("demo", "predict", "eval", "profile", "build", "study", "inspect", "doctor", "train", "export", "pack")
+VERBS = (
+    *("demo", "predict", "eval", "profile", "serve", "build", "study", "sweep"),
+    *("inspect", "doctor", "train", "export", "pack", "scenes"),
+)
 
 
 @pytest.fixture(scope="module")

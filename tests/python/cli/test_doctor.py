@@ -158,7 +158,7 @@ def test_a_core_that_does_not_load_is_reported(monkeypatch, capsys):
 
 
 ALL_THERE = {
-    "packages": dict.fromkeys((*doctor.RUNTIME, *doctor.TRAINING), "1.0"),
+    "packages": dict.fromkeys((*doctor.RUNTIME, *doctor.TRAINING, *doctor.SERVING), "1.0"),
     "trt_moe": {"error": None},
     "gpu": {"pci_devices": [], "driver": None, "devices": []},
     "jetson": {"release": None},
@@ -173,6 +173,7 @@ ALL_THERE = {
         ({}, []),
         ({"packages": {"rich": None, "typer": None}}, [("typer, rich", "pip install typer rich")]),
         ({"packages": {"timm": None}}, [("timm", "pip install '.[train]'")]),
+        ({"packages": {"uvicorn": None, "uvloop": None}}, [("uvicorn, uvloop", "pip install '.[serve]'")]),
         ({"packages": {"openvino": None}}, [("openvino (found none)", "pip install 'openvino==1.0'")]),
         ({"trt_moe": {"error": "no such file"}}, [("the compiled module _core", doctor.REINSTALL)]),
         (

@@ -1,0 +1,90 @@
+"""`trt-moe serve`: the web application behind a socket, until it is told to stop."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+
+from trt_moe.errors import InputError
+from trt_moe.router import Router
+from trt_moe.serving.app import make_app
+
+_BACKLOG = 2048
+_LAST_ANSWERS_S = 10
+
+
+@contextmanager
+def bound(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket at this address, which nobody can connect to yet.
+
+    Raises:
+        InputError: there can be none.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family)
+    except OSError as error:
+        raise InputError(
+            f"--host is {host!r}: {error.strerror}; expected a name or an address of this machine"
+        ) from None
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            raise InputError(
+                f"port {port} of {host} cannot be served: {error.strerror}; pass another --port, 0 for any that is free"
+            ) from None
+        yield listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """Its URL."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+
+
+def serve(
+    router: Router,
+    listener: socket.socket,
+    *,
+    deadline_ms: float | None,
+    max_requests: int,
+    ready: Callable[[], None],
+) -> None:
+    """Answer what comes until SIGINT or SIGTERM; what is under way then is answered, within 10 seconds.
+
+    Args:
+        router: answers.
+        listener: of `bound`.
+        deadline_ms: see `make_app`.
+        max_requests: see `make_app`.
+        ready: called once connections are taken.
+    """
+    config = uvicorn.Config(
+        make_app(router, deadline_ms=deadline_ms, max_requests=max_requests),
+        lifespan="off",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=_LAST_ANSWERS_S,
+    )
+    # What is loaded by now stays: looking through all of it would stop every answer for a tenth of a second.
+    gc.collect()
+    gc.freeze()
+    listener.listen(_BACKLOG)
+    ready()
+    # uvicorn raises the signal that ended it once more when it is done.
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def exit_when_terminated() -> None:
+    """Have SIGTERM end this process as the end of its work, so that what is open is closed."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
