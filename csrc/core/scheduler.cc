@@ -194,7 +194,7 @@ void Scheduler::answer(ImageBatchView images, const OutputRows& rows, const Call
   if (routes_on_device()) return run_routed(images, rows, times, poll, keep, alone);
   if (images.count == 1 && alone) {
     const std::unique_lock lane(inline_lane_->mutex, std::try_to_lock);
-    if (lane.owns_lock()) return run_inline(images.data, rows, times);
+    if (lane.owns_lock()) return run_inline(images.data, rows, times, 0);
   }
   const std::size_t places = places_for(images.count);
   // More images than places go through in two alternating parts, so that the workers never run dry between them.

@@ -64,7 +64,8 @@ struct SchedulerStats {
 // line of images for the gater and for each expert. Expert batches form across requests,
 // and an image is complete as soon as its own expert is done. Models on a device have workers of their own each, and
 // run side by side there; models on the host share theirs, which go where the first image waits longest since it
-// entered. A lone image that meets an idle scheduler is answered on its caller's thread, with no hand-over.
+// entered. A lone image that meets an idle scheduler goes from gater to answer on one thread: on its caller's, or where
+// models are on the host and nobody waits, on a worker's.
 // Thread-safe.
 class Scheduler {
  public:
@@ -149,7 +150,8 @@ class Scheduler {
   void gather(std::span<const Job> batch, Session& session) const;
   void run_gater(Worker& worker, Seat& seat, std::size_t count);
   void run_expert(std::size_t expert, Worker& worker, Seat& seat, std::size_t count);
-  void run_inline(const std::uint8_t* image, const OutputRows& rows, const CallTimes& times);
+  void run_inline(const std::uint8_t* image, const OutputRows& rows, const CallTimes& times, std::uint64_t waited_ns);
+  bool run_lone(const Job& job);
   template <typename Images>
   void run_routed(const Images& images, const OutputRows& rows, const CallTimes& times, void (*poll)(),
                   const DeviceRows* keep, bool alone);

@@ -1,4 +1,4 @@
-// A lone image on its caller's own thread.
+// A lone image, from gater to answer on one thread.
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -34,7 +34,8 @@ class Scheduler::Speculation {
   OverlappingSession* session_;
 };
 
-void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, const CallTimes& times) try {
+void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, const CallTimes& times,
+                           std::uint64_t waited_ns) try {
   InlineLane& lane = *inline_lane_;
   const Clock::time_point start = Clock::now();
   if (start >= times.deadline) throw missed_deadline(times, start);
@@ -85,7 +86,7 @@ void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, co
   *rows.latency_ms = ms_between(times.submitted, done);
 
   lane.stats.record(Stage::kGate, ns_between(start, gated));
-  lane.stats.record(Stage::kQueue, 0);
+  lane.stats.record(Stage::kQueue, waited_ns);
   lane.stats.record(Stage::kGather, gather_ns);
   lane.stats.record(Stage::kExpert, expert_ns);
   lane.stats.record(Stage::kScatter, scatter_ns);
@@ -93,6 +94,24 @@ void Scheduler::run_inline(const std::uint8_t* image, const OutputRows& rows, co
   add_one(lane.images[expert]);
 } catch (const std::exception&) {
   throw error_of(take_failure());  // the same error as from a worker
+}
+
+// The same by a worker for who does not wait. Not on a device, where its models have one worker each: this one would
+// keep the gater from all that come meanwhile. False: the lane is taken, or there is company.
+bool Scheduler::run_lone(const Job& job) {
+  if (!gater_->info().on_host || in_flight_.load(std::memory_order_relaxed) > 1) return false;
+  Request& request = *job.request;
+  try {
+    const std::unique_lock lane(inline_lane_->mutex, std::try_to_lock);
+    if (!lane.owns_lock()) return false;
+    run_inline(request.images().image(job.index), request.rows().part(job.index, classes_, experts_.size()),
+               request.times(), ns_between(job.queued, Clock::now()));
+  } catch (...) {
+    request.fail_one(current_failure());
+    return true;
+  }
+  request.complete_one();  // with the lane free for who comes next
+  return true;
 }
 
 }  // namespace trt_moe

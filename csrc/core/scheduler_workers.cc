@@ -152,6 +152,7 @@ void Scheduler::run_gater(Worker& worker, Seat& seat, std::size_t count) {
   const Buckets& buckets = gater_->info().buckets;
   const std::size_t wanted = drop_cancelled(std::span(worker.batch).first(count));
   const std::size_t left = drop_expired(std::span(worker.batch).first(wanted));
+  if (left == 1 && run_lone(worker.batch.front())) return;
   // A batch that lost cancelled images may fill no bucket any more; it then runs as several that are filled.
   for (std::size_t begin = 0; begin < left;) {
     const std::span<Job> batch = std::span(worker.batch).subspan(begin, buckets.filled_by(left - begin));

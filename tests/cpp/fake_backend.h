@@ -70,18 +70,21 @@ class FakeEngine final : public Engine {
   std::atomic<std::chrono::milliseconds> takes{};  // every run
   std::mutex sizes_mutex;
   std::vector<std::size_t> sizes;  // images of every run so far
+  std::atomic<int> lone_runs{0};   // of them, in sessions for one image
 
  private:
   class FakeSession final : public Session {
    public:
     FakeSession(FakeEngine& engine, Lane lane)
         : engine_(engine),
+          lane_(lane),
           input_(engine.info_.input.bytes() * (lane == Lane::kLatency ? 1 : engine.info_.buckets.largest())),
           logits_(engine.info_.outputs * engine.info_.buckets.largest()) {}
 
     std::span<std::uint8_t> input() override { return input_; }
 
     std::span<const float> run(std::size_t images) override {
+      if (lane_ == Lane::kLatency) ++engine_.lone_runs;
       engine_.gate.pass();
       std::this_thread::sleep_for(engine_.takes.load());
       {
@@ -107,6 +110,7 @@ class FakeEngine final : public Engine {
 
    private:
     FakeEngine& engine_;
+    Lane lane_;
     std::vector<std::uint8_t> input_;
     std::vector<float> logits_;
   };

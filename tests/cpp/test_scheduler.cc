@@ -131,8 +131,57 @@ TEST_CASE("answers are identical alone, in a batch, in turns and from many threa
 TEST_CASE("a lone image on an idle scheduler runs on its caller's thread") {
   Rig rig;
   rig.predict({kDark});
+  CHECK(rig.cheap->lone_runs == 1);
   CHECK(rig.cheap->sizes == std::vector<std::size_t>{1});
   CHECK(rig.scheduler.stats().images == std::vector<std::uint64_t>{1, 0});
+}
+
+TEST_CASE("a lone image that is submitted takes the same way on a worker, each time") {
+  Rig rig({}, 1);
+  for (std::uint64_t ticket = 0; ticket < 100; ++ticket) {
+    rig.submit(ticket, ticket % 4 == 0 ? kBright : kDark);
+    REQUIRE(rig.collect(1)[ticket].empty());
+  }
+  CHECK(rig.gater->lone_runs == 100);
+  CHECK(rig.cheap->lone_runs == 75);
+  CHECK(rig.dear->lone_runs == 25);
+  const SchedulerStats stats = rig.scheduler.stats();
+  CHECK(stats.images == std::vector<std::uint64_t>{75, 25});
+  for (const HistogramSnapshot& stage : stats.stages) CHECK(stage.count == 100);
+  CHECK(stats.stages[static_cast<std::size_t>(Stage::kQueue)].sum_ns > 0);
+}
+
+TEST_CASE("a submitted image that has company goes from worker to worker") {
+  Rig rig({}, 1);
+  rig.gater->gate.shut();
+  rig.submit(0, kDark);
+  rig.gater->gate.wait_for_arrivals(1);
+  rig.submit(1, kDark);
+  rig.gater->gate.wait_for_arrivals(2);
+  CHECK(rig.gater->lone_runs == 1);
+  rig.gater->gate.open();
+  CHECK(rig.collect(2).size() == 2);
+  CHECK(rig.cheap->lone_runs == 1);
+}
+
+TEST_CASE("where each model has workers of its own, a lone image that is submitted leaves the gater to others") {
+  Rig rig;
+  rig.submit(0, kDark);
+  CHECK(rig.collect(1)[0].empty());
+  CHECK(rig.gater->lone_runs == 0);
+  CHECK(rig.cheap->lone_runs == 0);
+}
+
+TEST_CASE("a lone image that fails on a worker fails alone") {
+  Rig rig({}, 1);
+  rig.gater->runs_to_fail = 1;
+  rig.submit(0, kDark);
+  CHECK(rig.collect(1)[0] == "the fake device failed");
+  rig.cheap->runs_to_fail = 1;
+  rig.submit(1, kDark);
+  CHECK(rig.collect(1)[1] == "the fake device failed");
+  rig.submit(2, kDark);
+  CHECK(rig.collect(1)[2].empty());
 }
 
 TEST_CASE("a slow expert does not hold up the images of a fast one") {
