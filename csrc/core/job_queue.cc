@@ -4,6 +4,13 @@
 
 namespace trt_moe {
 
+namespace {
+
+// Measured on 2 CPUs: four times fills batches hardly better, and makes images of a rare expert wait longer.
+constexpr std::size_t kMostPassedOver = 2;
+
+}  // namespace
+
 JobQueue::JobQueue(std::size_t capacity, const std::vector<BatchPolicy>& lines) {
   for (const BatchPolicy& policy : lines) lines_.push_back({policy, std::vector<Job>(capacity)});
 }
@@ -28,13 +35,15 @@ JobQueue::Batch JobQueue::pop(std::span<Job> batch) {
     }
     const BatchPolicy& policy = line->policy;
     // Images that waited for company go together; without a wait, all share what is there.
-    const std::size_t sharers = policy.max_wait.count() == 0 ? policy.sharers : 1;
+    const std::size_t sharers = policy.max_wait.count() == 0 && !more_comes(*line) ? policy.sharers : 1;
     taken.line = static_cast<std::size_t>(line - lines_.data());
     taken.jobs = next_chunk(line->size, sharers, policy.max_batch, policy.buckets);
     for (std::size_t i = 0; i < taken.jobs; ++i) {
       batch[i] = line->ring[(line->head + i) % line->ring.size()];
       if (!batch[i].patient) --line->impatient;
+      if (batch[i].request->times().has_deadline()) --line->due;
     }
+    line->passed_over = 0;
     line->head = (line->head + taken.jobs) % line->ring.size();
     line->size -= taken.jobs;
     more = std::any_of(lines_.begin(), lines_.end(), [](const Line& each) { return each.size > 0; });
@@ -48,8 +57,7 @@ JobQueue::Line* JobQueue::first_ready(std::optional<Clock::time_point>& next_dea
   for (Line& line : lines_) {
     if (line.size == 0) continue;
     const BatchPolicy& policy = line.policy;
-    const bool full = line.size >= policy.buckets.largest() || line.size >= policy.max_batch;
-    if (!closed_ && policy.max_wait.count() > 0 && !full && line.impatient == 0) {
+    if (!closed_ && policy.max_wait.count() > 0 && !line.full() && line.impatient == 0) {
       const Clock::time_point deadline = line.first().request->submitted() + policy.max_wait;
       if (Clock::now() < deadline) {
         next_deadline = std::min(next_deadline.value_or(deadline), deadline);
@@ -58,7 +66,16 @@ JobQueue::Line* JobQueue::first_ready(std::optional<Clock::time_point>& next_dea
     }
     if (first == nullptr || line.first().entered < first->first().entered) first = &line;
   }
+  if (first != nullptr && !first->full() && more_comes(*first) && first->passed_over < kMostPassedOver) {
+    ++first->passed_over;
+    return &lines_.front();
+  }
   return first;
+}
+
+bool JobQueue::more_comes(const Line& line) const {
+  const Line& gater = lines_.front();
+  return &line != &gater && gater.full() && line.due == 0;
 }
 
 void JobQueue::close() {

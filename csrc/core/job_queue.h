@@ -38,8 +38,8 @@ struct BatchPolicy {
   std::chrono::microseconds max_wait{0};  // of patient jobs for a fuller batch, from the image's submission
 };
 
-// What waits for one set of workers: a line for each model that they run. A line is first in, first out, with room for
-// `capacity` jobs set aside at construction; the caller keeps within it.
+// What waits for one set of workers: a line for each model that they run, the gater's first. A line is first in, first
+// out, with room for `capacity` jobs set aside at construction; the caller keeps within it.
 class JobQueue {
  public:
   struct Batch {
@@ -62,7 +62,8 @@ class JobQueue {
   }
 
   // Moves the next batch into `batch`; blocks while nothing waits, or all that waits does so for company. The batch
-  // comes from the line whose first job entered earliest, of equals from the first line. No jobs: closed and drained.
+  // comes from the line whose first job entered earliest, of equals from the first line; but see more_comes. No jobs:
+  // closed and drained.
   Batch pop(std::span<Job> batch);
 
   void close();
@@ -73,9 +74,12 @@ class JobQueue {
     std::vector<Job> ring;
     std::size_t head = 0;
     std::size_t size = 0;
-    std::size_t impatient = 0;  // of them
+    std::size_t impatient = 0;    // of them
+    std::size_t due = 0;          // of them, those with a deadline
+    std::size_t passed_over = 0;  // how often, since a batch was taken
 
     const Job& first() const { return ring[head]; }
+    bool full() const { return size >= policy.buckets.largest() || size >= policy.max_batch; }
   };
 
   template <typename MakeJob>
@@ -88,6 +92,7 @@ class JobQueue {
         Job& job = into.ring[(into.head + into.size + i) % into.ring.size()];
         job = make(i);
         if (!job.patient) ++into.impatient;
+        if (job.request->times().has_deadline()) ++into.due;
       }
       into.size += jobs;
     }
@@ -100,6 +105,9 @@ class JobQueue {
   }
 
   Line* first_ready(std::optional<Clock::time_point>& next_deadline);
+  // An expert's line while a full batch waits for the gater. There is work for all workers then: batches need not be
+  // shared out, and one that is not full lets the gater go first, though not for ever. Not where a job is due.
+  bool more_comes(const Line& line) const;
 
   std::mutex mutex_;
   std::condition_variable changed_;

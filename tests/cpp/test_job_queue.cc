@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/job_queue.h"
@@ -243,4 +244,70 @@ TEST_CASE("what a worker passes on is taken by a closed queue too") {
   CHECK(taken.jobs == 1);
   CHECK(batch[0].index == 1);
   CHECK(queue.pop(batch).jobs == 0);
+}
+
+namespace {
+
+// An old image waits for an expert's worker, and younger ones for the gater. Batches are of four.
+struct Backlog {
+  explicit Backlog(std::size_t waiting, Clock::time_point due = Clock::time_point::max(), std::size_t at_expert = 1)
+      : old({nullptr, 9, 0}, {}, CallTimes(now - std::chrono::seconds(9), due)) {
+    push(kExpert, old, at_expert);
+    push(kGater, young, waiting);
+  }
+
+  void push(std::size_t line, Request& request, std::size_t jobs) {
+    REQUIRE(queue.push(line, jobs, [&](std::size_t i) { return job_of(request, static_cast<std::uint32_t>(i)); }));
+  }
+  // Line and jobs of each batch that comes out, until nothing waits.
+  std::vector<std::pair<std::size_t, std::size_t>> drain() {
+    std::vector<std::pair<std::size_t, std::size_t>> taken;
+    queue.close();
+    for (auto next = queue.pop(batch); next.jobs > 0; next = queue.pop(batch)) taken.emplace_back(next.line, next.jobs);
+    return taken;
+  }
+
+  static constexpr std::size_t kGater = 0;
+  static constexpr std::size_t kExpert = 1;
+  const Clock::time_point now = Clock::now();
+  BlockingRequest old;
+  BlockingRequest young{{nullptr, 99, 0}, {}, now};
+  JobQueue queue{64, {policy(1), policy(2), policy(2)}};
+  std::vector<Job> batch = std::vector<Job>(4);
+};
+
+using Taken = std::vector<std::pair<std::size_t, std::size_t>>;
+
+}  // namespace
+
+TEST_CASE("an expert's batch that is not full lets full ones of the gater go first, twice") {
+  CHECK(Backlog(16).drain() == Taken{{0, 4}, {0, 4}, {1, 1}, {0, 4}, {0, 4}});
+}
+
+TEST_CASE("each time that an expert's batch was taken it may be passed over again") {
+  Backlog backlog(16);
+  CHECK(backlog.queue.pop(backlog.batch).line == 0);
+  CHECK(backlog.queue.pop(backlog.batch).line == 0);
+  CHECK(backlog.queue.pop(backlog.batch).line == 1);
+  backlog.push(1, backlog.old, 1);
+  CHECK(backlog.drain() == Taken{{0, 4}, {0, 4}, {1, 1}});
+}
+
+TEST_CASE("it goes where the gater's would not be full either, or its images are due") {
+  CHECK(Backlog(3).drain() == Taken{{1, 1}, {0, 1}, {0, 1}, {0, 1}});
+  CHECK(Backlog(5).drain() == Taken{{0, 4}, {1, 1}, {0, 1}});
+  CHECK(Backlog(8, Clock::now() + std::chrono::hours(1)).drain() == Taken{{1, 1}, {0, 4}, {0, 4}});
+  // Once that one is taken, nothing is due.
+  Backlog backlog(16, Clock::now() + std::chrono::hours(1));
+  CHECK(backlog.queue.pop(backlog.batch).line == 1);
+  backlog.push(1, backlog.young, 1);
+  CHECK(backlog.queue.pop(backlog.batch).line == 0);
+}
+
+TEST_CASE("while a full batch waits for the gater, an expert's is not shared") {
+  const Clock::time_point later = Clock::now() + std::chrono::hours(1);
+  CHECK(Backlog(4, Clock::time_point::max(), 5).drain() == Taken{{1, 4}, {0, 4}, {1, 1}});
+  CHECK(Backlog(3, Clock::time_point::max(), 5).drain() ==
+        Taken{{1, 1}, {1, 1}, {1, 1}, {1, 1}, {1, 1}, {0, 1}, {0, 1}, {0, 1}});
+  CHECK(Backlog(4, later, 5).drain() == Taken{{1, 1}, {1, 1}, {1, 1}, {1, 1}, {1, 1}, {0, 4}});
 }
