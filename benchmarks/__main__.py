@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import concurrency, deadline, int8, memory, overhead, peers
+from benchmarks import concurrency, deadline, in_flight, int8, memory, overhead, peers, serving
 from benchmarks.common import environment, load_mixed_images
 from trt_moe import Bundle
 
@@ -17,7 +17,9 @@ BENCHMARKS = {
     "overhead": overhead,
     "peers": peers,
     "concurrency": concurrency,
+    "in_flight": in_flight,
     "deadline": deadline,
+    "serving": serving,
     "memory": memory,
     "int8": int8,
 }
