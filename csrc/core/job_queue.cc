@@ -75,7 +75,8 @@ JobQueue::Line* JobQueue::first_ready(std::optional<Clock::time_point>& next_dea
 
 bool JobQueue::more_comes(const Line& line) const {
   const Line& gater = lines_.front();
-  return &line != &gater && gater.full() && line.due == 0;
+  const std::size_t enough = std::max(line.policy.buckets.largest(), 2 * line.policy.sharers);
+  return &line != &gater && gater.full() && gater.size >= enough && line.due == 0;
 }
 
 void JobQueue::close() {

@@ -105,8 +105,9 @@ class JobQueue {
   }
 
   Line* first_ready(std::optional<Clock::time_point>& next_deadline);
-  // An expert's line while a full batch waits for the gater. There is work for all workers then: batches need not be
-  // shared out, and one that is not full lets the gater go first, though not for ever. Not where a job is due.
+  // An expert's line while the gater has a full batch, and images enough to fill one of the expert's and to keep all
+  // workers busy. Batches need not be shared out then, and one that is not full lets the gater go first, though not for
+  // ever. Not where a job is due.
   bool more_comes(const Line& line) const;
 
   std::mutex mutex_;

@@ -284,6 +284,29 @@ TEST_CASE("an expert's batch that is not full lets full ones of the gater go fir
   CHECK(Backlog(16).drain() == Taken{{0, 4}, {0, 4}, {1, 1}, {0, 4}, {0, 4}});
 }
 
+TEST_CASE("it goes first where too few wait for the gater to keep all workers busy, or to fill its batch") {
+  const auto first = [](BatchPolicy gater, BatchPolicy expert, std::size_t waiting) {
+    const Clock::time_point now = Clock::now();
+    BlockingRequest old({nullptr, 1, 0}, {}, now - std::chrono::seconds(9));
+    BlockingRequest young({nullptr, 99, 0}, {}, now);
+    JobQueue queue(64, {gater, expert});
+    const auto push = [&](std::size_t line, Request& request, std::size_t jobs) {
+      REQUIRE(queue.push(line, jobs, [&](std::size_t i) { return job_of(request, static_cast<std::uint32_t>(i)); }));
+    };
+    push(1, old, 1);
+    push(0, young, waiting);
+    std::vector<Job> batch(4);
+    return queue.pop(batch).line;
+  };
+  const BatchPolicy one_by_one{Buckets({1}), 2};
+  const BatchPolicy by_twos{Buckets({1, 2}), 2};
+  CHECK(first(one_by_one, policy(1), 3) == 1);
+  CHECK(first(one_by_one, policy(1), 4) == 0);
+  CHECK(first(by_twos, by_twos, 3) == 1);
+  CHECK(first(by_twos, by_twos, 4) == 0);
+  CHECK(first(one_by_one, one_by_one, 9) == 1);  // its batch is full
+}
+
 TEST_CASE("each time that an expert's batch was taken it may be passed over again") {
   Backlog backlog(16);
   CHECK(backlog.queue.pop(backlog.batch).line == 0);
