@@ -268,7 +268,7 @@ def _is_folder(path: Path) -> bool:
 def _convert(image: Image.Image, mode: str, remark: Callable[[str], None]) -> Image.Image:
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit greys at 255 instead of scaling them.
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if not 0 <= values.min() <= values.max() < _SIXTEEN_BITS:
             raise DataError("holds 32-bit values, whose range is unknown; save it with 8 or 16 bits")
         if 0 < (largest := int(values.max())) < _TWELVE_BITS:

@@ -41,7 +41,7 @@ JobQueue::Batch JobQueue::pop(std::span<Job> batch) {
     for (std::size_t i = 0; i < taken.jobs; ++i) {
       batch[i] = line->ring[(line->head + i) % line->ring.size()];
       if (!batch[i].patient) --line->impatient;
-      if (batch[i].request->times().has_deadline()) --line->due;
+      if (batch[i].request->times().has_deadline()) --due_;
     }
     line->passed_over = 0;
     line->head = (line->head + taken.jobs) % line->ring.size();
@@ -75,8 +75,8 @@ JobQueue::Line* JobQueue::first_ready(std::optional<Clock::time_point>& next_dea
 
 bool JobQueue::more_comes(const Line& line) const {
   const Line& gater = lines_.front();
-  const std::size_t enough = std::max(line.policy.buckets.largest(), 2 * line.policy.sharers);
-  return &line != &gater && gater.full() && gater.size >= enough && line.due == 0;
+  const std::size_t enough = std::max(line.full_batch(), 2 * line.policy.sharers);
+  return &line != &gater && gater.full() && gater.size >= enough && due_ == 0;
 }
 
 void JobQueue::close() {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -75,11 +76,11 @@ class JobQueue {
     std::size_t head = 0;
     std::size_t size = 0;
     std::size_t impatient = 0;    // of them
-    std::size_t due = 0;          // of them, those with a deadline
     std::size_t passed_over = 0;  // how often, since a batch was taken
 
     const Job& first() const { return ring[head]; }
-    bool full() const { return size >= policy.buckets.largest() || size >= policy.max_batch; }
+    std::size_t full_batch() const { return std::min(policy.buckets.largest(), policy.max_batch); }
+    bool full() const { return size >= full_batch(); }
   };
 
   template <typename MakeJob>
@@ -92,7 +93,7 @@ class JobQueue {
         Job& job = into.ring[(into.head + into.size + i) % into.ring.size()];
         job = make(i);
         if (!job.patient) ++into.impatient;
-        if (job.request->times().has_deadline()) ++into.due;
+        if (job.request->times().has_deadline()) ++due_;
       }
       into.size += jobs;
     }
@@ -107,12 +108,13 @@ class JobQueue {
   Line* first_ready(std::optional<Clock::time_point>& next_deadline);
   // An expert's line while the gater has a full batch, and images enough to fill one of the expert's and to keep all
   // workers busy. Batches need not be shared out then, and one that is not full lets the gater go first, though not for
-  // ever. Not where a job is due.
+  // ever. Not while any job is due.
   bool more_comes(const Line& line) const;
 
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<Line> lines_;
+  std::size_t due_ = 0;  // jobs with a deadline, of all lines
   bool closed_ = false;
 };
 

@@ -305,6 +305,8 @@ TEST_CASE("it goes first where too few wait for the gater to keep all workers bu
   CHECK(first(by_twos, by_twos, 3) == 1);
   CHECK(first(by_twos, by_twos, 4) == 0);
   CHECK(first(one_by_one, one_by_one, 9) == 1);  // its batch is full
+  const BatchPolicy at_most_two{Buckets({1, 4}), 1, 2};
+  CHECK(first(one_by_one, at_most_two, 2) == 0);
 }
 
 TEST_CASE("each time that an expert's batch was taken it may be passed over again") {
@@ -325,6 +327,13 @@ TEST_CASE("it goes where the gater's would not be full either, or its images are
   CHECK(backlog.queue.pop(backlog.batch).line == 1);
   backlog.push(1, backlog.young, 1);
   CHECK(backlog.queue.pop(backlog.batch).line == 0);
+}
+
+TEST_CASE("no line is passed over while an image that is due waits in any") {
+  Backlog backlog(16);
+  BlockingRequest due({nullptr, 1, 0}, {}, CallTimes(backlog.now - std::chrono::seconds(1), Clock::time_point()));
+  backlog.push(2, due, 1);
+  CHECK(backlog.drain() == Taken{{1, 1}, {2, 1}, {0, 4}, {0, 4}, {0, 4}, {0, 4}});
 }
 
 TEST_CASE("while a full batch waits for the gater, an expert's is not shared") {

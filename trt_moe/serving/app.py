@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client import generate_latest as write_metrics
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -44,6 +44,7 @@ _STATUS: tuple[tuple[type[TrtMoeError], int], ...] = (
     (RouterClosedError, 503),
     (DeadlineError, 504),
 )
+_CLIENT_LEFT = 499  # nginx's, of no standard
 _FILE = Path("the request's body")
 _EXPECTED = (
     "expected POST /predict, POST /v2/models/NAME/infer, GET /v2/models/NAME, GET /v2/health/ready, GET /metrics"
@@ -96,9 +97,9 @@ def make_app(router: Router, *, deadline_ms: float | None = None, max_requests: 
         Route("/predict", service.counted("predict", service.predict), methods=["POST"]),
         Route(f"/v2/models/{name}/infer", service.counted("infer", service.infer), methods=["POST"]),
         Route(f"/v2/models/{name}", service.model),
-        Route(f"/v2/models/{name}/ready", service.ready),
-        Route("/v2/health/ready", service.ready),
-        Route("/v2/health/live", service.ready),
+        Route(f"/v2/models/{name}/ready", service.answering("ready", name=name)),
+        Route("/v2/health/ready", service.answering("ready")),
+        Route("/v2/health/live", service.answering("live")),
         Route("/v2", service.server),
         Route("/metrics", service.metrics),
     ]
@@ -150,6 +151,9 @@ class _Service:
             except HTTPException as error:
                 status = error.status_code
                 raise
+            except ClientDisconnect:
+                status = _CLIENT_LEFT
+                response = Response(status_code=status)
             finally:
                 self._under_way -= 1
                 self._requests.labels(endpoint, str(status)).inc()
@@ -170,7 +174,7 @@ class _Service:
             raise HTTPException(415, "a form was sent; send the image file itself: curl --data-binary @FILE")
         body = await _body(request)
         remarks: list[str] = []
-        image = await self._read(due, decode_image, body, self._router.bundle.input_shape, remarks.append, _FILE)
+        image = await self._in_thread(due, decode_image, body, self._router.bundle.input_shape, remarks.append, _FILE)
         row = (await self._router.predict_async(image[None], deadline_ms=due.left_ms))[0]
         return JSONResponse(
             {
@@ -186,11 +190,12 @@ class _Service:
     async def infer(self, request: Request, began: float) -> Response:
         """A batch by the Open Inference Protocol."""
         body = await _body(request)
-        # When it is due stands in what is read.
-        asked = await self._read(_Due(began, None), parse_request, body, request.headers.get(HEADER_LENGTH))
+        name = self._router.bundle.name
+        whenever = _Due(began, None)  # when it is due stands in what is read
+        asked = await self._in_thread(whenever, parse_request, body, request.headers.get(HEADER_LENGTH), name)
         due = self._due(began, asked.deadline_ms)
         result = await self._router.predict_async(asked.images, deadline_ms=due.left_ms)
-        content, headers = format_answer(asked, self._router.bundle.name, result)
+        content, headers = await self._in_thread(whenever, format_answer, asked, name, result)
         return Response(content, headers=headers)
 
     async def server(self, request: Request) -> Response:
@@ -204,11 +209,15 @@ class _Service:
             describe_model(bundle.name, bundle.input_shape, len(bundle.class_names), len(bundle.experts))
         )
 
-    async def ready(self, request: Request) -> Response:
-        """Whether images are answered: not any more where the GPU was lost, which takes a new process."""
-        if self._router.closed:
-            return _error(503, "the router is closed; restart the server")
-        return Response()
+    def answering(self, key: str, **told: str) -> Callable[[Request], Awaitable[Response]]:
+        """An endpoint: whether images are answered. Not any more where the GPU was lost, which takes a new process."""
+
+        async def endpoint_of(request: Request) -> Response:
+            if self._router.closed:
+                return _error(503, "the router is closed; restart the server")
+            return JSONResponse({**told, key: True})
+
+        return endpoint_of
 
     async def metrics(self, request: Request) -> Response:
         """Everything, for Prometheus."""
@@ -218,25 +227,28 @@ class _Service:
         call_times(deadline_ms)
         return _Due(began, self._deadline_ms if deadline_ms is None else deadline_ms)
 
-    async def _read(self, due: _Due, read: Callable[..., T], *arguments: Any) -> T:
-        """What is read of a request by a thread, unless it is late before its turn comes."""
+    async def _in_thread(self, due: _Due, work: Callable[..., T], *arguments: Any) -> T:
+        """What a thread makes of a request, unless it is late before its turn comes."""
 
         def in_time() -> T:
             _ = due.left_ms
-            return read(*arguments)
+            return work(*arguments)
 
         return await asyncio.get_running_loop().run_in_executor(self._readers, in_time)
 
 
 async def _body(request: Request) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_BODY:
-            raise HTTPException(413, f"the request has more than {MAX_BODY >> 20} MiB; send less at once")
-        chunks.append(chunk)
-    return b"".join(chunks)
+    body = bytearray()
+    told = request.headers.get("content-length", "")
+    too_large = told.isdecimal() and len(told) < 20 and int(told) > MAX_BODY
+    if not too_large:
+        async for chunk in request.stream():
+            body += chunk
+            if too_large := len(body) > MAX_BODY:
+                break
+    if too_large:
+        raise HTTPException(413, f"the request has more than {MAX_BODY >> 20} MiB; send less at once")
+    return bytes(body)
 
 
 def _number(text: str | None, name: str, kind: type[N]) -> N | None:

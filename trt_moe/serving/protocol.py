@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,12 @@ from trt_moe.result import Result
 INPUT = "images"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """HTTP header: bytes of JSON, after which the tensors' own bytes follow."""
+
+MAX_JSON = 2 << 20
+"""Bytes of JSON that are read; while it is parsed Python does nothing else."""
+
+_MOST_AXES = 4
+_MOST_ERRORS = 100
 
 # Each output's datatype, and its shape after the number of images; a name stands for how many of these there are.
 _OUTPUTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -45,7 +52,7 @@ class _InputParameters(_Strict):
 class _Input(_Strict):
     name: Literal["images"]
     datatype: Literal["UINT8"]
-    shape: list[int] = Field(min_length=4, max_length=4)
+    shape: list[Annotated[int, Field(ge=1, le=1 << 31)]] = Field(min_length=_MOST_AXES, max_length=_MOST_AXES)
     data: list[Any] | None = None
     parameters: _InputParameters = _InputParameters()
 
@@ -66,8 +73,10 @@ class _Parameters(_Strict):
 
 class _Request(_Strict):
     id: str | None = None
+    model_name: str | None = None
+    model_version: str | None = None
     inputs: list[_Input] = Field(min_length=1, max_length=1)
-    outputs: list[_Output] | None = None
+    outputs: list[_Output] | None = Field(default=None, max_length=5)
     parameters: _Parameters = _Parameters()
 
 
@@ -88,26 +97,38 @@ class InferRequest:
     deadline_ms: float | None
 
 
-def parse_request(body: bytes, header_length: str | None) -> InferRequest:
+def parse_request(body: bytes, header_length: str | None, model: str) -> InferRequest:
     """Read a request.
 
     Args:
         body: of the HTTP request.
+        model: which it may name.
         header_length: the value of its header `HEADER_LENGTH`, where it has one.
 
     Raises:
         InputError: it is not one that this server takes; what was expected is said.
     """
     size = _json_size(body, header_length)
+    if size > MAX_JSON:
+        raise InputError(
+            f"the request has {size:,} bytes of JSON; expected at most {MAX_JSON:,}: send the images' values as bytes, "
+            "by the extension for binary tensors"
+        )
     try:
         request = _Request.model_validate_json(body[:size])
     except ValidationError as error:
-        raise InputError(f"the request is not what was expected: {describe_errors(error)}") from None
+        count = error.error_count()
+        told = describe_errors(error) if count <= _MOST_ERRORS else f"{count:,} mistakes"
+        raise InputError(f"the request is not what was expected: {told}") from None
+    if request.model_name not in (None, model):
+        raise InputError(f"model_name is {str(request.model_name)[:64]!r}; expected {model!r}")
     wanted = request.outputs if request.outputs else [_Output(name=name) for name in _OUTPUTS]  # type: ignore[arg-type]
     as_bytes = request.parameters.binary_data_output
     outputs = tuple(
         (each.name, as_bytes if each.parameters.binary_data is None else each.parameters.binary_data) for each in wanted
     )
+    if len({name for name, _ in outputs}) < len(outputs):
+        raise InputError(f"outputs are {', '.join(name for name, _ in outputs)}; expected each once")
     images = _images(request.inputs[0], memoryview(body)[size:])
     return InferRequest(request.id, images, outputs, request.parameters.deadline_ms)
 
@@ -163,8 +184,6 @@ def _json_size(body: bytes, header_length: str | None) -> int:
 
 def _images(tensor: _Input, tail: memoryview) -> NDArray[np.uint8]:
     size = tensor.parameters.binary_data_size
-    if min(tensor.shape) < 1:
-        raise InputError(f"shape is {tensor.shape}; expected [N, H, W, C], each at least 1")
     expected = prod(tensor.shape)
     if (size is None) == (tensor.data is None):
         raise InputError(f"{INPUT} needs its values in `data`, or their bytes after the JSON with `binary_data_size`")
@@ -180,15 +199,18 @@ def _images(tensor: _Input, tail: memoryview) -> NDArray[np.uint8]:
 
 
 def _of_numbers(data: Any, expected: int) -> NDArray[np.uint8]:
+    values, refused = list(data), False
+    # NumPy would make room for the longest of all strings in each place.
+    for _ in range(_MOST_AXES - 1):
+        if not values or type(values[0]) is not list:
+            break
+        refused = any(type(row) is not list for row in values) or len({len(row) for row in values}) > 1
+        if refused:
+            break
+        values = list(chain.from_iterable(values))
+    if refused or len(values) != expected or any(type(value) is not int for value in values):
+        raise InputError(f"data is not {expected:,} whole numbers from 0 to 255, flat or in rows of one length")
     try:
-        values = np.asarray(data)
-    except ValueError:  # rows of several lengths, or too many axes
-        values = np.empty(0)
-    if values.dtype.kind not in "iu" or values.size != expected:
-        raise InputError(
-            f"data is {values.dtype} {list(values.shape)}; expected {expected} whole numbers from 0 to 255, flat or "
-            "in rows of one length"
-        )
-    if values.size and not 0 <= values.min() <= values.max() <= 255:
-        raise InputError(f"data holds values from {values.min()} to {values.max()}; expected 0 to 255")
-    return values.astype(np.uint8)
+        return np.frombuffer(bytes(values), np.uint8)
+    except ValueError:
+        raise InputError(f"data holds values from {min(values)} to {max(values)}; expected 0 to 255") from None

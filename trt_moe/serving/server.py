@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import signal
 import socket
@@ -17,6 +18,8 @@ from trt_moe.serving.app import make_app
 
 _BACKLOG = 2048
 _LAST_ANSWERS_S = 10
+# Longer than a reverse proxy keeps idle connections (nginx: 60): who closes first spoils what the other sends then.
+_IDLE_S = 75
 
 
 @contextmanager
@@ -29,19 +32,25 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family)
-    except OSError as error:
-        raise InputError(
-            f"--host is {host!r}: {error.strerror}; expected a name or an address of this machine"
-        ) from None
+    except (OSError, UnicodeError) as error:
+        raise _not_here(host, getattr(error, "strerror", None) or str(error)) from None
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(address)
         except OSError as error:
-            raise InputError(
-                f"port {port} of {host} cannot be served: {error.strerror}; pass another --port, 0 for any that is free"
-            ) from None
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise _not_here(host, str(error.strerror)) from None
+            raise _taken(port, error) from None
         yield listener
+
+
+def _not_here(host: str, reason: str) -> InputError:
+    return InputError(f"--host is {host!r}: {reason}; expected a name or an address of this machine")
+
+
+def _taken(port: int, error: OSError) -> InputError:
+    return InputError(f"port {port} cannot be served: {error.strerror}; pass another --port, 0 for any that is free")
 
 
 def address_of(listener: socket.socket) -> str:
@@ -74,11 +83,15 @@ def serve(
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=_LAST_ANSWERS_S,
+        timeout_keep_alive=_IDLE_S,
     )
     # What is loaded by now stays: looking through all of it would stop every answer for a tenth of a second.
     gc.collect()
     gc.freeze()
-    listener.listen(_BACKLOG)
+    try:
+        listener.listen(_BACKLOG)
+    except OSError as error:  # another one has come to listen there meanwhile
+        raise _taken(listener.getsockname()[1], error) from None
     ready()
     # uvicorn raises the signal that ended it once more when it is done.
     with suppress(KeyboardInterrupt):

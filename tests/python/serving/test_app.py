@@ -105,8 +105,13 @@ def test_who_asks_is_told_what_answers(app):
     model = ask_now(app, "GET", "/v2/models/tiny").json()
     assert model["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 8, 8, 3]}]
     assert [each["shape"] for each in model["outputs"]] == [[-1, 3], [-1], [-1], [-1], [-1, 2]]
-    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/tiny/ready"):
-        assert ask_now(app, "GET", path).status == 200
+    for path, said in (
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        ("/v2/models/tiny/ready", {"name": "tiny", "ready": True}),
+    ):
+        answer = ask_now(app, "GET", path)
+        assert (answer.status, answer.json()) == (200, said)
 
 
 @pytest.mark.parametrize(
@@ -172,8 +177,26 @@ def test_the_router_gets_what_is_left_of_a_deadline(router, tiny, monkeypatch):
         raise QueueFullError("full")
 
     monkeypatch.setattr(router, "predict_async", predict_async)
-    assert ask_now(make_app(router), "POST", "/predict?deadline_ms=60000", png(tiny.grey(10)[0])).status == 503
-    assert 0 < given[0] < 60000
+    app = make_app(router)
+    assert ask_now(app, "POST", "/predict?deadline_ms=60000", png(tiny.grey(10)[0])).status == 503
+    numbers, header = binary(tiny.grey(10), parameters={"deadline_ms": 60000})
+    answer = ask_now(app, "POST", "/v2/models/tiny/infer", numbers, Inference_Header_Content_Length=header)
+    assert answer.status == 503
+    assert len(given) == 2
+    for left in given:
+        assert 0 < left < 60000
+
+
+def test_what_is_late_before_its_turn_is_not_decoded(router, tiny, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(module, "decode_image", lambda *arguments: decoded.append(arguments))
+    assert ask_now(make_app(router), "POST", "/predict?deadline_ms=0.01", png(tiny.grey(10)[0])).status == 504
+    assert not decoded
+
+
+def test_a_request_that_is_too_large_is_refused_by_what_it_says_of_itself(app):
+    answer = ask_now(app, "POST", "/predict", b"", Content_Length=str(1 << 30))
+    assert answer.status == 413
 
 
 def test_it_is_mounted_into_another_application(app, tiny):
@@ -238,6 +261,24 @@ def test_metrics_are_the_routers(tiny):
     assert within == sorted(within)
     assert within[-1] == found["trt_moe_stage_seconds_count", "total"] == 3
     assert 0 < found["trt_moe_stage_seconds_sum", "total"] < 60
+
+
+def test_each_count_of_the_router_has_its_metric(router, monkeypatch):
+    stats = {
+        "stages": {},
+        "experts": {"a": {"images": 1, "share": 1.0, "passed_on": 2, "batches": 3}},
+        "deadlines": {"moved": 4, "missed": 5},
+        "in_flight": 6,
+    }
+    monkeypatch.setattr(router, "stats", lambda: stats)
+    monkeypatch.setattr(router, "latencies", lambda limits_ms: {})
+    found = metrics(make_app(router))
+    assert found["trt_moe_images_total", "a"] == 1
+    assert found["trt_moe_passed_on_total", "a"] == 2
+    assert found["trt_moe_batches_total", "a"] == 3
+    assert found["trt_moe_deadline_moved_total",] == 4
+    assert found["trt_moe_deadline_missed_total",] == 5
+    assert found["trt_moe_in_flight",] == 6
 
 
 def test_a_router_that_is_closed_is_not_ready(tiny):

@@ -60,7 +60,7 @@ def test_it_answers_until_it_is_stopped(tiny, stop):
     with serving(tiny.path, "--latency-weight", "0.25") as (process, ready):
         assert ready["bundle"] == "tiny"
         client = connection(ready["address"])
-        assert ask(client, "GET", "/v2/health/ready") == (200, b"")
+        assert ask(client, "GET", "/v2/health/ready") == (200, b'{"ready":true}')
         images = np.concatenate([tiny.grey(10), tiny.grey(250)])
         content, length = binary(images, outputs=[{"name": "experts"}])
         headers = {"Inference-Header-Content-Length": length}
@@ -97,6 +97,31 @@ def test_what_is_under_way_is_answered_before_it_stops(tiny):
         assert process.wait(60) == 0
 
 
+def test_its_deadline_is_that_of_requests_without_one(tiny):
+    with serving(tiny.path, "--deadline-ms", "0.01") as (_, ready):
+        client = connection(ready["address"])
+        status, answer = ask(client, "POST", "/predict", b"an image")
+        assert status == 504
+        assert b"all of its 0.01 ms" in answer
+
+
+def test_more_requests_than_its_limit_are_refused(tiny):
+    with serving(tiny.path, "--max-requests", "1") as (_, ready):
+        first = connection(ready["address"])
+        first.putrequest("POST", "/predict")
+        first.putheader("Content-Length", "9")
+        first.endheaders(b"an")
+        client = connection(ready["address"])
+        while b"trt_moe_requests_under_way 1.0" not in ask(client, "GET", "/metrics")[1]:
+            time.sleep(0.01)
+        assert ask(client, "POST", "/predict", b"an image")[0] == 503
+        first.close()
+        while b"trt_moe_requests_under_way 0.0" not in (metrics := ask(client, "GET", "/metrics")[1]):
+            time.sleep(0.01)
+        assert b'trt_moe_requests_total{endpoint="predict",status="499"} 1.0' in metrics  # the one who left
+        assert ask(client, "POST", "/predict", b"an image")[0] == 400
+
+
 def test_two_cannot_have_one_port(tiny):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -106,14 +131,15 @@ def test_two_cannot_have_one_port(tiny):
             [*COMMAND, str(tiny.path), "--port", str(port)], capture_output=True, text=True, check=False
         )
     assert done.returncode == 2
-    assert f"port {port} of 127.0.0.1 cannot be served: Address already in use; pass another --port" in done.stderr
+    assert f"port {port} cannot be served: Address already in use; pass another --port" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--host", "no.such.host.invalid"], "--host is 'no.such.host.invalid'"),
-        (["--host", "192.0.2.1"], "port 8000 of 192.0.2.1 cannot be served"),
+        (["--host", "192.0.2.1"], "--host is '192.0.2.1': Cannot assign requested address"),
+        (["--host", "a..b"], "--host is 'a..b': "),
         (["--deadline-ms", "-1"], "--deadline-ms is -1.0; expected a number from"),
         (["--port", "65536"], "'--port'"),
         (["--max-requests", "0"], "'--max-requests'"),
