@@ -464,7 +464,7 @@ def test_a_gater_that_is_no_cheaper_than_the_dearest_expert_is_told(models, tmp_
         return " ".join(pack(tmp_path / name, **sources(models)).notes["gater"])
 
     assert "dearest" not in notes("cheap")
-    foreign(models / "gate.onnx", outputs=2, work=60)
+    foreign(models / "gate.onnx", outputs=2, work=400)  # by far, as a busy machine may hold up any of them
     assert "times the dearest expert: routing can save no time, take a smaller gater" in notes("dear")
 
 
