@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Images, OpenVinoPeer, PythonRouting
-from benchmarks.tables import markdown, percentiles
+from benchmarks.tables import markdown, percentiles, speed_cells
 from trt_moe import Bundle, DeadlineError, Router
 
 TITLE = "16 client threads, single images"
@@ -130,8 +130,5 @@ def _drive(call: Callable[[Images], Any], images: Images, seconds: float) -> tup
 
 
 def table(report: dict[str, Any]) -> str:
-    rows = [
-        [name, f"{row['images_per_s']:.0f}", *(f"{row[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms"))]
-        for name, row in report.items()
-    ]
+    rows = [[name, *speed_cells(row)] for name, row in report.items()]
     return markdown(["runtime", "images/s", "p50 ms", "p90 ms", "p99 ms"], rows)

@@ -12,10 +12,8 @@ import asyncio
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import numpy as np
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -25,7 +23,7 @@ from benchmarks.common import OpenVinoPeer, PythonRouting
 from benchmarks.concurrency import GroupingServer
 from trt_moe import Bundle, _core
 from trt_moe.images import decode_image
-from trt_moe.serving.server import address_of, bound
+from trt_moe.serving.server import address_of, bound, serve
 
 
 def main() -> None:
@@ -46,12 +44,8 @@ def main() -> None:
         return JSONResponse({"label": bundle.class_names[label], "probability": float(probabilities[label])})
 
     app = Starlette(routes=[Route("/predict", predict, methods=["POST"])])
-    config = uvicorn.Config(app, lifespan="off", access_log=False, log_level="warning", server_header=False)
     with bound("127.0.0.1", 0) as listener:
-        listener.listen()
-        print(json.dumps({"address": address_of(listener)}), flush=True)
-        with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
+        serve(app, listener, lambda: print(json.dumps({"address": address_of(listener)}), flush=True))
     if server is not None:
         server.close()
 

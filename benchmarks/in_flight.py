@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.common import Images, OpenVinoPeer, PythonRouting
 from benchmarks.concurrency import GroupingServer
-from benchmarks.tables import markdown, percentiles
+from benchmarks.tables import markdown, percentiles, speed_cells
 from trt_moe import Bundle, Router
 
 TITLE = "One client, so many single images under way"
@@ -69,13 +69,5 @@ def _drive(
 
 
 def table(report: dict[str, Any]) -> str:
-    rows = [
-        [
-            str(row["under_way"]),
-            row["runtime"],
-            f"{row['images_per_s']:.0f}",
-            *(f"{row[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms")),
-        ]
-        for row in report["rows"]
-    ]
+    rows = [[str(row["under_way"]), row["runtime"], *speed_cells(row)] for row in report["rows"]]
     return markdown(["under way", "runtime", "images/s", "p50 ms", "p90 ms", "p99 ms"], rows)

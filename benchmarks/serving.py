@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from benchmarks.common import Images
-from benchmarks.tables import markdown, percentiles
+from benchmarks.tables import markdown, percentiles, speed_cells
 from trt_moe import Bundle
 
 TITLE = "PNG files over HTTP, from connections that send one after the other"
@@ -101,12 +101,7 @@ async def _drive(port: int, connections: int, requests: list[bytes], seconds: fl
 
 def table(report: dict[str, Any]) -> str:
     rows = [
-        [
-            str(row["connections"]),
-            row["runtime"],
-            f"{row['images_per_s']:.0f}",
-            *(f"{row[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms")),
-        ]
+        [str(row["connections"]), row["runtime"], *speed_cells(row)]
         for row in sorted(report["rows"], key=lambda row: row["connections"])
     ]
     return markdown(["connections", "runtime", "images/s", "p50 ms", "p90 ms", "p99 ms"], rows)

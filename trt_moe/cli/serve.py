@@ -39,8 +39,9 @@ def serve(
 
     call_times(deadline_ms, "--deadline-ms")
     try:
+        from trt_moe.serving.app import make_app
         from trt_moe.serving.server import address_of, bound, exit_when_terminated
-        from trt_moe.serving.server import serve as serve_router
+        from trt_moe.serving.server import serve as serve_app
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"`trt-moe serve` needs {error.name}, which is not installed; in the checkout: pip install '.[serve]'"
@@ -60,4 +61,4 @@ def serve(
                 f"curl --data-binary @IMAGE {address}/predict"
             )
 
-        serve_router(router, listener, deadline_ms=deadline_ms, max_requests=max_requests, ready=ready)
+        serve_app(make_app(router, deadline_ms=deadline_ms, max_requests=max_requests), listener, ready)

@@ -78,7 +78,7 @@ class _Due:
         return left
 
 
-def make_app(router: Router, *, deadline_ms: float | None = None, max_requests: int = 4096) -> Starlette:
+def make_app(router: Router, *, deadline_ms: float | None = None, max_requests: int = 1024) -> Starlette:
     """An ASGI application that answers with a router: to be run by a server, or mounted into another application.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -66,9 +65,8 @@ class RouterMetrics(Collector):
         family = HistogramMetricFamily(
             "trt_moe_stage_seconds", "Latency of each stage of an image, and of all together.", labels=("stage",)
         )
-        edges = [*LIMITS_S, math.inf]
+        edges = [*map(str, LIMITS_S), "+Inf"]
         for stage, counted in self._router.latencies([1e3 * limit for limit in LIMITS_S]).items():
             within = [*counted["within"], counted["count"]]
-            buckets = [("+Inf" if math.isinf(edge) else str(edge), n) for edge, n in zip(edges, within, strict=True)]
-            family.add_metric((stage,), buckets, sum_value=1e-3 * counted["sum_ms"])
+            family.add_metric((stage,), list(zip(edges, within, strict=True)), sum_value=1e-3 * counted["sum_ms"])
         return family

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,10 @@ MAX_JSON = 2 << 20
 _MOST_AXES = 4
 _MOST_ERRORS = 100
 
+_OutputName = Literal["probabilities", "labels", "experts", "latency_ms", "gater_logits"]
+
 # Each output's datatype, and its shape after the number of images; a name stands for how many of these there are.
-_OUTPUTS: dict[str, tuple[str, tuple[str, ...]]] = {
+_OUTPUTS: dict[_OutputName, tuple[str, tuple[str, ...]]] = {
     "probabilities": ("FP32", ("classes",)),
     "labels": ("INT64", ()),
     "experts": ("INT64", ()),
@@ -62,7 +64,7 @@ class _OutputParameters(_Strict):
 
 
 class _Output(_Strict):
-    name: Literal["probabilities", "labels", "experts", "latency_ms", "gater_logits"]
+    name: _OutputName
     parameters: _OutputParameters = _OutputParameters()
 
 
@@ -76,7 +78,7 @@ class _Request(_Strict):
     model_name: str | None = None
     model_version: str | None = None
     inputs: list[_Input] = Field(min_length=1, max_length=1)
-    outputs: list[_Output] | None = Field(default=None, max_length=5)
+    outputs: list[_Output] | None = Field(default=None, max_length=len(get_args(_OutputName)))
     parameters: _Parameters = _Parameters()
 
 
@@ -93,7 +95,7 @@ class InferRequest:
 
     id: str | None
     images: NDArray[np.uint8]
-    outputs: tuple[tuple[str, bool], ...]
+    outputs: tuple[tuple[_OutputName, bool], ...]
     deadline_ms: float | None
 
 
@@ -102,8 +104,8 @@ def parse_request(body: bytes, header_length: str | None, model: str) -> InferRe
 
     Args:
         body: of the HTTP request.
-        model: which it may name.
         header_length: the value of its header `HEADER_LENGTH`, where it has one.
+        model: which it may name.
 
     Raises:
         InputError: it is not one that this server takes; what was expected is said.
@@ -122,7 +124,7 @@ def parse_request(body: bytes, header_length: str | None, model: str) -> InferRe
         raise InputError(f"the request is not what was expected: {told}") from None
     if request.model_name not in (None, model):
         raise InputError(f"model_name is {str(request.model_name)[:64]!r}; expected {model!r}")
-    wanted = request.outputs if request.outputs else [_Output(name=name) for name in _OUTPUTS]  # type: ignore[arg-type]
+    wanted = request.outputs if request.outputs else [_Output(name=name) for name in _OUTPUTS]
     as_bytes = request.parameters.binary_data_output
     outputs = tuple(
         (each.name, as_bytes if each.parameters.binary_data is None else each.parameters.binary_data) for each in wanted

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import uvicorn
+from starlette.applications import Starlette
 
 from trt_moe.errors import InputError
-from trt_moe.router import Router
-from trt_moe.serving.app import make_app
 
 _BACKLOG = 2048
 _LAST_ANSWERS_S = 10
@@ -59,25 +58,16 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
 
 
-def serve(
-    router: Router,
-    listener: socket.socket,
-    *,
-    deadline_ms: float | None,
-    max_requests: int,
-    ready: Callable[[], None],
-) -> None:
+def serve(app: Starlette, listener: socket.socket, ready: Callable[[], None]) -> None:
     """Answer what comes until SIGINT or SIGTERM; what is under way then is answered, within 10 seconds.
 
     Args:
-        router: answers.
+        app: answers.
         listener: of `bound`.
-        deadline_ms: see `make_app`.
-        max_requests: see `make_app`.
         ready: called once connections are taken.
     """
     config = uvicorn.Config(
-        make_app(router, deadline_ms=deadline_ms, max_requests=max_requests),
+        app,
         lifespan="off",
         access_log=False,
         log_level="warning",
